@@ -1,0 +1,62 @@
+"""The devices that the plane serves, as its clients describe them (QMP `device_add`, docs/plane.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ImageFormat = Literal["raw", "qcow2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One image file of a disk. Its format is always stated, never probed."""
+
+    path: str
+    format: ImageFormat
+
+
+@dataclass(frozen=True, slots=True)
+class BlkDevice:
+    """A virtio-blk device. `layers[0]` is on top and the only one written."""
+
+    id: str  # "<machine id>/disk0"
+    socket: str  # vhost-user socket that the plane creates, 0600, owned by uid:gid
+    uid: int
+    gid: int
+    layers: tuple[Layer, ...]
+    read_only: bool = False
+    direct: bool = True
+    queues: int = 1
+    queue_size: int = 256
+    serial: str = ""  # at most 20 bytes, virtio 1.3 5.2.6
+    driver: Literal["blk"] = "blk"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleDevice:
+    """A multiport virtio-console: port 0 is the console, port 1 the guest agent's."""
+
+    id: str
+    socket: str
+    uid: int
+    gid: int
+    console_socket: str  # the plane listens here: raw console bytes, 0600
+    agent_socket: str  # the plane listens here: raw agent bytes, 0600
+    log: str  # scrollback file, 0600
+    log_limit: int  # bytes
+    driver: Literal["console"] = "console"
+
+
+@dataclass(frozen=True, slots=True)
+class RngDevice:
+    """A virtio-rng device fed from the host's getrandom()."""
+
+    id: str
+    socket: str
+    uid: int
+    gid: int
+    driver: Literal["rng"] = "rng"
+
+
+Device = BlkDevice | ConsoleDevice | RngDevice

@@ -1,0 +1,157 @@
+"""What a user asks for: the frozen `MachineSpec` and its parts.
+
+The same model serves YAML files, the REST API, the command line and the SDK. `nagaya.specfile` reads
+files and reports errors with file and line; `json_schema()` feeds editors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from nagaya.units import format_size, parse_size
+
+EngineName = Literal["auto", "kvm", "uml", "qemu"]
+
+MIB = 2**20
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # an RFC 1123 label: it becomes the guest's hostname
+
+Size = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, return_type=str, when_used="json"),
+    Field(json_schema_extra={"type": ["string", "integer"], "examples": ["512MiB", "1.5GiB"]}),
+]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits and hyphens, 63 at most")]
+Weight = Annotated[int, Field(ge=1, le=10000, description="share of what is left, beside the others' weights")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CpuKnobs(_Part):
+    """CPU shares of a machine, in CPUs (1.5 is one and a half)."""
+
+    reservation: Annotated[float, Field(ge=0, le=4096)] = 0
+    limit: Annotated[float, Field(gt=0, le=4096)] | None = None
+    weight: Weight = 100
+
+
+class MemoryKnobs(_Part):
+    """Host memory of a machine, in bytes."""
+
+    reservation: Size = 0
+    limit: Size | None = None
+    weight: Weight = 100
+
+
+class DiskKnobs(_Part):
+    """Disk shares of a machine: IOPS and bytes per second."""
+
+    reservation_iops: Annotated[int, Field(ge=0)] = 0
+    reservation: Annotated[Size, Field(description="bytes per second")] = 0
+    limit_iops: Annotated[int, Field(gt=0)] | None = None
+    limit: Annotated[Size | None, Field(description="bytes per second")] = None
+    weight: Weight = 100
+
+
+class NetworkKnobs(_Part):
+    """Network shares of a machine, bytes per second."""
+
+    reservation: Size = 0
+    limit: Size | None = None
+    weight: Weight = 100
+
+
+class Boot(_Part):
+    """How the guest starts. Empty fields are the engine's and the image's defaults."""
+
+    kernel: str = Field("", description="a name from `nagaya kernel list`, or an absolute path; empty: the engine's default")
+    initrd: str = Field("", description="absolute path of an initial RAM disk; empty: none, or what the kernel needs")
+    cmdline: str = Field("", max_length=1024, description="appended to the kernel's command line")
+
+    @model_validator(mode="after")
+    def _printable(self) -> Boot:
+        if not self.cmdline.isprintable():
+            raise ValueError("cmdline holds a control character; write it on one line")
+        return self
+
+
+class Disk(_Part):
+    """A virtual disk: an overlay of an image, or an empty one of `size`, or a raw file."""
+
+    image: str = Field("", description="a name from `nagaya image list`; the disk is a thin overlay of it")
+    path: str = Field("", description="absolute path of a raw image used directly, instead of `image`")
+    size: Size | None = Field(None, description="at least the image's size; the overlay is grown to it")
+    read_only: bool = False
+    direct: bool = Field(True, description="bypass the host's page cache (O_DIRECT)")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Disk:
+        if self.image and self.path:
+            raise ValueError("a disk has either `image` or `path`, not both")
+        if self.path and not self.path.startswith("/"):
+            raise ValueError(f"path {self.path!r} is not absolute")
+        if not self.image and not self.path and self.size is None:
+            raise ValueError("a disk needs `image`, `path`, or `size` for an empty one")
+        if self.size is not None and (self.size % 512 or self.size < MIB):
+            raise ValueError(f"size {self.size} must be at least 1MiB and a multiple of 512 bytes")
+        return self
+
+
+class Nic(_Part):
+    """A network interface."""
+
+    network: Name = "default"
+    mac: str = Field("", pattern=r"^$|^([0-9a-f]{2}:){5}[0-9a-f]{2}$", description="empty: derived from the machine")
+
+
+class Console(_Part):
+    """The serial-like console and its log."""
+
+    log_limit: Size = Field(2 * MIB, ge=64 * 1024, le=1024 * MIB, description="bytes of scrollback kept on disk")
+
+
+class MachineSpec(_Part):
+    """One machine. Field by field what `docs/reference/spec.md` explains."""
+
+    name: Name
+    engine: EngineName = "auto"
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 1
+    memory: Annotated[Size, Field(ge=16 * MIB, le=2**46, description="what the guest sees as its RAM")] = 512 * MIB
+    boot: Boot = Boot()
+    disks: Annotated[tuple[Disk, ...], Field(max_length=16)] = ()
+    nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = ()
+    console: Console = Console()
+    cpu_knobs: CpuKnobs = Field(CpuKnobs(), alias="cpu")
+    memory_knobs: MemoryKnobs = Field(MemoryKnobs(), alias="memory_shares")
+    disk_knobs: DiskKnobs = Field(DiskKnobs(), alias="disk")
+    network_knobs: NetworkKnobs = Field(NetworkKnobs(), alias="network")
+    autostart: bool = Field(False, description="start with the daemon after a reboot of the host")
+    restart: Literal["never", "on-failure", "always"] = Field("never", description="what to do when it ends by itself")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    @model_validator(mode="after")
+    def _triples_are_ordered(self) -> MachineSpec:
+        for field, knobs in (("cpu", self.cpu_knobs), ("memory_shares", self.memory_knobs), ("network", self.network_knobs)):
+            if knobs.limit is not None and knobs.reservation > knobs.limit:
+                raise ValueError(f"{field}: reservation {knobs.reservation} is above limit {knobs.limit}")
+        return self
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready, sizes as text, by the names that files use."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+_HOSTNAME = re.compile(NAME_PATTERN)
+
+
+def check_name(name: str) -> str:
+    """`name` if it can name a machine. Raises `ValueError` that says what is allowed."""
+    if not _HOSTNAME.match(name):
+        raise ValueError(f"{name!r} cannot name a machine: use lower-case letters, digits and hyphens, 63 at most")
+    return name
