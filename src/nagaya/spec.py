@@ -40,9 +40,10 @@ class CpuKnobs(_Part):
     weight: Weight = 100
 
 
-class MemoryKnobs(_Part):
-    """Host memory of a machine, in bytes."""
+class Memory(_Part):
+    """Guest RAM and the host memory behind it, in bytes. `memory: 512MiB` is short for `memory: {size: 512MiB}`."""
 
+    size: Annotated[Size, Field(ge=16 * MIB, le=2**46, description="what the guest sees as its RAM")] = 512 * MIB
     reservation: Size = 0
     limit: Size | None = None
     weight: Weight = 100
@@ -115,43 +116,41 @@ class Console(_Part):
     log_limit: Size = Field(2 * MIB, ge=64 * 1024, le=1024 * MIB, description="bytes of scrollback kept on disk")
 
 
+def _memory(value: object) -> object:
+    return {"size": value} if isinstance(value, str | int) else value
+
+
 class MachineSpec(_Part):
     """One machine. Field by field what `docs/reference/spec.md` explains."""
 
     name: Name
     engine: EngineName = "auto"
     cpus: Annotated[int, Field(ge=1, le=1024)] = 1
-    memory: Annotated[Size, Field(ge=16 * MIB, le=2**46, description="what the guest sees as its RAM")] = 512 * MIB
+    memory: Annotated[Memory, BeforeValidator(_memory)] = Memory()
     boot: Boot = Boot()
     disks: Annotated[tuple[Disk, ...], Field(max_length=16)] = ()
     nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = ()
     console: Console = Console()
-    cpu_knobs: CpuKnobs = Field(CpuKnobs(), alias="cpu")
-    memory_knobs: MemoryKnobs = Field(MemoryKnobs(), alias="memory_shares")
-    disk_knobs: DiskKnobs = Field(DiskKnobs(), alias="disk")
-    network_knobs: NetworkKnobs = Field(NetworkKnobs(), alias="network")
+    cpu: CpuKnobs = CpuKnobs()
+    disk: DiskKnobs = DiskKnobs()
+    network: NetworkKnobs = NetworkKnobs()
     autostart: bool = Field(False, description="start with the daemon after a reboot of the host")
     restart: Literal["never", "on-failure", "always"] = Field("never", description="what to do when it ends by itself")
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
-
     @model_validator(mode="after")
     def _triples_are_ordered(self) -> MachineSpec:
-        for field, knobs in (("cpu", self.cpu_knobs), ("memory_shares", self.memory_knobs), ("network", self.network_knobs)):
+        for field, knobs in (("cpu", self.cpu), ("memory", self.memory), ("network", self.network)):
             if knobs.limit is not None and knobs.reservation > knobs.limit:
                 raise ValueError(f"{field}: reservation {knobs.reservation} is above limit {knobs.limit}")
         return self
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready, sizes as text, by the names that files use."""
-        return self.model_dump(mode="json", by_alias=True)
-
-
-_HOSTNAME = re.compile(NAME_PATTERN)
+        return self.model_dump(mode="json")
 
 
 def check_name(name: str) -> str:
     """`name` if it can name a machine. Raises `ValueError` that says what is allowed."""
-    if not _HOSTNAME.match(name):
+    if not re.match(NAME_PATTERN, name):
         raise ValueError(f"{name!r} cannot name a machine: use lower-case letters, digits and hyphens, 63 at most")
     return name
