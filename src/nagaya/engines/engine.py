@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from nagaya.kernel import Kernel as Kernel
 from nagaya.paths import MachinePaths
 from nagaya.spec import EngineName, MachineSpec
 
@@ -43,16 +44,6 @@ class Exit:
 
     reason: ExitReason
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A guest kernel in the store."""
-
-    name: str
-    path: str
-    origin: str = ""  # "built from linux-source-6.1", "package user-mode-linux"
-    builtin_virtio: bool = True  # False: needs an initramfs that loads modules
 
 
 @dataclass(frozen=True, slots=True)
