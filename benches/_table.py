@@ -20,8 +20,8 @@ from typing import Any, Literal
 class Row:
     """One figure: our samples and each peer's, one sample a round, all in `unit`.
 
-    `targets` names, for a peer, the ratio (ours / peer) that we promise: at least it when higher is better, at
-    most it when lower is.
+    `targets` names, for a peer, the ratio (ours / peer) that we promise: at least it when higher is better,
+    at most it when lower is.
     """
 
     name: str
@@ -67,11 +67,11 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
     header = ["", "unit", "ours", *(text for peer in peers for text in (peer, "ratio"))]
     lines = [header, *(_cells(row, peers) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    print(f"{title}\n{host_line()}\n")  # noqa: T201
+    print(f"{title}\n{host_line()}\n")
     for line in lines:
         first = line[0].ljust(widths[0])
         rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        print("  ".join([first, *rest]).rstrip())  # noqa: T201
+        print("  ".join([first, *rest]).rstrip())
 
 
 def to_json(title: str, rows: Sequence[Row], **extra: Any) -> str:
