@@ -107,7 +107,7 @@ class Nic(_Part):
     """A network interface."""
 
     network: Name = "default"
-    mac: str = Field("", pattern=r"^$|^([0-9a-f]{2}:){5}[0-9a-f]{2}$", description="empty: derived from the machine")
+    mac: str = Field("", pattern=r"^$|^([0-9a-f]{2}:){5}[0-9a-f]{2}$", description="six pairs of hex digits, 52:54:00:12:34:56; empty: derived")
 
 
 class Console(_Part):

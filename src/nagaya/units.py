@@ -26,7 +26,7 @@ _SIZES = {
     "G": 2**30,
     "T": 2**40,
 }
-_QUANTITY = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 _MAX_SIZE = 2**63 - 1  # what an off_t holds
 
 
