@@ -2,6 +2,7 @@
 //!
 //! General layout, from the wire inwards:
 //!
-//! - [`uring`]: one io_uring, a slab of operations, a single-threaded executor.
+//! - [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
+pub mod executor;
 pub mod uring;
