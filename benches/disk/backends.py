@@ -1,0 +1,202 @@
+"""Who serves the disk: our plane, qemu-storage-daemon, and fio, which needs nobody. All on one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from nagaya._core import Plane
+
+WORKER = "import sys; from nagaya._core import worker_main; sys.exit(worker_main(int(sys.argv[-1])))"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the client asks for in one measurement."""
+
+    op: Literal["read", "write"]
+    depth: int
+    mode: Literal["block", "poll"]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement."""
+
+    iops: float
+    cpu_us: float  # CPU time of the backend for one I/O, microseconds; fio: of fio itself
+    p99_us: float
+
+
+class Target(Protocol):
+    """Something that a load can be put on."""
+
+    def measure(self, load: Load) -> Sample: ...
+
+
+class Client:
+    """`vub` against a vhost-user socket; the CPU time is that of the backend's process."""
+
+    def __init__(self, vub: Path, socket_path: Path, pid: int) -> None:
+        self._vub = vub
+        self._socket = socket_path
+        self._pid = pid
+
+    def measure(self, load: Load) -> Sample:
+        command = [
+            str(self._vub),
+            "bench",
+            "--socket",
+            str(self._socket),
+            "--op",
+            load.op,
+            "--mode",
+            load.mode,
+        ]
+        command += ["--depth", str(load.depth), "--seconds", str(load.seconds)]
+        before = cpu_seconds(self._pid)
+        output = subprocess.run(command, check=True, capture_output=True, timeout=load.seconds + 30).stdout
+        cpu = cpu_seconds(self._pid) - before
+        result = json.loads(output)
+        return Sample(result["iops"], cpu * 1e6 / result["ios"], result["latency_us"]["p99"])
+
+
+class Fio:
+    """fio with io_uring on the file itself: what the host gives without any virtual machine."""
+
+    def __init__(self, file: Path, direct: bool) -> None:
+        self._file = file
+        self._direct = direct
+
+    def measure(self, load: Load) -> Sample:
+        command = ["fio", "--name=bench", f"--filename={self._file}", "--ioengine=io_uring", "--bs=4k"]
+        command += [f"--direct={self._direct:d}", f"--rw=rand{load.op}", f"--iodepth={load.depth}"]
+        command += [f"--runtime={load.seconds}", "--time_based", "--norandommap", "--randrepeat=0"]
+        command += ["--invalidate=0", "--end_fsync=0", "--output-format=json"]
+        output = subprocess.run(command, check=True, capture_output=True, timeout=load.seconds + 30).stdout
+        job = json.loads(output)["jobs"][0]
+        side: Mapping[str, Any] = job[load.op]
+        cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1e3
+        p99_us = side["clat_ns"]["percentile"]["99.000000"] / 1e3
+        return Sample(side["iops"], cpu * 1e6 / side["total_ios"], p99_us)
+
+
+@contextmanager
+def our_plane(vub: Path, file: Path, directory: Path, direct: bool) -> Iterator[Client]:
+    """The Rust plane with one worker, as the holder runs it."""
+    path = directory / "ours.sock"
+    plane = Plane([sys.executable, "-c", WORKER])
+    fd = os.open(file, os.O_RDWR | (os.O_DIRECT if direct else 0))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            config = {
+                "driver": "blk", "id": "bench", "worker": "bench", "queues": 1, "queue_size": 256,
+                "read_only": False, "serial": "", "direct": direct, "layers": [{"format": "raw"}],
+            }  # fmt: skip
+            plane.device_add(json.dumps(config), [listener.fileno(), fd])
+        yield Client(vub, path, _worker_pid(plane))
+    finally:
+        os.close(fd)
+        plane.close()
+
+
+@contextmanager
+def qemu_storage_daemon(vub: Path, file: Path, directory: Path, direct: bool) -> Iterator[Client]:
+    """The peer in its best configuration: io_uring, and an iothread, which polls adaptively."""
+    path = directory / "qsd.sock"
+    blockdev = f"driver=file,node-name=file,filename={file},aio=io_uring,cache.direct={_on(direct)}"
+    export = f"type=vhost-user-blk,id=export,node-name=file,addr.type=unix,addr.path={path}"
+    export += ",writable=on,num-queues=1,iothread=iothread"
+    command = ["qemu-storage-daemon", "--object", "iothread,id=iothread", "--blockdev", blockdev]
+    process = subprocess.Popen([*command, "--export", export])
+    try:
+        _await_socket(path, process)
+        yield Client(vub, path, process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def benched_file(path: Path, size: int) -> Iterator[Path]:
+    """A file of `size` bytes, every block written, so that no measurement allocates.
+
+    An existing file of that size is used as it is and kept.
+    """
+    if path.exists() and path.stat().st_size == size:
+        yield path
+        return
+    chunk = os.urandom(1 << 20)
+    try:
+        with path.open("xb") as file:
+            for _ in range(size // len(chunk)):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process, from the scheduler's own account (nanoseconds, not ticks)."""
+    spent = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        spent += int((task / "schedstat").read_text().split()[0])
+    return spent / 1e9
+
+
+def build_vub(top: Path) -> Path:
+    """Compile the client if it is not, and return its path."""
+    command = [
+        "cargo",
+        "build",
+        "--locked",
+        "--release",
+        "--quiet",
+        "--package",
+        "nagaya-client",
+        "--bin",
+        "vub",
+    ]
+    built = subprocess.run(
+        [*command, "--message-format=json"], cwd=top, check=True, stdout=subprocess.PIPE, text=True
+    )
+    for line in built.stdout.splitlines():
+        if executable := json.loads(line).get("executable"):
+            return Path(executable)
+    raise RuntimeError(f"{' '.join(command)}: cargo names no executable")
+
+
+def _worker_pid(plane: Plane) -> int:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for worker in json.loads(plane.query())["workers"]:
+            if worker["pid"]:
+                return int(worker["pid"])
+        time.sleep(0.01)
+    raise RuntimeError("the plane has no worker after 10 s")
+
+
+def _await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 10
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{process.args!r}: no socket {path}, exit status {process.returncode}")
+        time.sleep(0.01)
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
