@@ -15,7 +15,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "data" not in path.relat
 
 # From the bottom up. A module imports its own package and lower rows, never its row's others.
 LAYERS = (
-    {"errors", "units", "paths", "progress", "kernel", "yamlfile", "validation", "_core"},
+    {"errors", "units", "paths", "progress", "kernel", "ansi", "yamlfile", "validation", "_core"},
     {"spec"},
     {"abi"},
     {"hw"},

@@ -1,0 +1,7 @@
+"""`python -m nagaya.cli`."""
+
+import sys
+
+from nagaya.cli import main
+
+sys.exit(main())
