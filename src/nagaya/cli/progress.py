@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -64,42 +65,53 @@ class Lines:
 
 
 class Bar:
-    """For terminals: one line that is redrawn, and gone at the end."""
+    """For terminals: one line that is redrawn, and gone at the end. It appears after `grace_s`."""
 
     def __init__(self, title: str, color: bool, grace_s: float = GRACE_S) -> None:
         self._title = title
         self._color = color
-        self._show_at = time.monotonic() + grace_s
+        self._step = ""
+        self._fraction: float | None = None
         self._rich: RichProgress | None = None
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(grace_s, self._appear)
+        self._timer.daemon = True
+        self._timer.start()
 
     def update(self, step: str, fraction: float | None) -> None:
-        if self._rich is None:
-            if time.monotonic() < self._show_at:
-                return
-            self._rich = self._start()
-        self._rich.update(
-            self._rich.task_ids[0],
-            step=clean(step),
-            total=None if fraction is None else 1.0,
-            completed=fraction or 0.0,
-        )
+        with self._lock:
+            self._step, self._fraction = clean(step), fraction
+            self._draw()
 
     def close(self) -> None:
+        self._timer.cancel()
+        self._timer.join()
         if self._rich is not None:
             self._rich.stop()
-            self._rich = None
 
-    def _start(self) -> RichProgress:
+    def _draw(self) -> None:
+        if self._rich is not None:
+            total = None if self._fraction is None else 1.0
+            task = self._rich.task_ids[0]
+            self._rich.update(task, step=self._step, total=total, completed=self._fraction or 0.0)
+
+    def _appear(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[step]}", markup=False),
+        )
         console = Console(stderr=True, no_color=not self._color)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        step = TextColumn("{task.fields[step]}", markup=False)
-        progress = Progress(*columns, step, console=console, transient=True)
-        progress.add_task(self._title.replace("[", r"\["), step="", total=None)
-        progress.start()
-        return progress
+        with self._lock:
+            self._rich = Progress(*columns, console=console, transient=True)
+            self._rich.add_task(self._title, step="", total=None)
+            self._rich.start()
+            self._draw()
 
 
 @contextlib.contextmanager

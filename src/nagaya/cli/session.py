@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
@@ -12,10 +13,18 @@ if TYPE_CHECKING:
 
 
 def _connect() -> Client:
+    from nagaya.paths import Paths
     from nagaya.sdk import Client, ensure_daemon
 
-    ensure_daemon()
-    return Client()
+    paths = Paths.default()
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:  # tenths of a millisecond; a request costs many
+            probe.connect(str(paths.api_socket))
+    except (FileNotFoundError, ConnectionRefusedError):
+        ensure_daemon(paths)
+    except OSError:
+        pass  # the first request says what is wrong, in full
+    return Client(paths)
 
 
 @dataclass

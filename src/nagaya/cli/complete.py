@@ -1,0 +1,35 @@
+"""Names for the shell's completion: from a daemon that runs, none quickly where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from nagaya.errors import NagayaError
+
+if TYPE_CHECKING:
+    from nagaya.sdk import Client
+
+
+def machine_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Machines, except those that the line has already."""
+    return _names(ctx, incomplete, lambda client: [machine.name for machine in client.machines.list()])
+
+
+def image_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Images."""
+    return _names(ctx, incomplete, lambda client: [image.name for image in client.images.list()])
+
+
+def _names(ctx: click.Context, incomplete: str, ask: Callable[[Client], list[str]]) -> list[str]:
+    from nagaya.sdk import Client
+
+    try:
+        with Client() as client:
+            names = ask(client)
+    except NagayaError:
+        return []
+    taken = set(ctx.params.get("names") or ())
+    return [name for name in names if name.startswith(incomplete) and name not in taken]

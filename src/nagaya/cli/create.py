@@ -1,0 +1,166 @@
+"""`nagaya create` and `nagaya run`: machines from an image, without a file."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nagaya.cli.app import shared_options
+from nagaya.cli.complete import image_names
+from nagaya.cli.follow import Interrupted, waiting
+from nagaya.cli.session import Session
+from nagaya.cli.terminal import (
+    EXEC_FAILED,
+    GUEST_COMMAND,
+    LONG_S,
+    open_console,
+    parse_env,
+    print_result,
+    read_stdin,
+    strip_dashes,
+)
+from nagaya.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from nagaya.sdk import Machine
+
+
+_SPEC_OPTIONS = (
+    click.argument("image", shell_complete=image_names),
+    click.option("--name", help="Name of the machine (default: the image's, with digits)."),
+    click.option("--memory", metavar="SIZE", help="Memory, for example 512MiB (the default)."),
+    click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="CPUs (1)."),
+    click.option("--disk", metavar="SIZE", help="Grow the first disk to this size."),
+    click.option("--engine", metavar="ENGINE", help="auto, uml, kvm or qemu (auto)."),
+    click.option("--kernel", metavar="NAME", help="Kernel from `nagaya kernel list`."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="Any field of the specification: --set cpu.weight=200; may be repeated.",
+    ),
+)
+
+
+def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_SPEC_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command("create")
+@_spec_options
+@click.option("--start", is_flag=True, help="Start it, too.")
+@shared_options(session_formats=False)
+@click.pass_obj
+def create_command(session: Session, /, *, start: bool, image: str, name: str | None, **options: Any) -> None:
+    """Make a machine from IMAGE. Prints its name."""
+    machine = session.client.machines.create(_spec(image, name, **options), start=start)
+    click.echo(machine.name)
+
+
+@click.command("run", context_settings=GUEST_COMMAND)
+@_spec_options
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+@click.option(
+    "-e", "--env", multiple=True, metavar="NAME=VALUE", help="Variable for COMMAND; may be repeated."
+)
+@click.option("-n", "--no-stdin", is_flag=True, help="Do not pass standard input to COMMAND.")
+@click.option("--keep", is_flag=True, help="Leave the machine running at exit.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    metavar="SECONDS",
+    help="How long to wait for the guest to come up (120).",
+)
+@shared_options(session_formats=False)
+@click.pass_obj
+def run_command(
+    session: Session,
+    /,
+    *,
+    image: str,
+    name: str | None,
+    command: Sequence[str],
+    env: Sequence[str],
+    no_stdin: bool,
+    keep: bool,
+    timeout: float,
+    **options: Any,
+) -> int:
+    """Make a machine from IMAGE, run it in this terminal, remove it at exit.
+
+    Without COMMAND, the terminal is attached to the console until the guest switches off or ctrl-] is
+    pressed. With COMMAND, it is run when the guest is up; output and exit status are the command's, and
+    125 says that Nagaya itself failed.
+    """
+    session.failure_status = EXEC_FAILED
+    variables = parse_env(env)
+    machine = session.client.machines.create(_spec(image, name, **options))
+    try:
+        machine.start()
+        if not command:
+            open_console(session, machine)
+            return 0
+        left = f"{machine.name} is removed" if not keep else f"{machine.name} stays"
+        with waiting(session, f"{machine.name} comes up", left):
+            machine.wait("agent", timeout)
+        stdin = read_stdin(no_stdin)
+        return print_result(machine.exec(strip_dashes(command), stdin=stdin, env=variables, timeout=LONG_S))
+    finally:
+        if not keep:
+            _remove(machine)
+
+
+def _remove(machine: Machine) -> None:
+    """Delete the machine; a second ctrl-C does not stop that half way."""
+    try:
+        with contextlib.suppress(NotFoundError):
+            machine.delete(force=True)
+    except KeyboardInterrupt:
+        raise Interrupted(f"`nagaya delete --force {machine.name}` removes the machine") from None
+
+
+def _spec(image: str, name: str | None, settings: Sequence[str], **options: Any) -> dict[str, Any]:
+    """The specification that the options describe; the daemon validates it."""
+    disk = {"image": image, "size": options.pop("disk")}
+    kernel = options.pop("kernel")
+    fields = {
+        "name": name or f"{image.lower()[:50]}-{secrets.token_hex(2)}",
+        **options,
+        "boot": {"kernel": kernel} if kernel else None,
+        "disks": [{key: value for key, value in disk.items() if value is not None}],
+    }
+    spec = {key: value for key, value in fields.items() if value is not None}
+    for setting in settings:
+        _set(spec, setting)
+    return spec
+
+
+def _set(spec: dict[str, Any], setting: str) -> None:
+    """Put `a.b=value` into `spec`."""
+    from nagaya import yamlfile
+
+    path, equals, text = setting.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise UsageError(
+            f"--set {setting!r} is not FIELD=VALUE", hint="for example --set disk.limit_iops=1000"
+        )
+    try:
+        value = yamlfile.read(text).value
+    except yamlfile.YamlError as error:
+        raise UsageError(f"--set {setting}: {error.message}") from error
+    place = spec
+    for key in keys[:-1]:
+        inner = place.setdefault(key, {})
+        if not isinstance(inner, dict):
+            inner = place[key] = {"size": inner} if key == "memory" else {}
+        place = inner
+    place[keys[-1]] = value

@@ -1,0 +1,112 @@
+"""`nagaya daemon` and `nagaya version`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+from typing import NoReturn
+
+import click
+
+import nagaya
+from nagaya.cli.app import shared_options
+from nagaya.cli.follow import waiting
+from nagaya.cli.output import print_value
+from nagaya.cli.session import Session
+from nagaya.errors import PermissionDeniedError, TimeoutExpiredError, UnavailableError
+
+STOP_S = 30.0  # the daemon answers requests in flight before it leaves
+
+
+@click.group("daemon", invoke_without_command=True)
+@click.pass_context
+def daemon_command(ctx: click.Context) -> None:
+    """Start, stop and inspect the daemon. Without a command, run it in this terminal.
+
+    Machines do not depend on it: they run on while it is stopped, and it finds them again.
+    """
+    if ctx.invoked_subcommand is None:
+        _run_here()
+
+
+def _run_here() -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-m", "nagaya.daemon"])  # noqa: S606  # it takes our place
+
+
+@daemon_command.command("start")
+@shared_options(session_formats=False)
+@click.pass_obj
+def _start(session: Session) -> None:
+    """Start the daemon in the background, unless it runs."""
+    from nagaya.sdk import ensure_daemon
+
+    pid = ensure_daemon()
+    if not session.quiet:
+        click.echo(f"the daemon runs, pid {pid}")
+
+
+@daemon_command.command("stop")
+@shared_options(session_formats=False)
+@click.pass_obj
+def _stop(session: Session) -> None:
+    """Stop the daemon. Machines run on."""
+    from nagaya.sdk import Client
+
+    try:
+        with Client() as client:
+            pid = client.host().daemon_pid
+    except UnavailableError:
+        if not session.quiet:
+            click.echo("no daemon runs")
+        return
+    with waiting(session, "stopping the daemon", f"pid {pid} was told to stop"):
+        _end(pid)
+    if not session.quiet:
+        click.echo("the daemon is stopped; machines run on")
+
+
+def _end(pid: int) -> None:
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        import select
+
+        if not select.select([process], [], [], deadline - time.monotonic())[0]:
+            raise TimeoutExpiredError(f"the daemon, pid {pid}, did not end within {STOP_S:.0f} s")
+    except PermissionError as error:
+        raise PermissionDeniedError(f"you may not stop the daemon, pid {pid}", hint="become root") from error
+    finally:
+        os.close(process)
+
+
+@daemon_command.command("status")
+@shared_options()
+@click.pass_obj
+def _status(session: Session) -> None:
+    """Show the daemon and its host. Exit status 8 if no daemon runs."""
+    from nagaya.sdk import Client
+
+    with Client() as client:
+        print_value(session, asdict(client.host()))
+
+
+@click.command("version")
+@shared_options()
+@click.pass_obj
+def version_command(session: Session) -> None:
+    """Print the versions of client and daemon."""
+    from nagaya.sdk import Client
+
+    try:
+        with Client() as client:
+            daemon = client.version().version
+    except UnavailableError:
+        daemon = "not running"
+    print_value(session, {"client": nagaya.__version__, "daemon": daemon})

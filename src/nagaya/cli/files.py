@@ -1,0 +1,104 @@
+"""`nagaya up`, `down` and `schema`: images and machines described in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nagaya.cli.app import shared_options
+from nagaya.cli.follow import follow
+from nagaya.cli.machines import print_machines
+from nagaya.cli.session import Session
+
+if TYPE_CHECKING:
+    from nagaya.specfile import SpecFile
+
+DEFAULT_FILE = "nagaya.yaml"
+
+_file = click.option(
+    "-f",
+    "--file",
+    default=DEFAULT_FILE,
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help=f"The file; - is standard input ({DEFAULT_FILE}).",
+)
+
+
+def _read(file: str) -> tuple[SpecFile, str]:
+    """The file, and the name under which the daemon remembers what came from it."""
+    from nagaya import specfile
+
+    return specfile.load(file), "" if file == "-" else str(Path(file).absolute())
+
+
+@click.command("up")
+@_file
+@click.option("--recreate", is_flag=True, help="Restart machines whose description changed.")
+@click.option(
+    "--prune", is_flag=True, help="Delete machines that an earlier `up` made from this file and it lacks now."
+)
+@shared_options()
+@click.pass_obj
+def up_command(session: Session, file: str, recreate: bool, prune: bool) -> None:
+    """Bring up the images and machines of a file.
+
+    Builds images that are missing, creates and starts machines. What is as the file says is left alone, so
+    a second `up` is quick and changes nothing.
+    """
+    wanted, source = _read(file)
+    operation = session.client.apply(
+        list(wanted.machines.values()), wanted.images, source=source, recreate=recreate, prune=prune
+    )
+    result = follow(session, operation, f"up {file}")
+    if session.format == "table" and not session.quiet:
+        for change in result.get("machines", []):
+            if change["action"] != "unchanged":
+                click.echo(
+                    f"{change['name']}: {change['action']} {change.get('detail', '')}".rstrip(), err=True
+                )
+    names = set(wanted.machines)
+    print_machines(session, [machine for machine in session.client.machines.list() if machine.name in names])
+    if session.format == "table" and not session.quiet and names:
+        first = next(iter(wanted.machines))
+        click.echo(
+            f"\nReach them with `nagaya console {first}` or `nagaya exec {first} -- COMMAND`.", err=True
+        )
+
+
+@click.command("down")
+@_file
+@click.option("--keep", is_flag=True, help="Only stop the machines; keep them and their disks.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    metavar="SECONDS",
+    help="Then they are ended (30).",
+)
+@shared_options(session_formats=False)
+@click.pass_obj
+def down_command(session: Session, file: str, keep: bool, timeout: float) -> None:
+    """Stop the machines of a file and remove them with their disks. Images stay."""
+    wanted, _source = _read(file)
+    operation = session.client.down(list(wanted.machines), keep=keep, timeout=timeout)
+    follow(session, operation, f"down {file}")
+    if not session.quiet:
+        done = "stopped" if keep else "removed"
+        click.echo(f"{', '.join(wanted.machines) or 'no machine'}: {done}")
+
+
+@click.command("schema")
+@shared_options(session_formats=False)
+def schema_command() -> None:
+    """Print the JSON schema of the files that `up` takes, for editors.
+
+    An editor with a YAML language server checks a file that begins with the line
+    `# yaml-language-server: $schema=nagaya.schema.json`.
+    """
+    from nagaya import specfile
+
+    click.echo(json.dumps(specfile.json_schema(), indent=2))

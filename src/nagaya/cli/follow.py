@@ -1,0 +1,130 @@
+"""Waiting for the daemon: long jobs with their progress, and several machines at once."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nagaya.cli.progress import view
+from nagaya.errors import NagayaError
+
+if TYPE_CHECKING:
+    from nagaya.cli.session import Session
+    from nagaya.sdk import Machine, Operation
+
+TICK_S = 0.2  # how soon ctrl-C is noticed
+AT_ONCE = 16  # requests in flight; more would only queue in the daemon
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C; the message says what state is left."""
+
+    exit_code = 130
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"interrupted: {self.message}", file=file, err=file is None)
+
+
+def follow(session: Session, operation: Operation, title: str) -> dict[str, Any]:
+    """Wait for a long job and show how far it is. Ctrl-C cancels it. Returns its result."""
+    with view(session, title) as shown:
+        try:
+            return operation.wait(lambda info: shown.update(info.step, info.fraction))
+        except KeyboardInterrupt:
+            shown.update("cancelling; ctrl-C again leaves it to the daemon", None)
+            message = _cancel(operation, title)
+    raise Interrupted(message)
+
+
+def _cancel(operation: Operation, title: str) -> str:
+    try:
+        state = operation.cancel().state
+    except KeyboardInterrupt:
+        return f"{title} goes on in the daemon: `nagaya operation show {operation.info.id}`"
+    except NagayaError as error:
+        return f"{title} could not be cancelled: {error.message}"
+    return {
+        "cancelled": f"{title} is cancelled, nothing half made is left",
+        "done": f"{title} had already ended well",
+    }.get(state, f"{title} has {state}")
+
+
+@contextmanager
+def waiting(session: Session, title: str, left: str) -> Iterator[None]:
+    """Show that we wait; on ctrl-C say what is `left`."""
+    with view(session, title) as shown:
+        shown.update("", None)
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(left) from None
+
+
+def each(
+    session: Session,
+    machines: Sequence[Machine],
+    act: Callable[[Machine], object],
+    doing: str,
+    done: str,
+) -> None:
+    """Do `act` with all `machines` at once. All errors are printed; the first one is raised at the end."""
+    todo: queue.SimpleQueue[Machine] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[Machine, BaseException | None]] = queue.SimpleQueue()
+    for machine in machines:
+        todo.put(machine)
+
+    def work() -> None:
+        while True:
+            try:
+                machine = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                act(machine)
+            except Exception as error:  # goes to the main thread, which raises it
+                ended.put((machine, error))
+            else:
+                ended.put((machine, None))
+
+    for _ in range(min(len(machines), AT_ONCE)):
+        threading.Thread(target=work, daemon=True).start()
+    errors = _gather(session, machines, ended, doing, done)
+    if errors:
+        for error in errors[:-1]:
+            click.echo(f"error: {error}", err=True)
+        raise errors[-1]
+
+
+def _gather(
+    session: Session,
+    machines: Sequence[Machine],
+    ended: queue.SimpleQueue[tuple[Machine, BaseException | None]],
+    doing: str,
+    done: str,
+) -> list[BaseException]:
+    waited_for = [machine.name for machine in machines]
+    errors = []
+    with view(session, doing) as shown:
+        try:
+            while waited_for:
+                shown.update(
+                    ", ".join(waited_for), 1 - len(waited_for) / len(machines) if len(machines) > 1 else None
+                )
+                try:
+                    machine, error = ended.get(timeout=TICK_S)
+                except queue.Empty:
+                    continue
+                waited_for.remove(machine.name)
+                if error is not None:
+                    errors.append(error)
+                elif not session.quiet:
+                    click.echo(f"{machine.name} {done}")
+        except KeyboardInterrupt:
+            names = ", ".join(waited_for)
+            raise Interrupted(f"the daemon goes on with {names}; `nagaya list` shows their state") from None
+    return errors
