@@ -1,0 +1,165 @@
+"""Linux system calls and constants that Python 3.11 does not offer. Every function raises `OSError` on failure.
+
+Man pages: unshare(2), setns(2), mount(2), pivot_root(2), prctl(2), seccomp(2), close_range(2), personality(2),
+capabilities(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+# unshare(2), clone(2)
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# mount(2)
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+
+# umount2(2)
+MNT_DETACH = 2
+
+# prctl(2)
+PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
+
+# personality(2)
+ADDR_NO_RANDOMIZE = 0x0040000
+
+# seccomp(2): what a filter returns
+SECCOMP_RET_ERRNO = 0x00050000
+SECCOMP_RET_ALLOW = 0x7FFF0000
+
+# classic BPF (linux/filter.h, linux/bpf_common.h): the three instructions that our own filters use
+BPF_LD_W_ABS = 0x20
+BPF_JEQ_K = 0x15
+BPF_RET_K = 0x06
+
+# offsets in struct seccomp_data
+SECCOMP_DATA_NR = 0
+SECCOMP_DATA_ARCH = 4
+SECCOMP_DATA_ARGS = 16
+
+AUDIT_ARCH_X86_64 = 0xC000003E
+NR_PTRACE = 101  # x86-64 numbers
+NR_KILL = 62
+NR_PIVOT_ROOT = 155
+
+# linux/ptrace.h, linux/elf.h
+PTRACE_GETREGSET = 0x4204
+NT_X86_XSTATE = 0x202
+
+SO_PEERCRED_SIZE = 12  # struct ucred: pid, uid, gid
+
+
+class SockFprog(ctypes.Structure):
+    """struct sock_fprog: a program of 8-byte `struct sock_filter`."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _declare(name: str, *argtypes: Any) -> Any:
+    function = getattr(_libc, name)
+    function.argtypes = argtypes
+    function.restype = ctypes.c_int
+    function.errcheck = _check
+    return function
+
+
+def _check(result: int, function: Any, arguments: tuple[object, ...]) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
+    return result
+
+
+_unshare = _declare("unshare", ctypes.c_int)
+_setns = _declare("setns", ctypes.c_int, ctypes.c_int)
+_mount = _declare("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_umount2 = _declare("umount2", ctypes.c_char_p, ctypes.c_int)
+_prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_sethostname = _declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
+_personality = _declare("personality", ctypes.c_ulong)
+_close_range = _declare("close_range", ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
+_pivot_root = _declare("syscall", ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p)
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces that `flags` (CLONE_NEW*) name."""
+    _unshare(flags)
+
+
+def setns(fd: int, kind: int) -> None:
+    """Join the namespace behind `fd`, of kind CLONE_NEW*."""
+    _setns(fd, kind)
+
+
+def mount(source: str, target: str, fstype: str, flags: int, options: str = "") -> None:
+    """mount(2); empty strings stand for NULL."""
+    _mount(
+        os.fsencode(source) or None,
+        os.fsencode(target),
+        os.fsencode(fstype) or None,
+        flags,
+        os.fsencode(options) or None,
+    )
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _umount2(os.fsencode(target), flags)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _pivot_root(NR_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old))
+
+
+def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
+    """prctl(2)."""
+    result: int = _prctl(option, argument, argument3, 0, 0)
+    return result
+
+
+def sethostname(name: str) -> None:
+    """Name the host of this uts namespace."""
+    encoded = os.fsencode(name)
+    _sethostname(encoded, len(encoded))
+
+
+def personality(persona: int) -> None:
+    """Set the execution domain of this process and of what it executes."""
+    _personality(persona)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """Close every file descriptor from `first` to `last`, both included."""
+    _close_range(first, last, 0)
+
+
+def seccomp_install(program: bytes) -> None:
+    """Add a seccomp filter (array of `struct sock_filter`) to this process; needs no_new_privs or CAP_SYS_ADMIN."""
+    fprog = SockFprog(len(program) // 8, program)
+    _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(fprog), 0, 0)

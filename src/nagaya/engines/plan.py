@@ -1,0 +1,71 @@
+"""What the zygote is asked to launch: one message, JSON, checked where it enters."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A file or directory of the host that the jail shows at `target`."""
+
+    source: str
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """One jailed process. Paths are the host's unless they say "inside".
+
+    The jail is an empty read-only tmpfs with `binds`, `files` and a private tmpfs of `ram_bytes` at `ram_dir`.
+    """
+
+    machine: str  # id, for logs and `list`
+    executable: str  # inside
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    uid: int
+    gid: int
+    hostname: str
+    ram_bytes: int  # size of the tmpfs that holds guest memory
+    exit_file: str
+    log: str
+    log_limit: int  # bytes
+    ram_dir: str = "/ram"  # inside: a tmpfs of its own
+    binds: tuple[Bind, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)  # inside: small read-only files by path, their text
+    cgroups: tuple[str, ...] = ()  # cgroup.procs files to join
+    cpu: int | None = None  # where there is no cpuset: the CPU to run on
+    rlimits: Mapping[str, int] = field(default_factory=dict)  # "nofile": 1024; soft and hard
+    seccomp: tuple[bytes, ...] = ()  # filters, arrays of struct sock_filter
+    fixed_layout: bool = False  # no address space randomization
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready."""
+        plan: dict[str, object] = {one.name: getattr(self, one.name) for one in fields(self)}
+        plan["binds"] = [[bind.source, bind.target, bind.writable] for bind in self.binds]
+        plan["seccomp"] = [base64.b64encode(program).decode() for program in self.seccomp]
+        return plan
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> LaunchPlan:
+        """The plan that `to_json` wrote. Raises `TypeError` or `ValueError` if it is not one."""
+        plan = dict(body)
+        for name in ("argv", "cgroups"):
+            plan[name] = tuple(str(item) for item in plan.get(name, ()))
+        plan["binds"] = tuple(Bind(str(a), str(b), bool(c)) for a, b, c in plan.get("binds", ()))
+        plan["seccomp"] = tuple(base64.b64decode(program, validate=True) for program in plan.get("seccomp", ()))
+        made = cls(**plan)
+        if any(len(program) % 8 for program in made.seccomp):
+            raise ValueError("a seccomp program is an array of 8-byte instructions")
+        return made
+
+
+def encode(message: Mapping[str, object]) -> bytes:
+    """One datagram."""
+    return json.dumps(message, separators=(",", ":")).encode()

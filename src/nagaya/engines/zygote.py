@@ -1,0 +1,325 @@
+"""The zygote: a small process that forks every machine into its jail and outlives the daemon.
+
+`python -m nagaya.engines.zygote [--ready-fd N] [--detach]` listens on `Paths.zygote_socket` (SOCK_SEQPACKET, one
+JSON object a datagram, requests of the own uid only):
+
+- `{"do": "launch", "plan": {...}}` -> `{"pid", "start_time"}` once the jail has executed, or `{"error", "step"}`;
+- `{"do": "list"}` -> `{"processes": [{"machine", "pid", "start_time"}]}`;
+- `{"do": "ping"}` -> `{"pid", "cgroups": {controller: directory}, "missing": {controller: reason}}`.
+
+When a process ends, its status goes to the plan's `exit_file`. Killing the zygote ends no machine; what
+happens to them afterwards is then known from their logs alone. Imports are few: each fork inherits them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import gc
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nagaya.abi import linux
+from nagaya.engines import jail
+from nagaya.engines.enginelog import EngineLog
+from nagaya.engines.plan import LaunchPlan, encode
+from nagaya.paths import Paths
+from nagaya.resources import cgroups
+
+MAX_MESSAGE = 256 * 1024  # a plan is a few KiB, most of it the seccomp filter
+MAX_CLIENTS = 64
+LAUNCH_TIMEOUT_S = 20.0
+FLOOD_PAUSE_MS = 100  # a machine that floods its log is read this often
+
+
+@dataclass(slots=True)
+class _Process:
+    machine: str
+    pid: int
+    start_time: int
+    exit_file: Path
+    log: EngineLog
+    report_fd: int  # -1 once it has executed
+    client: socket.socket | None  # who waits for the launch
+    deadline: float
+
+
+class Zygote:
+    """The event loop. Single-threaded; nothing in it blocks on a machine."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._mount_point = paths.run / "root"
+        self._mount_point.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tag = hashlib.sha256(str(paths.run).encode()).hexdigest()[:8]
+        self._base = cgroups.find_base(f"nagaya-{tag}")
+        self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._processes: dict[int, _Process] = {}
+        self._clients: dict[int, socket.socket] = {}
+        self._poll = select.poll()
+        self._wake, wake = socket.socketpair()
+        self._wake.setblocking(False)
+        wake.setblocking(False)
+        self._wake_writer = wake
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._listener = _listen(paths.zygote_socket)
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+
+    def run(self) -> None:
+        """Serve until SIGTERM, which leaves the machines running."""
+        stopping = False
+
+        def stop(*_: object) -> None:
+            nonlocal stopping
+            stopping = True
+
+        signal.signal(signal.SIGTERM, stop)
+        self._poll.register(self._listener, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+        while not stopping:
+            for fd, _ in self._poll.poll(self._timeout_ms()):
+                self._handle(fd)
+            self._drain_flooded()
+            self._expire()
+        self._paths.zygote_socket.unlink(missing_ok=True)
+
+    def _handle(self, fd: int) -> None:
+        if fd == self._listener.fileno():
+            self._accept()
+        elif fd == self._wake.fileno():
+            with contextlib.suppress(BlockingIOError):
+                self._wake.recv(4096)
+            self._reap()
+        elif fd in self._clients:
+            self._serve(self._clients[fd])
+        else:
+            for process in list(self._processes.values()):
+                if fd == process.report_fd:
+                    self._launched(process)
+                elif fd == process.log.fileno() and (not process.log.drain() or process.log.flooded):
+                    self._poll.unregister(fd)
+
+    # Clients
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.geteuid() or len(self._clients) >= MAX_CLIENTS:
+            client.close()
+            return
+        client.setblocking(False)
+        self._clients[client.fileno()] = client
+        self._poll.register(client, select.POLLIN)
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            message = client.recv(MAX_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self._drop(client)
+            return
+        try:
+            request = json.loads(message)
+            action = request["do"]
+            if action == "launch":
+                self._launch(LaunchPlan.from_json(request["plan"]), client)
+            elif action == "list":
+                self._answer(client, {"processes": self._list()})
+            elif action == "ping":
+                groups = {name: str(path) for name, path in self._base.groups.items()}
+                missing = dict(self._base.missing)
+                self._answer(client, {"pid": os.getpid(), "cgroups": groups, "missing": missing})
+            else:
+                self._answer(client, {"error": f"unknown request {action!r}", "step": "read the request"})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._answer(client, {"error": f"malformed request: {error!r}", "step": "read the request"})
+        except OSError as error:
+            self._answer(client, {"error": str(error), "step": "prepare the launch"})
+
+    def _answer(self, client: socket.socket | None, message: dict[str, object]) -> None:
+        if client is not None and client.fileno() >= 0:
+            with contextlib.suppress(OSError):  # it went away; the exit file and `list` tell the next one
+                client.send(encode(message))
+
+    def _drop(self, client: socket.socket) -> None:
+        self._poll.unregister(client)
+        del self._clients[client.fileno()]
+        client.close()
+
+    def _list(self) -> list[dict[str, object]]:
+        return [
+            {"machine": one.machine, "pid": one.pid, "start_time": one.start_time}
+            for one in self._processes.values()
+        ]
+
+    # Processes
+
+    def _launch(self, plan: LaunchPlan, client: socket.socket) -> None:
+        Path(plan.exit_file).unlink(missing_ok=True)
+        log = EngineLog(Path(plan.log), plan.log_limit)
+        report, report_writer = os.pipe2(os.O_CLOEXEC)
+        linux.unshare(linux.CLONE_NEWPID)  # for children only; undone below
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _child(plan, str(self._mount_point), log.write_fd, report_writer)
+        finally:
+            linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
+            os.close(report_writer)
+            log.close_writer()
+        deadline = time.monotonic() + LAUNCH_TIMEOUT_S
+        process = _Process(
+            plan.machine, pid, start_time_of(pid), Path(plan.exit_file), log, report, client, deadline
+        )
+        self._processes[pid] = process
+        self._poll.register(report, select.POLLIN)
+        self._poll.register(log, select.POLLIN)
+
+    def _launched(self, process: _Process) -> None:
+        """The child executed (its report closed empty) or says which step failed."""
+        report = os.read(process.report_fd, 4096)
+        self._poll.unregister(process.report_fd)
+        os.close(process.report_fd)
+        process.report_fd = -1
+        if report:
+            step, _, error = report.decode(errors="replace").partition(": ")
+            self._answer(process.client, {"error": error, "step": step})
+        else:
+            self._answer(process.client, {"pid": process.pid, "start_time": process.start_time})
+        process.client = None
+
+    def _expire(self) -> None:
+        for process in self._processes.values():
+            if process.report_fd >= 0 and time.monotonic() > process.deadline:
+                process.deadline = float("inf")
+                self._answer(process.client, {"error": f"no exec in {LAUNCH_TIMEOUT_S} s", "step": "launch"})
+                process.client = None
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            process = self._processes.pop(pid, None)
+            if process is not None:
+                self._ended(process, status)
+
+    def _ended(self, process: _Process, status: int) -> None:
+        if process.report_fd >= 0:
+            self._launched(process)
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(process.log)
+        process.log.close()
+        ended: dict[str, object] = {
+            "pid": process.pid,
+            "start_time": process.start_time,
+            "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+            "at": time.time(),
+        }
+        draft = process.exit_file.with_suffix(".new")
+        with contextlib.suppress(OSError):  # the machine's directory may be gone already
+            draft.write_bytes(encode(ended))
+            draft.replace(process.exit_file)
+
+    # Time
+
+    def _timeout_ms(self) -> int | None:
+        if any(process.log.flooded for process in self._processes.values()):
+            return FLOOD_PAUSE_MS
+        return 1000 if any(process.report_fd >= 0 for process in self._processes.values()) else None
+
+    def _drain_flooded(self) -> None:
+        for process in self._processes.values():
+            if process.log.flooded:
+                process.log.drain()
+
+
+def start_time_of(pid: int) -> int:
+    """Field 22 of /proc/PID/stat, clock ticks since boot. Raises `OSError` if there is no such process."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:
+    signal.set_wakeup_fd(-1)
+    try:
+        jail.enter_and_exec(plan, mount_point, log_fd, report_fd)
+    except BaseException as error:  # noqa: BLE001 - nothing may return into the zygote's loop
+        with contextlib.suppress(OSError):
+            os.write(report_fd, str(error).encode()[:4096])
+    os._exit(125)
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)  # the lock says that no other zygote has it
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(16)
+    return listener
+
+
+def _enter_user_namespace() -> None:
+    """Without root: become root of a user namespace in which only the own uid and gid exist."""
+    uid, gid = os.geteuid(), os.getegid()
+    linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+
+
+def main() -> int:
+    """The program. Exit status 0 after SIGTERM, 1 if another zygote serves these directories."""
+    parser = argparse.ArgumentParser(prog="nagaya-zygote", description="forks machines into their jails")
+    parser.add_argument("--ready-fd", type=int, default=-1, help="gets a line once the socket listens")
+    parser.add_argument("--detach", action="store_true", help="go on in the background, in a session of its own")
+    options = parser.parse_args()
+    if options.detach and os.fork():
+        os._exit(0)
+    if options.detach:
+        os.setsid()
+    paths = Paths.default()
+    paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+    lock = os.open(paths.run / "zygote.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.stderr.write(f"another zygote serves {paths.run}\n")
+        return 1
+    if os.geteuid() != 0:
+        _enter_user_namespace()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    zygote = Zygote(paths)
+    if options.ready_fd >= 0:
+        os.write(options.ready_fd, b"ready\n")
+        os.close(options.ready_fd)
+    gc.freeze()  # so that a collection in a child does not copy the parent's pages
+    gc.disable()
+    zygote.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
