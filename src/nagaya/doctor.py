@@ -59,6 +59,7 @@ def examine(paths: Paths) -> list[Finding]:
 
 def _findings(paths: Paths) -> Iterator[Finding]:
     yield _user()
+    yield Finding("directories", State.OK, f"{paths.state}, {paths.cache} (caches), {paths.run} (sockets)")
     yield _kvm()
     yield from _packages()
     yield _uml(paths)

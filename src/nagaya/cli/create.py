@@ -15,13 +15,11 @@ from nagaya.cli.follow import Interrupted, waiting
 from nagaya.cli.session import Session
 from nagaya.cli.terminal import (
     EXEC_FAILED,
-    GUEST_COMMAND,
     LONG_S,
     open_console,
     parse_env,
     print_result,
     read_stdin,
-    strip_dashes,
 )
 from nagaya.errors import NotFoundError, UsageError
 
@@ -60,13 +58,28 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_obj
 def create_command(session: Session, /, *, start: bool, image: str, name: str | None, **options: Any) -> None:
     """Make a machine from IMAGE. Prints its name."""
-    machine = session.client.machines.create(_spec(image, name, **options), start=start)
+    machine = session.client.machines.create(spec_from_options(image, name, **options), start=start)
     click.echo(machine.name)
 
 
-@click.command("run", context_settings=GUEST_COMMAND)
+class _WithGuestCommand(click.Command):
+    """A command whose line ends with `-- COMMAND...`, which is the guest's, word by word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        guest: list[str] = []
+        if "--" in args:
+            at = args.index("--")
+            args, guest = args[:at], args[at + 1 :]
+        rest = super().parse_args(ctx, args)
+        ctx.params["command"] = guest
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
+
+
+@click.command("run", cls=_WithGuestCommand)
 @_spec_options
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
 @click.option(
     "-e", "--env", multiple=True, metavar="NAME=VALUE", help="Variable for COMMAND; may be repeated."
 )
@@ -102,7 +115,7 @@ def run_command(
     """
     session.failure_status = EXEC_FAILED
     variables = parse_env(env)
-    machine = session.client.machines.create(_spec(image, name, **options))
+    machine = session.client.machines.create(spec_from_options(image, name, **options))
     try:
         machine.start()
         if not command:
@@ -112,7 +125,7 @@ def run_command(
         with waiting(session, f"{machine.name} comes up", left):
             machine.wait("agent", timeout)
         stdin = read_stdin(no_stdin)
-        return print_result(machine.exec(strip_dashes(command), stdin=stdin, env=variables, timeout=LONG_S))
+        return print_result(machine.exec(command, stdin=stdin, env=variables, timeout=LONG_S))
     finally:
         if not keep:
             _remove(machine)
@@ -127,7 +140,9 @@ def _remove(machine: Machine) -> None:
         raise Interrupted(f"`nagaya delete --force {machine.name}` removes the machine") from None
 
 
-def _spec(image: str, name: str | None, settings: Sequence[str], **options: Any) -> dict[str, Any]:
+def spec_from_options(
+    image: str, name: str | None, settings: Sequence[str], **options: Any
+) -> dict[str, Any]:
     """The specification that the options describe; the daemon validates it."""
     disk = {"image": image, "size": options.pop("disk")}
     kernel = options.pop("kernel")

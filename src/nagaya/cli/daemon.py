@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
-import time
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ from nagaya.cli.app import shared_options
 from nagaya.cli.follow import waiting
 from nagaya.cli.output import print_value
 from nagaya.cli.session import Session
-from nagaya.errors import PermissionDeniedError, TimeoutExpiredError, UnavailableError
+from nagaya.errors import ConflictError, PermissionDeniedError, TimeoutExpiredError, UnavailableError
 
 STOP_S = 30.0  # the daemon answers requests in flight before it leaves
 
@@ -49,39 +49,46 @@ def _start(session: Session) -> None:
 
 
 @daemon_command.command("stop")
+@click.option("--all", "every", is_flag=True, help="Also what machines run on, the plane and the zygote.")
 @shared_options(session_formats=False)
 @click.pass_obj
-def _stop(session: Session) -> None:
-    """Stop the daemon. Machines run on."""
+def _stop(session: Session, every: bool) -> None:
+    """Stop the daemon. Machines run on; with --all, none may run."""
     from nagaya.sdk import Client
 
     try:
         with Client() as client:
-            pid = client.host().daemon_pid
+            host = client.host()
     except UnavailableError:
         if not session.quiet:
             click.echo("no daemon runs")
         return
-    with waiting(session, "stopping the daemon", f"pid {pid} was told to stop"):
-        _end(pid)
+    if every and host.machines_running:
+        raise ConflictError(
+            f"{host.machines_running} machines run and would lose their disks; nothing was stopped",
+            hint="`nagaya stop --all` stops them first",
+        )
+    pids = [host.daemon_pid, host.zygote_pid, host.plane_pid] if every else [host.daemon_pid]
+    with waiting(session, "stopping the daemon", f"pid {host.daemon_pid} was told to stop"):
+        for pid in pids:
+            if pid is not None:
+                _end(pid)
     if not session.quiet:
-        click.echo("the daemon is stopped; machines run on")
+        click.echo("all is stopped" if every else "the daemon is stopped; machines run on")
 
 
 def _end(pid: int) -> None:
+    """End a process in good order and wait for that."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_S
-        import select
-
-        if not select.select([process], [], [], deadline - time.monotonic())[0]:
-            raise TimeoutExpiredError(f"the daemon, pid {pid}, did not end within {STOP_S:.0f} s")
+        if not select.select([process], [], [], STOP_S)[0]:
+            raise TimeoutExpiredError(f"pid {pid} did not end within {STOP_S:.0f} s", hint=f"kill -9 {pid}")
     except PermissionError as error:
-        raise PermissionDeniedError(f"you may not stop the daemon, pid {pid}", hint="become root") from error
+        raise PermissionDeniedError(f"you may not stop pid {pid}", hint="become root") from error
     finally:
         os.close(process)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from nagaya.cli.app import shared_options
 from nagaya.cli.follow import follow
 from nagaya.cli.machines import print_machines
 from nagaya.cli.session import Session
+from nagaya.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from nagaya.specfile import SpecFile
@@ -79,16 +81,26 @@ def up_command(session: Session, file: str, recreate: bool, prune: bool) -> None
     metavar="SECONDS",
     help="Then they are ended (30).",
 )
+@click.option(
+    "--images", is_flag=True, help="Remove the images of the file, too, unless a machine uses them."
+)
 @shared_options(session_formats=False)
 @click.pass_obj
-def down_command(session: Session, file: str, keep: bool, timeout: float) -> None:
+def down_command(session: Session, file: str, keep: bool, timeout: float, images: bool) -> None:
     """Stop the machines of a file and remove them with their disks. Images stay."""
+    if keep and images:
+        raise UsageError("--keep and --images exclude each other: a kept machine needs its image")
     wanted, _source = _read(file)
     operation = session.client.down(list(wanted.machines), keep=keep, timeout=timeout)
     follow(session, operation, f"down {file}")
     if not session.quiet:
         done = "stopped" if keep else "removed"
         click.echo(f"{', '.join(wanted.machines) or 'no machine'}: {done}")
+    for name in wanted.images if images else ():
+        with contextlib.suppress(NotFoundError):
+            session.client.images.remove(name)
+            if not session.quiet:
+                click.echo(f"image {name}: removed")
 
 
 @click.command("schema")

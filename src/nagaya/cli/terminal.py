@@ -117,7 +117,12 @@ def parse_env(pairs: Sequence[str]) -> dict[str, str]:
 
 def strip_dashes(command: Sequence[str]) -> list[str]:
     """The command without the `--` that may stand before it."""
-    return list(command[1:] if command[:1] == ("--",) else command)
+    if command[:1] and command[0].startswith("-") and command[0] != "--":
+        raise UsageError(
+            f"{command[0]!r} stands after the machine's name",
+            hint="options of exec stand before the name; write -- before a command that begins with a hyphen",
+        )
+    return list(command[1:] if command[:1] and command[0] == "--" else command)
 
 
 def read_stdin(no_stdin: bool) -> bytes:
