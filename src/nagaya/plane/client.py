@@ -1,0 +1,236 @@
+"""A client of the plane's holder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, Runstate
+
+from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
+from nagaya.plane.config import Device
+from nagaya.plane.wire import device_from_json, device_to_json
+
+_HINT = (
+    "the plane's holder (python -m nagaya.plane) is not there; the daemon starts one, see its log plane.log"
+)
+_EVENT_BACKLOG = 10_000  # events that wait for one consumer
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """A device that the plane serves, with counters since it was added."""
+
+    device: Device
+    worker: str
+    connected: bool
+    reads: int
+    writes: int
+    flushes: int
+    discards: int
+    read_bytes: int
+    written_bytes: int
+    errors: int
+    inflight: int
+    violations: Mapping[str, int]
+    last_violation: str | None
+
+    @property
+    def id(self) -> str:
+        return self.device.id
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker process. `generation` counts its restarts from 1."""
+
+    name: str
+    pid: int
+    generation: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleStatus:
+    """The host side of a console device. `pty` is empty if the host had none left."""
+
+    id: str
+    pty: str
+    clients: int
+    agent_busy: bool
+    output_bytes: int
+    input_bytes: int
+    skipped_bytes: int
+    log_dropped_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneEvent:
+    """Something that happened in the plane. `at` is seconds since the epoch."""
+
+    name: str
+    facts: Mapping[str, object]
+    at: float
+
+
+class PlaneClient:
+    """A QMP connection to the holder. Commands may be called concurrently.
+
+    Every method raises the `NagayaError` that the holder answered, or `UnavailableError` when the
+    connection is gone; connect again then.
+    """
+
+    def __init__(self) -> None:
+        self._qmp = QMPClient("plane")
+        self._qmp.events.event_filter = self._take_event  # keeps its own, unbounded, queue and history empty
+        self._listeners: set[asyncio.Queue[PlaneEvent | None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, path: str | os.PathLike[str], timeout_seconds: float = 5) -> Self:
+        """Connect to the holder's socket. Raises `UnavailableError` if nobody answers there."""
+        client = cls()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await client._qmp.connect(os.fspath(path))
+        except ConnectError as error:
+            raise UnavailableError(f"no plane on {path}: {error.exc}", hint=_HINT, path=str(path)) from error
+        except TimeoutError as error:
+            message = f"the plane on {path} did not greet within {timeout_seconds:g} s"
+            raise TimeoutExpiredError(message, hint=_HINT) from error
+        client._watch = asyncio.create_task(client._watch_connection())
+        return client
+
+    @property
+    def connected(self) -> bool:
+        return self._qmp.runstate is Runstate.RUNNING
+
+    async def close(self) -> None:
+        """Hang up. Idempotent."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        with contextlib.suppress(EOFError, OSError, QMPError):  # why it ended is of no use now
+            await self._qmp.disconnect()
+        self._end_events()
+
+    async def wait_closed(self) -> None:
+        """Return when the connection is gone."""
+        if self._watch is not None:
+            await asyncio.wait([self._watch])
+
+    async def device_add(self, device: Device) -> None:
+        """Serve `device`; its sockets listen when this returns.
+
+        Raises `ConflictError` if its id or its image is taken, `NotFoundError` for a missing image, and
+        `ResourceError` when the host refuses.
+        """
+        await self._execute("device_add", device_to_json(device))
+
+    async def device_del(self, device_id: str) -> None:
+        """Stop serving a device, after its requests in flight. Raises `NotFoundError`."""
+        await self._execute("device_del", {"id": device_id})
+
+    async def query_devices(self) -> list[DeviceStatus]:
+        """All devices, in the order in which they were added."""
+        return [_device_status(row) for row in _rows(await self._execute("query-devices"))]
+
+    async def query_workers(self) -> list[WorkerStatus]:
+        return [
+            WorkerStatus(row["name"], row["pid"], row["generation"], tuple(row["devices"]))
+            for row in _rows(await self._execute("query-workers"))
+        ]
+
+    async def query_consoles(self) -> list[ConsoleStatus]:
+        return [ConsoleStatus(**row) for row in _rows(await self._execute("query-consoles"))]
+
+    async def pid(self) -> int:
+        """The holder's process id."""
+        status = await self._execute("query-status")
+        if not isinstance(status, dict) or not isinstance(status.get("pid"), int):
+            raise ProtocolError(f"the plane answered query-status with {status!r}")
+        return int(status["pid"])
+
+    async def quit(self) -> None:
+        """End the holder. All machines lose their devices."""
+        await self._execute("quit")
+
+    async def events(self) -> AsyncIterator[PlaneEvent]:
+        """Events from now on; ends when the connection does. A consumer that is too slow loses the oldest."""
+        queue: asyncio.Queue[PlaneEvent | None] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            if not self.connected:
+                return
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._listeners.discard(queue)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        try:
+            return await self._qmp.execute(command, arguments)
+        except ExecuteError as error:
+            raise _from_qmp(error) from error
+        except QMPError as error:
+            message = f"the plane's connection is gone ({command}: {error})"
+            raise UnavailableError(message, hint=_HINT) from error
+
+    def _take_event(self, message: Message) -> bool:
+        stamp: Any = message["timestamp"]
+        facts: Any = message.get("data", {})
+        event = PlaneEvent(str(message["event"]), facts, stamp["seconds"] + stamp["microseconds"] / 1e6)
+        for queue in self._listeners:
+            if queue.qsize() >= _EVENT_BACKLOG:
+                queue.get_nowait()
+            queue.put_nowait(event)
+        return False
+
+    async def _watch_connection(self) -> None:
+        while self._qmp.runstate is Runstate.RUNNING:
+            await self._qmp.runstate_changed()
+        self._end_events()
+
+    def _end_events(self) -> None:
+        for queue in self._listeners:
+            queue.put_nowait(None)
+
+
+def _from_qmp(error: ExecuteError) -> NagayaError:
+    details: Any = error.received["error"]
+    body = details.get("data")
+    if isinstance(body, dict):
+        return NagayaError.from_json(body)
+    return NagayaError(f"the plane refused {error.sent.get('execute')}: {error}")
+
+
+def _rows(answer: object) -> list[dict[str, Any]]:
+    if not isinstance(answer, list):
+        raise ProtocolError(f"the plane answered with {answer!r} instead of a list")
+    return answer
+
+
+def _device_status(row: dict[str, Any]) -> DeviceStatus:
+    numbers = ("reads", "writes", "flushes", "discards", "read_bytes", "written_bytes", "errors", "inflight")
+    return DeviceStatus(
+        device=device_from_json(row["config"]),
+        worker=row["worker"],
+        connected=bool(row.get("connected", False)),
+        violations=row.get("violations", {}),
+        last_violation=row.get("last_violation"),
+        **{name: int(row.get(name, 0)) for name in numbers},
+    )

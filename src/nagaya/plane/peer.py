@@ -1,0 +1,81 @@
+"""One end of a byte stream whose other end may be slow, silent or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol, cast
+
+
+class PeerOwner(Protocol):
+    """What a `Peer` calls, always from the event loop."""
+
+    def peer_connected(self, peer: Peer) -> None:
+        """The stream is ready."""
+
+    def peer_sent(self, peer: Peer, chunk: bytes) -> None:
+        """`chunk` arrived."""
+
+    def peer_slow(self, peer: Peer, slow: bool) -> None:
+        """The peer's buffer passed its limit (`slow`) or drained again."""
+
+    def peer_lost(self, peer: Peer) -> None:
+        """The stream is closed. Nothing is called after this."""
+
+
+class Peer(asyncio.Protocol):
+    """A stream with a bounded output buffer: `slow` is set above `limit` bytes, cleared when all went out."""
+
+    def __init__(self, owner: PeerOwner, limit: int) -> None:
+        self._owner = owner
+        self._limit = limit
+        self._transport: asyncio.Transport | None = None
+        self._reading = True
+        self.slow = False
+        self.skipped = 0  # bytes that the owner did not send because the peer was slow
+
+    def send(self, chunk: bytes) -> None:
+        """Queue `chunk`. The owner looks at `slow` first."""
+        if self._transport is not None:
+            self._transport.write(chunk)
+
+    def set_reading(self, reading: bool) -> None:
+        """Read on, or leave what the peer sends in its socket."""
+        if self._transport is None or reading == self._reading or self._transport.is_closing():
+            return
+        self._reading = reading
+        if reading:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def abort(self) -> None:
+        """Close at once; what is queued is lost. Idempotent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._limit, low=0)
+        self._owner.peer_connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._owner.peer_sent(self, data)
+
+    def pause_writing(self) -> None:
+        self.slow = True
+        self._owner.peer_slow(self, True)
+
+    def resume_writing(self) -> None:
+        self.slow = False
+        self._owner.peer_slow(self, False)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._owner.peer_lost(self)
+
+
+async def adopt(peer: Peer, stream: socket.socket) -> None:
+    """Let `peer` speak over the connected `stream`, which it owns from now on."""
+    stream.setblocking(False)
+    await asyncio.get_running_loop().create_unix_connection(lambda: peer, sock=stream)

@@ -1,0 +1,268 @@
+"""The commands of the plane's QMP service: devices are added, deleted and looked at (docs/plane.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from nagaya import __version__
+from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Device
+from nagaya.plane.hub import ConsoleHub
+from nagaya.plane.qmp import Command
+from nagaya.plane.sockets import Listener
+from nagaya.plane.storage import ImageKey, OpenImages
+from nagaya.plane.wire import device_from_json, device_to_json
+
+CHARS_WORKER = "chars"  # consoles and rng share one worker; their work is small
+_PORTS = (
+    {"name": "", "console": True},
+    {"name": "org.qemu.guest_agent.0", "console": False},  # the name that qemu-ga looks for
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Core(Protocol):
+    """What the service needs of `nagaya._core.Plane`; the contract is in `_core.pyi`."""
+
+    def device_add(self, config: str, fds: Sequence[int]) -> None: ...
+    def device_del(self, id: str) -> None: ...  # noqa: A002
+    def query(self) -> str: ...
+    def event_fd(self) -> int: ...
+    def take_events(self) -> list[str]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Served:
+    """A device that is served, and all that the holder keeps open for it."""
+
+    device: Device
+    config: dict[str, object]
+    stack: contextlib.AsyncExitStack
+    images: OpenImages | None = None
+    hub: ConsoleHub | None = None
+
+
+class Service:
+    """Owns the devices. `emit` sends an event to the clients; `on_quit` is called by the command `quit`."""
+
+    def __init__(
+        self, core: Core, emit: Callable[[str, Mapping[str, object]], None], on_quit: Callable[[], None]
+    ) -> None:
+        self._core = core
+        self._emit = emit
+        self._on_quit = on_quit
+        self._devices: dict[str, _Served] = {}
+        self._busy: set[str] = set()
+        self._jobs: set[asyncio.Task[object]] = set()
+        self._core_pool = ThreadPoolExecutor(
+            4, "core"
+        )  # device_del may wait for a slow disk, others must not
+        self._log_pool = ThreadPoolExecutor(2, "log")
+        self.commands: dict[str, Command] = {
+            "device_add": lambda arguments: self._finish(self._device_add(arguments)),
+            "device_del": lambda arguments: self._finish(self._device_del(arguments)),
+            "query-commands": self._query_commands,
+            "query-consoles": self._query_consoles,
+            "query-devices": self._query_devices,
+            "query-status": self._query_status,
+            "query-version": self._query_version,
+            "query-workers": self._query_workers,
+            "quit": self._quit,
+        }
+
+    @property
+    def device_count(self) -> int:
+        return len(self._devices)
+
+    @property
+    def machines(self) -> set[str]:
+        """Ids of the machines that have a device here."""
+        return {device_id.partition("/")[0] for device_id in self._devices}
+
+    def start(self) -> None:
+        """Forward the core's events from now on."""
+        asyncio.get_running_loop().add_reader(self._core.event_fd(), self._forward_events)
+
+    async def close(self) -> None:
+        """Let running commands finish, then remove all devices."""
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+        for served in list(self._devices.values()):
+            try:
+                await self._remove(served)
+            except NagayaError as error:
+                log.error("device not removed", extra={"device": served.device.id, "error": str(error)})
+        asyncio.get_running_loop().remove_reader(self._core.event_fd())
+        await self._in_core(self._core.close)
+        self._core_pool.shutdown()
+        self._log_pool.shutdown(wait=False)  # a write that hangs must not keep us
+
+    async def _device_add(self, arguments: Mapping[str, object]) -> object:
+        device = device_from_json(arguments)
+        with self._claim(device.id):
+            if device.id in self._devices:
+                raise ConflictError(
+                    f"device {device.id} exists", hint="delete it first (device_del)", id=device.id
+                )
+            async with contextlib.AsyncExitStack() as stack:
+                served = _Served(device, {}, stack)
+                try:
+                    await self._serve(served)
+                except OSError as error:
+                    raise _os_error(f"device {device.id} cannot be added", error) from error
+                served.stack = stack.pop_all()
+            self._devices[device.id] = served
+        log.info("device added", extra={"device": device.id, "worker": served.config["worker"]})
+        self._emit("DEVICE_ADDED", {"device": device.id})
+        return {}
+
+    async def _serve(self, served: _Served) -> None:
+        device, stack = served.device, served.stack
+        config: dict[str, object] = {"driver": device.driver, "id": device.id, "worker": CHARS_WORKER}
+        fds: list[int] = []
+        if isinstance(device, BlkDevice):
+            served.images = images = stack.enter_context(OpenImages(device, self._users_of))
+            fds += images.fds
+            config |= _blk_config(device, images)
+            if device.direct and not images.direct:
+                log.warning("file system refuses O_DIRECT, using its cache", extra={"device": device.id})
+        elif isinstance(device, ConsoleDevice):
+            served.hub = hub = ConsoleHub(device, self._log_pool)
+            await hub.open()
+            stack.push_async_callback(hub.close)
+            fds += [end.fileno() for end in hub.guest_ends]
+            config["ports"] = _PORTS
+        listener = stack.enter_context(Listener(device.socket, uid=device.uid, gid=device.gid, backlog=1))
+        try:
+            await self._in_core(self._core.device_add, json.dumps(config), [listener.fileno(), *fds])
+        except ValueError as error:
+            raise UsageError(f"the core refuses device {device.id}: {error}") from error
+        if served.hub is not None:
+            served.hub.release_guest_ends()
+        served.config = config
+
+    async def _device_del(self, arguments: Mapping[str, object]) -> object:
+        device_id = arguments.get("id")
+        if not isinstance(device_id, str) or len(arguments) != 1:
+            raise UsageError("device_del has one argument, id", hint='{"id": "<machine>/disk0"}')
+        with self._claim(device_id):
+            served = self._devices.get(device_id)
+            if served is None:
+                raise NotFoundError(f"there is no device {device_id}", hint="see query-devices", id=device_id)
+            await self._remove(served)
+        log.info("device deleted", extra={"device": device_id})
+        self._emit("DEVICE_DELETED", {"device": device_id})
+        return {}
+
+    async def _remove(self, served: _Served) -> None:
+        try:
+            await self._in_core(self._core.device_del, served.device.id)
+        except KeyError:
+            log.error("the core had lost a device", extra={"device": served.device.id})
+        except OSError as error:
+            raise _os_error(f"device {served.device.id} cannot be deleted", error) from error
+        del self._devices[served.device.id]
+        await served.stack.aclose()
+
+    async def _query_devices(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        state = json.loads(await self._in_core(self._core.query))
+        counters = {device["id"]: device for device in state["devices"]}
+        return [
+            counters.get(served.device.id, {}) | served.config | {"config": device_to_json(served.device)}
+            for served in self._devices.values()
+        ]
+
+    async def _query_workers(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        return json.loads(await self._in_core(self._core.query))["workers"]
+
+    async def _query_consoles(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        return [served.hub.describe() for served in self._devices.values() if served.hub is not None]
+
+    async def _query_status(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        status = {"status": "running", "running": True, "pid": os.getpid()}
+        return status | {"devices": self.device_count, "machines": len(self.machines)}
+
+    async def _query_version(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        return {"nagaya": __version__}
+
+    async def _query_commands(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        return [{"name": name} for name in self.commands]
+
+    async def _quit(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        self._on_quit()
+        return {}
+
+    async def _finish(self, job: Awaitable[object]) -> object:
+        """Run `job` to its end even if the client hangs up: half a device is worse than an unread answer."""
+        task = asyncio.ensure_future(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        return await asyncio.shield(task)
+
+    @contextlib.contextmanager
+    def _claim(self, device_id: str) -> Iterator[None]:
+        if device_id in self._busy:
+            raise ConflictError(
+                f"another command works on device {device_id}", hint="try again", id=device_id
+            )
+        self._busy.add(device_id)
+        try:
+            yield
+        finally:
+            self._busy.discard(device_id)
+
+    async def _in_core(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._core_pool, call, *arguments)
+
+    def _users_of(self, key: ImageKey) -> list[str]:
+        return [
+            f"device {device_id}"
+            for device_id, served in self._devices.items()
+            if served.images is not None and key in served.images.keys
+        ]
+
+    def _forward_events(self) -> None:
+        for text in self._core.take_events():
+            event = json.loads(text)
+            log.info("event of the core", extra={"event_name": event["event"], "facts": event["data"]})
+            self._emit(event["event"], event["data"])
+
+
+def _blk_config(device: BlkDevice, images: OpenImages) -> dict[str, object]:
+    return {
+        "worker": images.worker,
+        "queues": device.queues,
+        "queue_size": device.queue_size,
+        "read_only": device.read_only,
+        "serial": device.serial,
+        "direct": images.direct,
+        "layers": [{"format": layer.format} for layer in device.layers],
+    }
+
+
+def _os_error(what: str, error: OSError) -> NagayaError:
+    where = f" ({error.filename})" if error.filename else ""
+    return ResourceError(f"{what}: {error.strerror or error}{where}", errno=error.errno)
+
+
+def _no_arguments(arguments: Mapping[str, object]) -> None:
+    if arguments:
+        raise UsageError(f"this command takes no arguments, not {', '.join(arguments)}")

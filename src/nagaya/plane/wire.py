@@ -1,0 +1,109 @@
+"""Devices as JSON: the arguments of `device_add`, checked where they enter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Any
+
+from nagaya.errors import UsageError
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
+
+_DRIVERS: dict[object, type[BlkDevice] | type[ConsoleDevice] | type[RngDevice]] = {
+    "blk": BlkDevice,
+    "console": ConsoleDevice,
+    "rng": RngDevice,
+}
+_SCALARS: dict[object, type] = {"str": str, "int": int, "bool": bool}
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its terminator
+_SERIAL_BYTES = 20  # VIRTIO 1.3, 5.2.6: VIRTIO_BLK_T_GET_ID
+_LAYERS = 64  # each is an open file; deeper chains are flattened first
+_BOUNDS = {
+    "uid": (0, 2**32 - 2),  # 2**32 - 1 means "leave it" to chown(2)
+    "gid": (0, 2**32 - 2),
+    "queues": (1, 64),
+    "queue_size": (2, 1024),  # what QEMU allows too; bounds the memory of a queue's in-flight table
+    "log_limit": (4096, 2**30),
+}
+
+
+def device_to_json(device: Device) -> dict[str, object]:
+    """The arguments of `device_add` for `device`."""
+    return asdict(device)
+
+
+def device_from_json(arguments: Mapping[str, object]) -> Device:
+    """The device that `arguments` describe. Raises `UsageError` naming the field, its value and the bound."""
+    driver = arguments.get("driver")
+    cls = _DRIVERS.get(driver) if isinstance(driver, str) else None
+    if cls is None:
+        raise UsageError(
+            f"driver {driver!r} is unknown", hint=f"it is one of {', '.join(map(str, _DRIVERS))}"
+        )
+    device: Device = _build(cls, arguments)
+    _check(device)
+    return device
+
+
+def _build(cls: Any, arguments: Mapping[str, object]) -> Any:
+    known = {field.name: field for field in fields(cls)}
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"field {name!r} is unknown", hint=f"{cls.__name__} has {', '.join(known)}")
+    values: dict[str, object] = {}
+    for name, field in known.items():
+        if name in arguments:
+            values[name] = _value(name, field.type, arguments[name])
+        elif field.default is MISSING:
+            raise UsageError(f"field {name!r} is missing", hint=f"{cls.__name__} needs it")
+    return cls(**values)
+
+
+def _value(name: str, annotation: object, value: object) -> object:
+    if name == "layers":
+        return _layers(value)
+    scalar = _SCALARS.get(annotation, str)  # the rest are literals of text, compared in _check
+    if type(value) is not scalar:  # a bool is not an int here
+        raise UsageError(f"field {name!r} is {value!r}, not of type {scalar.__name__}")
+    return value
+
+
+def _layers(value: object) -> tuple[Layer, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= _LAYERS:
+        raise UsageError(f"field 'layers' is not a list of 1 to {_LAYERS} image files")
+    for layer in value:
+        if not isinstance(layer, dict):
+            raise UsageError(f"layer {layer!r} is not an object", hint='write {"path": ..., "format": ...}')
+    layers = tuple(_build(Layer, layer) for layer in value)
+    for layer in layers:
+        if layer.format not in ("raw", "qcow2"):
+            raise UsageError(f"image format {layer.format!r} is unknown", hint="it is raw or qcow2")
+        _check_path("layers", layer.path)
+    return layers
+
+
+def _check(device: Device) -> None:
+    if not _ID.fullmatch(device.id):
+        raise UsageError(f"device id {device.id!r} does not match {_ID.pattern}")
+    for name, (low, high) in _BOUNDS.items():
+        number = getattr(device, name, low)
+        if not low <= number <= high:
+            raise UsageError(f"{name} of {device.id} is {number}, outside {low} to {high}")
+    for name in ("socket", "console_socket", "agent_socket", "log"):
+        path = getattr(device, name, None)
+        if path is not None:
+            _check_path(name, path, None if name == "log" else _SOCKET_PATH_BYTES)
+    if isinstance(device, BlkDevice):
+        if device.queue_size & (device.queue_size - 1):
+            raise UsageError(f"queue_size of {device.id} is {device.queue_size}, not a power of two")
+        if len(device.serial.encode()) > _SERIAL_BYTES:
+            raise UsageError(f"serial {device.serial!r} of {device.id} is over {_SERIAL_BYTES} bytes")
+
+
+def _check_path(name: str, path: str, limit: int | None = None) -> None:
+    if not path.startswith("/") or "\0" in path:
+        raise UsageError(f"{name} {path!r} is not an absolute path")
+    if limit is not None and len(path.encode(errors="surrogateescape")) > limit:
+        raise UsageError(f"{name} {path!r} is over {limit} bytes, the most a unix socket's address holds")

@@ -1,0 +1,116 @@
+"""A core without Rust: what the Python half asks of `nagaya._core.Plane`, kept in lists."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, RngDevice
+
+
+class FakeCore:
+    """Holds duplicates of the fds of each device, as the real one does."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, tuple[dict[str, Any], list[int]]] = {}
+        self.events: list[str] = []
+        self.fails: Exception | None = None
+        self.closed = False
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def device_add(self, config: str, fds: Sequence[int]) -> None:
+        if self.fails is not None:
+            raise self.fails
+        parsed = json.loads(config)
+        self.devices[parsed["id"]] = (parsed, [os.dup(fd) for fd in fds])
+
+    def device_del(self, id: str) -> None:  # noqa: A002
+        _, fds = self.devices.pop(id)
+        for fd in fds:
+            os.close(fd)
+
+    def query(self) -> str:
+        devices = [{"id": id_, "connected": True, "reads": 7, "violations": {}} for id_ in self.devices]
+        workers = [{"name": "chars", "pid": 12, "generation": 1, "devices": list(self.devices)}]
+        return json.dumps({"devices": devices, "workers": workers})
+
+    def event_fd(self) -> int:
+        return self._event_fd
+
+    def take_events(self) -> list[str]:
+        os.eventfd_read(self._event_fd)
+        events, self.events = self.events, []
+        return events
+
+    def happen(self, event: str, **facts: object) -> None:
+        """Report an event as the Rust half would."""
+        self.events.append(json.dumps({"event": event, "data": facts}))
+        os.eventfd_write(self._event_fd, 1)
+
+    def close(self) -> None:
+        for id_ in list(self.devices):
+            self.device_del(id_)
+        os.close(self._event_fd)
+        self.closed = True
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def core() -> FakeCore:
+    return FakeCore()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Short: a unix socket's path holds 107 bytes."""
+    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    yield top
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def console(directory: Path) -> ConsoleDevice:
+    return ConsoleDevice(
+        id="m1/console",
+        socket=str(directory / "vu.sock"),
+        uid=os.getuid(),
+        gid=os.getgid(),
+        console_socket=str(directory / "console.sock"),
+        agent_socket=str(directory / "agent.sock"),
+        log=str(directory / "console.log"),
+        log_limit=65536,
+    )
+
+
+@pytest.fixture
+def rng(directory: Path) -> RngDevice:
+    return RngDevice(id="m1/rng", socket=str(directory / "rng.sock"), uid=os.getuid(), gid=os.getgid())
+
+
+@pytest.fixture
+def make_disk(directory: Path) -> Callable[..., BlkDevice]:
+    """Makes raw images of 1 MiB and the device over them: `make_disk("m1/disk0", ["top", "base"])`."""
+
+    def make(
+        device_id: str = "m1/disk0", images: Sequence[str] = ("top", "base"), **fields: Any
+    ) -> BlkDevice:
+        for image in images:
+            path = directory / image
+            if not path.exists():
+                path.write_bytes(bytes(2**20))
+        layers = tuple(Layer(str(directory / image), "raw") for image in images)
+        socket = str(directory / f"{device_id.replace('/', '-')}.sock")
+        return BlkDevice(device_id, socket, os.getuid(), os.getgid(), layers, **fields)
+
+    return make

@@ -1,0 +1,66 @@
+"""Arguments of device_add become devices, or errors that name the field."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nagaya.errors import UsageError
+from nagaya.plane.config import BlkDevice, ConsoleDevice, RngDevice
+from nagaya.plane.wire import device_from_json, device_to_json
+
+RNG: dict[str, Any] = {"driver": "rng", "id": "m/rng", "socket": "/tmp/s", "uid": 0, "gid": 0}
+DISK: dict[str, Any] = RNG | {"driver": "blk", "layers": [{"path": "/tmp/i", "format": "raw"}]}
+
+
+def test_a_device_survives_the_way_through_json(
+    console: ConsoleDevice, rng: RngDevice, make_disk: Callable[..., BlkDevice]
+) -> None:
+    for device in (console, rng, make_disk(queues=2, serial="abc")):
+        assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "driver None"),
+        (RNG | {"driver": "net"}, "driver 'net'"),
+        (RNG | {"driver": ["blk"]}, "driver ['blk']"),
+        (RNG | {"speed": 9}, "'speed' is unknown"),
+        ({name: value for name, value in RNG.items() if name != "uid"}, "'uid' is missing"),
+        (RNG | {"uid": True}, "'uid' is True"),
+        (RNG | {"uid": "0"}, "'uid' is '0'"),
+        (RNG | {"uid": -1}, "outside 0 to"),
+        (RNG | {"id": "../x y"}, "does not match"),
+        (RNG | {"socket": "s"}, "not an absolute path"),
+        (RNG | {"socket": "/" + "s" * 107}, "over 107 bytes"),
+        (RNG | {"socket": "/a\0b"}, "not an absolute path"),
+        (DISK | {"layers": []}, "list of 1 to"),
+        (DISK | {"layers": [7]}, "layer 7"),
+        (DISK | {"layers": [{"path": "/i", "format": "vmdk"}]}, "'vmdk' is unknown"),
+        (DISK | {"layers": [{"path": "/i"}]}, "'format' is missing"),
+        (DISK | {"queue_size": 100}, "power of two"),
+        (DISK | {"queue_size": 65536}, "outside 2 to 1024"),
+        (DISK | {"queues": 0}, "outside 1 to 64"),
+        (DISK | {"serial": "s" * 21}, "over 20 bytes"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        device_from_json(arguments)
+    assert words in caught.value.message
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=5)
+
+
+@given(st.sampled_from(sorted(DISK)), JSON)
+def test_no_value_does_more_than_raise_a_usage_error(name: str, value: object) -> None:
+    with contextlib.suppress(UsageError):
+        device_from_json(DISK | {name: value})
