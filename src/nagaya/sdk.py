@@ -135,12 +135,12 @@ class Client:
         path: str,
         *,
         body: object = None,
-        timeout: float = _ANSWER_TIME,
-        **query: object,
+        query: Mapping[str, object] | None = None,
+        within: float = _ANSWER_TIME,
     ) -> Any:
         """One request; the decoded answer, or the error that the daemon sent."""
         with _reachable(self.paths):
-            answer = self._http.request(method, path, json=body, params=_query(query), timeout=timeout)
+            answer = self._http.request(method, path, json=body, params=_query(query or {}), timeout=within)
         return _decoded(answer)
 
     def stream(self, path: str, **query: object) -> Iterator[bytes]:
@@ -189,7 +189,9 @@ class Machines:
 
     def create(self, spec: MachineSpec | Mapping[str, Any], *, start: bool = False) -> Machine:
         """Make a machine, and start it if asked."""
-        answer = self._client.request("POST", "/v1/machines", body=_json(spec), start=start, timeout=120)
+        answer = self._client.request(
+            "POST", "/v1/machines", body=_json(spec), query={"start": start}, within=120
+        )
         return Machine(self._client, MachineInfo.from_json(answer))
 
 
@@ -225,11 +227,11 @@ class Machine:
 
     def start(self) -> Self:
         """Start it; returns when its process runs."""
-        return self._act("start", timeout=120)
+        return self._act("start", within=120)
 
     def stop(self, timeout: float = 30.0) -> Self:
         """Ask it to shut down, end it after `timeout` seconds; returns when it is gone."""
-        return self._act("stop", timeout=timeout + 30, query={"timeout": timeout})
+        return self._act("stop", within=timeout + 30, query={"timeout": timeout})
 
     def kill(self) -> Self:
         """End it at once."""
@@ -245,11 +247,11 @@ class Machine:
 
     def restart(self, timeout: float = 30.0, *, hard: bool = False) -> Self:
         """Stop it and start it again; `hard` pulls the plug first (a reset)."""
-        return self._act("restart", timeout=timeout + 120, query={"timeout": timeout, "hard": hard})
+        return self._act("restart", within=timeout + 120, query={"timeout": timeout, "hard": hard})
 
     def delete(self, *, force: bool = False) -> None:
         """Remove it and its disks; `force` ends it first if it runs."""
-        self._client.request("DELETE", _machine(self.id), force=force, timeout=120)
+        self._client.request("DELETE", _machine(self.id), query={"force": force}, within=120)
 
     def wait(self, what: WaitFor = "running", timeout: float = 60.0) -> Self:
         """Wait until it runs, is stopped (or failed), or its guest agent answers. Raises `TimeoutExpiredError`."""
@@ -258,7 +260,7 @@ class Machine:
             left = max(0.0, deadline - time.monotonic())
             try:
                 poll = min(left, _POLL_TIME)
-                self._act("wait", timeout=poll + 30, query={"until": what, "timeout": poll})
+                self._act("wait", within=poll + 30, query={"until": what, "timeout": poll})
             except TimeoutExpiredError:
                 if time.monotonic() >= deadline:
                     raise
@@ -284,7 +286,7 @@ class Machine:
         }
         path = f"{_machine(self.id)}/exec"
         answer = ExecAnswer.from_json(
-            self._client.request("POST", path, body=body, timeout=timeout + wait + 30)
+            self._client.request("POST", path, body=body, within=timeout + wait + 30)
         )
         return ExecResult(
             answer.exit_code,
@@ -320,11 +322,9 @@ class Machine:
         ]
 
     def _act(
-        self, action: str, timeout: float = _ANSWER_TIME, query: Mapping[str, object] | None = None
+        self, action: str, within: float = _ANSWER_TIME, query: Mapping[str, object] | None = None
     ) -> Self:
-        answer = self._client.request(
-            "POST", f"{_machine(self.id)}/{action}", timeout=timeout, **(query or {})
-        )
+        answer = self._client.request("POST", f"{_machine(self.id)}/{action}", query=query, within=within)
         self.info = MachineInfo.from_json(answer)
         return self
 
@@ -406,7 +406,7 @@ class Operation:
         path = f"/v1/operations/{self.info.id}"
         while self.info.state == OperationState.RUNNING:
             answer = self._client.request(
-                "GET", path, wait=_POLL_TIME, after=self.info.revision, timeout=_POLL_TIME + 30
+                "GET", path, query={"wait": _POLL_TIME, "after": self.info.revision}, within=_POLL_TIME + 30
             )
             previous, self.info = self.info, OperationInfo.from_json(answer)
             if self.info.revision != previous.revision:
@@ -423,7 +423,7 @@ class Operation:
 
     def cancel(self) -> OperationInfo:
         """Ask it to stop and wait for that; what it had half made is removed."""
-        answer = self._client.request("POST", f"/v1/operations/{self.info.id}/cancel", timeout=120)
+        answer = self._client.request("POST", f"/v1/operations/{self.info.id}/cancel", within=120)
         self.info = OperationInfo.from_json(answer)
         return self.info
 

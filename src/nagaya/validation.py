@@ -65,7 +65,12 @@ def dotted(field: Iterable[str | int]) -> str:
 
 def problems(error: ValidationError, model: type[BaseModel] | None = None) -> list[Problem]:
     """All that `error` complains of, in order. With `model`, unknown keys get the nearest known one."""
-    return [Problem(tuple(one["loc"]), _message(one, model)) for one in error.errors(include_url=False)]
+    return problems_in(error.errors(include_url=False), model)
+
+
+def problems_in(errors: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None) -> list[Problem]:
+    """The same for pydantic's errors as mappings, as FastAPI passes them on."""
+    return [Problem(tuple(one["loc"]), _message(one, model)) for one in errors]
 
 
 def unknown_key(key: str, allowed: Iterable[str]) -> str:

@@ -1,0 +1,5 @@
+"""`python -m nagaya.daemon` is `nagayad`."""
+
+from nagaya.daemon.main import main
+
+main()

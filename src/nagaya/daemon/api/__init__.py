@@ -1,0 +1,1 @@
+"""The HTTP API, version 1. It imports FastAPI, so the daemon imports it after it has adopted its machines."""

@@ -1,0 +1,204 @@
+"""What a machine needs around its process: overlays, directories, devices in the plane; made and removed.
+
+Everything here may be done twice, and undone when only half of it is there, because the daemon may be killed
+between any two lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nagaya.daemon.parts import Parts
+from nagaya.daemon.state import MachineRow
+from nagaya.engines.engine import Machine
+from nagaya.errors import NotFoundError, ResourceError, SpecError
+from nagaya.kernel import Kernel
+from nagaya.paths import MachinePaths, Paths
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
+from nagaya.spec import Disk, MachineSpec
+from nagaya.units import human_size
+
+SERIAL_LIMIT = 20  # bytes, virtio 1.3 section 5.2.6
+
+
+def resolve_images(parts: Parts, spec: MachineSpec) -> tuple[str, ...]:
+    """For each disk the digest of its base image ("" for none). Raises `NotFoundError` or `SpecError`."""
+    digests = []
+    for index, disk in enumerate(spec.disks):
+        if disk.path and not Path(disk.path).is_file():
+            raise NotFoundError(
+                f"disks[{index}].path: there is no file {disk.path}", field=f"disks[{index}].path"
+            )
+        if not disk.image:
+            digests.append("")
+            continue
+        image = parts.images.resolve(disk.image)
+        if disk.size is not None and disk.size < image.size:
+            raise SpecError(
+                f"disks[{index}].size: {human_size(disk.size)} is less than image {disk.image!r}, "
+                f"which has {human_size(image.size)}",
+                hint="leave the size out, or give at least the image's",
+                field=f"disks[{index}].size",
+            )
+        digests.append(image.digest)
+    return tuple(digests)
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """Makes and removes the surroundings of machines."""
+
+    paths: Paths
+    parts: Parts
+
+    def machine(self, row: MachineRow, spec: MachineSpec, kernel: Kernel) -> Machine:
+        """The machine as its engine wants it."""
+        return Machine(row.id, spec, self.paths.machine(row.id), row.uid, row.uid, kernel, _names(spec))
+
+    async def make_disks(self, row: MachineRow, spec: MachineSpec) -> None:
+        """Create the overlays that are not there yet."""
+        await asyncio.to_thread(self._make_disks, row, spec)
+
+    async def make_directories(self, machine: Machine) -> None:
+        """An empty jail, and the directory of the machine's host-side sockets."""
+        await asyncio.to_thread(_make_run, machine.paths, machine.gid)
+
+    async def add_devices(self, row: MachineRow, machine: Machine) -> None:
+        """Have the plane serve all devices; if one fails, none is left."""
+        devices = self._devices(row, machine)
+        try:
+            await _all(self.parts.plane.device_add(device) for device in devices)
+        except BaseException:
+            await self.remove_devices(row, machine.spec)
+            raise
+
+    async def remove_devices(self, row: MachineRow, spec: MachineSpec) -> None:
+        """Have the plane forget them; those that it does not have are passed over."""
+        await _all(self._remove_device(f"{row.id}/{name}") for name in _names(spec))
+
+    def served(self, row: MachineRow, spec: MachineSpec, devices: frozenset[str]) -> bool:
+        """Whether all devices of the machine are among `devices`."""
+        return devices.issuperset(f"{row.id}/{name}" for name in _names(spec))
+
+    async def remove_files(self, row: MachineRow) -> None:
+        """Delete the machine's files, overlays and logs with them."""
+        paths = self.paths.machine(row.id)
+        for directory in (paths.run, paths.state):
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            if directory.exists():
+                raise ResourceError(f"{directory} cannot be removed", hint="look at what is left in it")
+
+    async def remove_run(self, row: MachineRow) -> None:
+        """Delete what lived as long as the machine's process."""
+        await asyncio.to_thread(shutil.rmtree, self.paths.machine(row.id).jail, ignore_errors=True)
+
+    async def _remove_device(self, device_id: str) -> None:
+        try:
+            await self.parts.plane.device_del(device_id)
+        except NotFoundError:
+            pass
+
+    def _make_disks(self, row: MachineRow, spec: MachineSpec) -> None:
+        paths = self.paths.machine(row.id)
+        paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for index, (disk, digest) in enumerate(zip(spec.disks, row.images, strict=True)):
+            if _has_overlay(disk) and not paths.disk(index).exists():
+                self._make_overlay(row, index, disk, digest)
+
+    def _make_overlay(self, row: MachineRow, index: int, disk: Disk, digest: str) -> None:
+        """A new overlay appears whole, under its name, or not at all."""
+        final = self.paths.machine(row.id).disk(index)
+        partial = final.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        backing = self.parts.images.blob(digest) if digest else None
+        size = disk.size or (backing.stat().st_size if backing else 0)
+        try:
+            self.parts.create_overlay(str(partial), size, str(backing or ""), "raw" if backing else "")
+            _sync(partial)
+            partial.rename(final)
+            _sync(final.parent)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ResourceError(
+                f"{row.name}: disk{index} cannot be made in {final.parent}: {error.strerror or error}",
+                hint="free some space on that file system" if error.errno == 28 else "",
+                machine=row.name,
+            ) from error
+
+    def _devices(self, row: MachineRow, machine: Machine) -> list[Device]:
+        paths, uid, gid = machine.paths, machine.uid, machine.gid
+        devices: list[Device] = []
+        for index, (disk, digest) in enumerate(zip(machine.spec.disks, row.images, strict=True)):
+            devices.append(
+                BlkDevice(
+                    id=f"{row.id}/disk{index}",
+                    socket=str(paths.device_socket(f"disk{index}")),
+                    uid=uid,
+                    gid=gid,
+                    layers=self._layers(paths, index, disk, digest),
+                    read_only=disk.read_only,
+                    direct=disk.direct,
+                    serial=f"{row.id}-{index}"[:SERIAL_LIMIT],
+                )
+            )
+        devices.append(
+            ConsoleDevice(
+                id=f"{row.id}/console",
+                socket=str(paths.device_socket("console")),
+                uid=uid,
+                gid=gid,
+                console_socket=str(paths.console_socket),
+                agent_socket=str(paths.agent_socket),
+                log=str(paths.console_log),
+                log_limit=machine.spec.console.log_limit,
+            )
+        )
+        devices.append(RngDevice(f"{row.id}/rng", str(paths.device_socket("rng")), uid, gid))
+        return devices
+
+    def _layers(self, paths: MachinePaths, index: int, disk: Disk, digest: str) -> tuple[Layer, ...]:
+        if disk.path:
+            return (Layer(disk.path, "raw"),)
+        base = (Layer(str(self.parts.images.blob(digest)), "raw"),) if digest else ()
+        return (Layer(str(paths.disk(index)), "qcow2"), *base) if _has_overlay(disk) else base
+
+
+def _names(spec: MachineSpec) -> tuple[str, ...]:
+    return (*(f"disk{index}" for index in range(len(spec.disks))), "console", "rng")
+
+
+def _has_overlay(disk: Disk) -> bool:
+    """A raw file is used as it is, and so is an image that is only read."""
+    return not disk.path and not (disk.image and disk.read_only and disk.size is None)
+
+
+def _make_run(paths: MachinePaths, gid: int) -> None:
+    for directory in (paths.run.parent, paths.run):
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    paths.exit_file.unlink(missing_ok=True)
+    if paths.jail.exists():
+        shutil.rmtree(paths.jail)
+    paths.jail.mkdir(mode=0o750)
+    if os.geteuid() == 0:
+        os.chown(paths.jail, 0, gid)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """Do all at once, wait for all, then raise the first error."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,126 @@
+"""What the daemon needs of the layers below it. The real ones are put together in `wiring`, fakes in `nagaya.testing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from nagaya.engines.engine import Engine
+from nagaya.kernel import Kernel
+from nagaya.models import KernelInfo
+from nagaya.paths import MachinePaths
+from nagaya.plane.config import Device
+from nagaya.progress import Progress
+from nagaya.spec import MachineSpec
+
+
+class PlaneControl(Protocol):
+    """The plane, as far as the daemon commands it."""
+
+    async def device_add(self, device: Device) -> None:
+        """Serve a device. Raises `ConflictError` if its id or its image is in use."""
+
+    async def device_del(self, device_id: str) -> None:
+        """Stop serving one. Raises `NotFoundError`."""
+
+    async def device_ids(self) -> frozenset[str]:
+        """The devices that are served now."""
+
+    async def lost(self) -> None:
+        """Return when the plane has gone away."""
+
+    async def close(self) -> None:
+        """Drop the connection; the plane goes on."""
+
+    def pid(self) -> int | None:
+        """The holder's process, if connected."""
+
+
+class Agent(Protocol):
+    """A guest agent's client, connected. See `nagaya.agent`."""
+
+    async def ping(self) -> None:
+        """Raise unless it answers."""
+
+    async def shutdown(self) -> None:
+        """Ask the guest to power off."""
+
+    async def exec(
+        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, timeout: float
+    ) -> tuple[int, bytes, bytes, bool]:
+        """Exit code, stdout, stderr, and whether an output was cut."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A base image in the store."""
+
+    name: str
+    digest: str
+    path: Path
+    size: int
+    created_at: float
+    os: str
+    recipe: dict[str, Any] | None
+
+
+class ImageStore(Protocol):
+    """The image store."""
+
+    def list(self) -> Sequence[BaseImage]:
+        """All images, by name."""
+
+    def resolve(self, name: str) -> BaseImage:
+        """The image called `name`. Raises `NotFoundError`."""
+
+    def blob(self, digest: str) -> Path:
+        """Where the content with this digest is."""
+
+    def remove(self, name: str, in_use: frozenset[str]) -> None:
+        """Remove it. Raises `ConflictError` if its digest is in `in_use` and no other name has it."""
+
+    def recipe(self, body: Mapping[str, Any]) -> Any:
+        """Parse a recipe. Raises `SpecError`."""
+
+    def is_current(self, name: str, recipe: Any) -> bool:
+        """Whether `name` is there, built by `recipe`."""
+
+    async def build(self, name: str, recipe: Any, progress: Progress) -> BaseImage:
+        """Build it."""
+
+    async def import_file(self, name: str, path: Path, progress: Progress) -> BaseImage:
+        """Copy a raw file into the store."""
+
+
+class KernelStore(Protocol):
+    """The guest kernels."""
+
+    def list(self) -> Sequence[KernelInfo]:
+        """All kernels."""
+
+    def choose(self, spec: MachineSpec) -> Kernel:
+        """The one that `spec` boots. Raises `NotFoundError` or `UnavailableError`."""
+
+    async def build(self, progress: Progress) -> KernelInfo:
+        """Build our own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything below the daemon."""
+
+    engine: Callable[[MachineSpec], Engine]
+    plane: PlaneControl
+    images: ImageStore
+    kernels: KernelStore
+    agent: Callable[[str, MachinePaths], Any]  # (name, paths) -> awaitable Agent
+    create_overlay: Callable[[str, int, str, str], None]  # path, size, backing path, backing format
+    zygote_pid: Callable[[], int | None]
+    balance: Callable[[Mapping[str, int]], Any] | None = (
+        None  # machine id to pid -> awaitable; moves machines between CPUs
+    )

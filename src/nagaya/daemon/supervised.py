@@ -1,0 +1,82 @@
+"""One machine under supervision: its row, its process, and the lock that puts commands in order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from nagaya.daemon.state import MachineRow
+from nagaya.engines.engine import Engine, Exit, ProcessId
+from nagaya.errors import ConflictError
+from nagaya.models import MachineInfo, MachineState
+from nagaya.paths import Paths
+from nagaya.spec import MachineSpec
+
+ALIVE = frozenset({MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPING})
+UP = frozenset({MachineState.RUNNING, MachineState.PAUSED})
+DOWN = frozenset({MachineState.STOPPED, MachineState.FAILED})
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """A machine's living process. `ended` is set by the one task that waits for it."""
+
+    id: ProcessId
+    engine: Engine
+    ended: asyncio.Future[Exit]
+    doom: str = ""  # why the daemon had to end it, unasked
+
+
+@dataclass(slots=True, eq=False)
+class Supervised:
+    """A machine the daemon knows. Change `row` and `process` only while holding `lock`."""
+
+    row: MachineRow
+    spec: MachineSpec
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    process: Process | None = None
+    retry: asyncio.Task[None] | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.row.name
+
+    def require(self, states: frozenset[MachineState], verb: str, hint: str = "") -> None:
+        """Raise `ConflictError` unless the machine is in one of `states`."""
+        if self.row.state not in states:
+            raise ConflictError(
+                f"{self.name} is {self.row.state}, it cannot be {verb}",
+                hint=hint,
+                machine=self.name,
+                state=str(self.row.state),
+            )
+
+    def notify(self) -> None:
+        """Wake those who wait for a change."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def info(self, paths: Paths) -> MachineInfo:
+        """What the API says of it."""
+        row = self.row
+        return MachineInfo(
+            id=row.id,
+            name=row.name,
+            state=row.state,
+            cause=row.cause,
+            engine=self.process.engine.name if self.process else self.spec.engine,
+            kernel=row.kernel,
+            cpus=self.spec.cpus,
+            memory=self.spec.memory.size,
+            uid=row.uid,
+            pid=row.pid,
+            restarts=row.restarts,
+            created_at=row.created_at,
+            changed_at=row.changed_at,
+            started_at=row.started_at,
+            console_socket=str(paths.machine(row.id).console_socket),
+            spec=self.spec.to_json(),
+            source=row.source,
+        )

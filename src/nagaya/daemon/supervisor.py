@@ -1,0 +1,446 @@
+"""The commands on machines. Each holds the machine's lock; every transition is on disk before it is told.
+
+    stopped -> starting -> running <-> paused -> stopping -> stopped | failed
+
+A start is: record it, overlays, directories, devices in the plane, the engine's process, record that. A daemon that
+dies on the way leaves `starting` behind, and the next one clears what is there and starts again (`adoption`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from nagaya.daemon import failpoint
+from nagaya.daemon.endings import Endings
+from nagaya.daemon.events import Events
+from nagaya.daemon.launch import Launcher, resolve_images
+from nagaya.daemon.parts import Parts
+from nagaya.daemon.state import MachineRow, State
+from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
+from nagaya.daemon.writer import Writer
+from nagaya.engines.engine import Machine, ProcessId
+from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, TimeoutExpiredError
+from nagaya.kernel import Kernel
+from nagaya.models import JournalEntry, MachineState
+from nagaya.paths import Paths
+from nagaya.resources import admission
+from nagaya.spec import MachineSpec
+
+STOP_TIME = 30.0  # s that a guest has to shut down
+AGENT_TIME = 0.7  # s that the guest agent has to take a shutdown before the power button is pressed
+FIRST_UID = 0x70000000  # above all that adduser, systemd and container runtimes give away, below 2**31
+UIDS_EACH = 2**16  # for one Nagaya; its state directory decides which block, so that two rarely share one
+
+log = logging.getLogger("nagaya.daemon")
+
+
+class Supervisor:
+    """All machines of this daemon."""
+
+    def __init__(self, paths: Paths, writer: Writer, parts: Parts, events: Events) -> None:
+        self.paths = paths
+        self.parts = parts
+        self.events = events
+        self.launcher = Launcher(paths, parts)
+        self.endings = Endings(self)
+        self._writer = writer
+        self._machines: dict[str, Supervised] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- looking
+
+    def all(self) -> list[Supervised]:
+        """Every machine, by name."""
+        return sorted(self._machines.values(), key=lambda one: one.name)
+
+    def get(self, name: str) -> Supervised:
+        """The machine with this name or id. Raises `NotFoundError`."""
+        for one in self._machines.values():
+            if name in (one.name, one.row.id):
+                return one
+        raise NotFoundError(f"there is no machine {name!r}", hint="`nagaya list` shows them", machine=name)
+
+    def promised(self, but: Supervised | None = None) -> dict[str, int]:
+        """Guest memory in bytes of the machines that are not down."""
+        return {
+            one.name: one.spec.memory.size
+            for one in self._machines.values()
+            if one is not but and one.row.state in ALIVE
+        }
+
+    def images_in_use(self) -> dict[str, list[str]]:
+        """Digest of a base image to the names of the machines on it."""
+        users: dict[str, list[str]] = {}
+        for one in self.all():
+            for digest in filter(None, one.row.images):
+                users.setdefault(digest, []).append(one.name)
+        return users
+
+    async def journal(self, name: str, limit: int) -> list[JournalEntry]:
+        """The newest `limit` entries of its history, oldest first."""
+        return await self._writer.call(State.journal, self.get(name).row.id, limit)
+
+    async def wait(self, name: str, states: frozenset[MachineState], timeout: float) -> Supervised:
+        """Wait until the machine is in one of `states`. Raises `TimeoutExpiredError`."""
+        one = self.get(name)
+        try:
+            async with asyncio.timeout(timeout):
+                while one.row.state not in states:
+                    self.get(one.row.id)  # deleted meanwhile?
+                    await one.changed.wait()
+        except TimeoutError as error:
+            raise TimeoutExpiredError(
+                f"{one.name} is still {one.row.state} after {timeout:g} s", machine=one.name
+            ) from error
+        return one
+
+    # -- commands
+
+    async def create(self, spec: MachineSpec, source: str = "") -> Supervised:
+        """Make a machine, stopped. Raises `ConflictError` if the name is taken; nothing is left if it fails."""
+        self.parts.engine(spec).check(spec)
+        if any(one.name == spec.name for one in self._machines.values()):
+            raise _taken(spec.name)
+        images = resolve_images(self.parts, spec)
+        now = time.time()
+        one = Supervised(
+            MachineRow(
+                id=uuid.uuid4().hex[:12],
+                name=spec.name,
+                spec=spec.to_json(),
+                uid=self._free_uid(),
+                created_at=now,
+                changed_at=now,
+                images=images,
+                source=source,
+            ),
+            spec,
+        )
+        self._machines[one.row.id] = one
+        async with one.lock:
+            try:
+                await self._writer.call(State.save_machine, one.row, "created")
+                failpoint.reach("create:recorded")
+                await self.launcher.make_disks(one.row, spec)
+                failpoint.reach("create:disks")
+            except BaseException:
+                await self._forget(one)
+                raise
+            self._publish(one)
+        return one
+
+    async def change(self, one: Supervised, spec: MachineSpec, source: str) -> None:
+        """Give a machine that is down another spec. A disk whose entry is the same keeps its content."""
+        async with one.lock:
+            one.require(DOWN, "changed", hint="stop it first")
+            self.parts.engine(spec).check(spec)
+            fresh = resolve_images(self.parts, spec)
+            kept = [
+                index < len(one.spec.disks) and one.spec.disks[index] == disk
+                for index, disk in enumerate(spec.disks)
+            ]
+            images = tuple(one.row.images[i] if keep else fresh[i] for i, keep in enumerate(kept))
+            paths = self.paths.machine(one.row.id)
+            for index in range(max(len(one.spec.disks), len(spec.disks))):
+                if index >= len(kept) or not kept[index]:
+                    paths.disk(index).unlink(missing_ok=True)
+            one.spec = spec
+            await self.move(one, one.row.state, "changed", spec=spec.to_json(), images=images, source=source)
+            await self.launcher.make_disks(one.row, spec)
+
+    async def start(self, name: str) -> Supervised:
+        """Start a machine. Returns when its process runs."""
+        one = self.get(name)
+        async with one.lock:
+            self.endings.forget_retry(one)
+            one.require(DOWN, "started")
+            await self.launch(one, restarts=0)
+        return one
+
+    async def stop(self, name: str, timeout: float = STOP_TIME) -> Supervised:
+        """Ask the guest to shut down, end it after `timeout` seconds. A failed machine becomes a stopped one."""
+        one = self.get(name)
+        async with one.lock:
+            if one.row.state is MachineState.FAILED:
+                self.endings.forget_retry(one)
+                await self.move(one, MachineState.STOPPED, "stopped", cause="", retry_at=None)
+                return one
+            one.require(UP | {MachineState.STOPPING}, "stopped")
+            await self._stop(one, timeout)
+        return one
+
+    async def kill(self, name: str) -> Supervised:
+        """End a machine now, whatever else is under way with it."""
+        one = self.get(name)
+        process = one.process
+        if process is None:  # down, or being started: then wait for that
+            async with one.lock:
+                process = one.process
+                one.require(UP | {MachineState.STOPPING}, "killed")
+        if process is not None:
+            await process.engine.kill(self.engine_machine(one), process.id)
+            await asyncio.shield(process.ended)
+            async with one.lock:
+                await self.endings.finish(one, process, asked="killed")
+        return one
+
+    async def pause(self, name: str) -> Supervised:
+        """Stop the guest's CPUs."""
+        one = self.get(name)
+        async with one.lock:
+            one.require(UP, "paused")
+            process = self._process(one)
+            await process.engine.pause(self.engine_machine(one), process.id)
+            await self.move(one, MachineState.PAUSED, "paused")
+        return one
+
+    async def resume(self, name: str) -> Supervised:
+        """Let the guest's CPUs run again."""
+        one = self.get(name)
+        async with one.lock:
+            one.require(UP, "resumed")
+            process = self._process(one)
+            await process.engine.resume(self.engine_machine(one), process.id)
+            await self.move(one, MachineState.RUNNING, "resumed")
+        return one
+
+    async def restart(self, name: str, timeout: float = STOP_TIME, *, hard: bool = False) -> Supervised:
+        """Stop and start again with fresh devices; `hard` is a reset. A machine that is down is started."""
+        one = self.get(name)
+        async with one.lock:
+            self.endings.forget_retry(one)
+            one.require(UP | DOWN, "restarted")
+            if one.row.state in UP:
+                await self._stop(one, 0 if hard else timeout)
+            await self.launch(one, restarts=0)
+        return one
+
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        """Remove a machine and its disks. Refused while it runs, unless `force`."""
+        one = self.get(name)
+        if force and one.row.state in ALIVE:
+            await self.kill(name)
+        async with one.lock:
+            one.require(DOWN, "deleted", hint="stop it first, or use force")
+            self.endings.forget_retry(one)
+            await self.move(one, MachineState.DELETING, "deleting", retry_at=None)
+            await self.finish_delete(one)
+
+    # -- what the commands, the endings and the adoption share
+
+    async def finish_delete(self, one: Supervised) -> None:
+        """The second half of a delete."""
+        failpoint.reach("delete:recorded")
+        await self.parts.engine(one.spec).cleanup(self.engine_machine(one))
+        await self.launcher.remove_devices(one.row, one.spec)
+        await self.launcher.remove_files(one.row)
+        failpoint.reach("delete:files")
+        await self._forget(one)
+        self.events.publish({"event": "deleted", "id": one.row.id, "name": one.name})
+
+    async def launch(self, one: Supervised, restarts: int, attempts: int = 0) -> None:
+        """The start itself; on failure nothing is left but a failed machine with the cause."""
+        engine = self.parts.engine(one.spec)
+        engine.check(one.spec)
+        kernel = self.parts.kernels.choose(one.spec)
+        admission.admit(one.name, one.spec.memory.size, self.promised(but=one), admission.host_memory())
+        await self.move(
+            one,
+            MachineState.STARTING,
+            "starting",
+            cause="",
+            kernel=kernel.name,
+            pid=None,
+            start_time=None,
+            restarts=restarts,
+            attempts=attempts,
+            retry_at=None,
+        )
+        failpoint.reach("start:recorded")
+        machine = self.launcher.machine(one.row, one.spec, kernel)
+        try:
+            await self.launcher.make_disks(one.row, one.spec)
+            await self.launcher.make_directories(machine)
+            failpoint.reach("start:directories")
+            await self.launcher.add_devices(one.row, machine)
+            failpoint.reach("start:devices")
+            process = await engine.start(machine)
+            failpoint.reach("start:engine")
+            await self.move(
+                one,
+                MachineState.RUNNING,
+                "running",
+                f"process {process.pid}",
+                pid=process.pid,
+                start_time=process.start_time,
+                started_at=time.time(),
+            )
+        except (NagayaError, OSError, ValueError) as error:
+            await self._undo(one, machine)
+            await self._fail(one, error)
+            raise
+        failpoint.reach("start:running")
+        self.watch(one, process)
+
+    def watch(self, one: Supervised, process: ProcessId) -> None:
+        """Wait for the end of `process` in a task of its own."""
+        engine = self.parts.engine(one.spec)
+        one.process = Process(process, engine, asyncio.get_running_loop().create_future())
+        self.spawn(self.endings.watch(one, one.process))
+
+    async def move(
+        self, one: Supervised, state: MachineState, event: str, detail: str = "", **changes: Any
+    ) -> None:
+        """A transition: at once in memory, then on disk, then told. Undone in memory if the disk refuses."""
+        before = one.row
+        one.row = replace(before, state=state, changed_at=time.time(), **changes)
+        try:
+            await self._writer.call(State.save_machine, one.row, event, detail)
+        except NagayaError:
+            one.row = before
+            raise
+        log.info("%s: %s", one.name, event, extra={"machine": one.name, "detail": detail})
+        self._publish(one)
+
+    def engine_machine(self, one: Supervised) -> Machine:
+        """The machine as its engine wants it, once it is started: the kernel is only a name by then."""
+        return self.launcher.machine(one.row, one.spec, Kernel(one.row.kernel, ""))
+
+    async def check_devices(self) -> None:
+        """End the machines whose devices the plane has lost, and remove devices that no machine could use."""
+        devices = await self.parts.plane.device_ids()
+        machines = {one.row.id: one for one in self._machines.values() if one.row.state in ALIVE}
+        for device in sorted(devices):
+            if device.partition("/")[0] not in machines:
+                await self.parts.plane.device_del(device)
+        for one in machines.values():
+            process = one.process
+            if (
+                process is not None
+                and not process.ended.done()
+                and not self.launcher.served(one.row, one.spec, devices)
+            ):
+                process.doom = "the plane ended, and the machine's devices with it"
+                log.error("%s: %s", one.name, process.doom)
+                await process.engine.kill(self.engine_machine(one), process.id)
+
+    def add(self, one: Supervised) -> None:
+        """Take in a machine that the state remembers."""
+        self._machines[one.row.id] = one
+
+    def spawn(self, work: Any) -> asyncio.Task[None]:
+        """Run `work` until it ends or the daemon does."""
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Finish the commands that are under way, then stop watching. The machines run on."""
+        for one in self.all():
+            async with asyncio.timeout(STOP_TIME):
+                async with one.lock:
+                    pass
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _stop(self, one: Supervised, timeout: float) -> None:
+        process = self._process(one)
+        machine = self.engine_machine(one)
+        if one.row.state is MachineState.PAUSED and timeout > 0:
+            await process.engine.resume(machine, process.id)
+        await self.move(one, MachineState.STOPPING, "stopping", f"within {timeout:g} s")
+        failpoint.reach("stop:recorded")
+        asked = "stopped"
+        if timeout > 0:
+            await self._ask_to_shut_down(one, process, machine)
+        failpoint.reach("stop:asked")
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(process.ended)
+        except TimeoutError:
+            asked = "killed" if timeout == 0 else f"killed: it did not shut down within {timeout:g} s"
+            await process.engine.kill(machine, process.id)
+            await asyncio.shield(process.ended)
+        failpoint.reach("stop:ended")
+        await self.endings.finish(one, process, asked=asked)
+
+    async def _ask_to_shut_down(self, one: Supervised, process: Process, machine: Machine) -> None:
+        """Through the guest agent if it answers at once, else by the power button."""
+        try:
+            async with asyncio.timeout(AGENT_TIME):
+                agent = await self.parts.agent(one.name, machine.paths)
+                try:
+                    await agent.shutdown()
+                finally:
+                    await agent.close()
+        except (NagayaError, OSError, TimeoutError):
+            await process.engine.request_shutdown(machine, process.id)
+
+    async def _undo(self, one: Supervised, machine: Machine) -> None:
+        try:
+            await self.parts.engine(one.spec).cleanup(machine)
+            await self.launcher.remove_devices(one.row, one.spec)
+            await self.launcher.remove_run(one.row)
+        except (NagayaError, OSError):
+            log.exception("%s: leftovers of a failed start remain until the next one", one.name)
+
+    async def _fail(self, one: Supervised, error: Exception) -> None:
+        cause = error.message if isinstance(error, NagayaError) else str(error)
+        try:
+            await self.move(
+                one, MachineState.FAILED, "start failed", cause, cause=cause, pid=None, start_time=None
+            )
+        except NagayaError:  # the disk is full, say; the next daemon finds `starting` and tries again
+            log.exception("%s: its failed start could not be recorded", one.name)
+            one.row = replace(one.row, state=MachineState.FAILED, cause=cause, pid=None, start_time=None)
+            self._publish(one)
+
+    async def _forget(self, one: Supervised) -> None:
+        await self.launcher.remove_files(one.row)
+        await self._writer.call(State.delete_machine, one.row.id)
+        self._machines.pop(one.row.id, None)
+        one.notify()
+
+    def _process(self, one: Supervised) -> Process:
+        if one.process is None:
+            raise ConflictError(f"{one.name} has no process", machine=one.name)
+        return one.process
+
+    def _publish(self, one: Supervised) -> None:
+        one.notify()
+        self.events.publish(
+            {
+                "event": "machine",
+                "id": one.row.id,
+                "name": one.name,
+                "state": str(one.row.state),
+                "cause": one.row.cause,
+                "at": one.row.changed_at,
+            }
+        )
+
+    def _free_uid(self) -> int:
+        if os.geteuid() != 0:
+            return os.geteuid()
+        block = int.from_bytes(hashlib.sha256(str(self.paths.state).encode()).digest()[:4]) % 4094
+        first = FIRST_UID + block * UIDS_EACH
+        used = {one.row.uid for one in self._machines.values()}
+        for uid in range(first, first + UIDS_EACH):
+            if uid not in used:
+                return uid
+        raise ResourceError(f"all {UIDS_EACH} user ids of this Nagaya are taken")
+
+
+def _taken(name: str) -> ConflictError:
+    return ConflictError(
+        f"the name {name!r} is taken", hint="choose another, or delete that machine first", machine=name
+    )

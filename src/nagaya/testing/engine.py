@@ -1,0 +1,153 @@
+"""An engine whose machines are sleeping processes: they start, pause, end and survive the daemon like real ones.
+
+What a machine does is said in `spec.boot.cmdline`:
+
+- `fake.stubborn` does not shut down when asked;
+- `fake.end=SECONDS:STATUS` ends by itself: status 0 powers off, 10 asks for a reboot, 20 panics, others crash;
+- `fake.refuse` cannot be started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from nagaya.daemon.adoption import is_alive, start_time
+from nagaya.engines.engine import Exit, ExitReason, GuestState, Machine, ProcessId
+from nagaya.errors import UnavailableError, UnsupportedError
+from nagaya.spec import EngineName, MachineSpec
+
+_GUEST = """
+import os, signal, sys, time
+name, exit_file, stubborn, seconds, status = sys.argv[1:6]
+def end(status):
+    with open(exit_file + ".new", "w") as file:
+        file.write(str(status))
+    os.rename(exit_file + ".new", exit_file)
+    os._exit(status)
+signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn == "1" else lambda *_: end(0))
+os.write(1, b"up")
+os.close(1)
+time.sleep(float(seconds))
+end(int(status))
+"""
+_REASONS = {0: ExitReason.POWEROFF, 10: ExitReason.REBOOT, 20: ExitReason.PANIC}
+
+
+class FakeEngine:
+    """See the module."""
+
+    name: EngineName = "uml"
+
+    def check(self, spec: MachineSpec) -> None:
+        """Refuse what the real one refuses first."""
+        if spec.cpus != 1:
+            raise UnsupportedError(
+                f"cpus: {spec.cpus} is not possible with engine uml, only 1 is", field="cpus"
+            )
+
+    async def start(self, machine: Machine) -> ProcessId:
+        """Start a sleeper of our own session, which outlives us."""
+        options = _options(machine.spec)
+        if "fake.refuse" in options:
+            raise UnavailableError(f"{machine.spec.name}: the fake engine was told to refuse")
+        seconds, _, status = options.get("fake.end", "86400:0").partition(":")
+        stubborn = "1" if "fake.stubborn" in options else "0"
+        arguments = [_marker(machine), str(machine.paths.exit_file), stubborn, seconds, status]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-I", "-S", "-c", _GUEST, *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        if process.stdout is not None:
+            await process.stdout.read()  # until it says that it is up
+        started = start_time(process.pid)
+        if started is None:
+            raise UnavailableError(f"{machine.spec.name}: its process ended at once")
+        return ProcessId(process.pid, started)
+
+    async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
+        """SIGTERM."""
+        _send(process, signal.SIGTERM)
+
+    async def kill(self, machine: Machine, process: ProcessId) -> None:
+        """SIGKILL, and wait."""
+        _send(process, signal.SIGKILL)
+        await _gone(process)
+
+    async def pause(self, machine: Machine, process: ProcessId) -> None:
+        """SIGSTOP."""
+        _send(process, signal.SIGSTOP)
+
+    async def resume(self, machine: Machine, process: ProcessId) -> None:
+        """SIGCONT."""
+        _send(process, signal.SIGCONT)
+
+    async def state(self, machine: Machine, process: ProcessId) -> GuestState:
+        """As the kernel sees the process."""
+        if not is_alive(process):
+            return GuestState.GONE
+        stat = Path(f"/proc/{process.pid}/stat").read_text()
+        return GuestState.PAUSED if stat.rpartition(")")[2].split()[0] == "T" else GuestState.RUNNING
+
+    async def wait(self, machine: Machine, process: ProcessId) -> Exit:
+        """Wait for its end, also if an earlier daemon started it."""
+        await _gone(process)
+        try:
+            status = json.loads(machine.paths.exit_file.read_text())
+        except (OSError, ValueError):
+            return Exit(ExitReason.KILLED, "no exit status")
+        return Exit(_REASONS.get(status, ExitReason.CRASHED), f"status {status}")
+
+    async def cleanup(self, machine: Machine) -> None:
+        """End whatever process of the machine is left, known or not."""
+        marker = _marker(machine).encode()
+        for directory in Path("/proc").iterdir():
+            if directory.name.isdigit():
+                _kill_if(int(directory.name), marker)
+
+
+def _kill_if(pid: int, marker: bytes) -> None:
+    try:
+        if marker in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        return
+
+
+async def _gone(process: ProcessId) -> None:
+    """Wait on a pidfd: it works for processes that are not our children."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        if start_time(process.pid) in (process.start_time, None):
+            await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _send(process: ProcessId, number: signal.Signals) -> None:
+    if is_alive(process):
+        os.kill(process.pid, number)
+
+
+def _marker(machine: Machine) -> str:
+    return f"nagaya-fake-machine-{machine.id}"
+
+
+def _options(spec: MachineSpec) -> dict[str, str]:
+    pairs = (word.partition("=") for word in spec.boot.cmdline.split())
+    return {key: value for key, _, value in pairs}

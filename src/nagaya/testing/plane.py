@@ -1,0 +1,96 @@
+"""A plane that serves no data: it remembers its devices in a file and echoes on the consoles."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nagaya.errors import ConflictError, NotFoundError, UnavailableError
+from nagaya.paths import Paths
+from nagaya.plane.config import ConsoleDevice, Device
+
+
+class FakePlane:
+    """Devices outlive the daemon, as in the real plane. `refuse` names devices that cannot be added ("disk0")."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.refuse: set[str] = set()
+        self._file = paths.run / "fake-plane.json"
+        self._consoles: dict[str, asyncio.Server] = {}
+        self._lost = asyncio.Event()
+
+    @property
+    def devices(self) -> dict[str, dict[str, Any]]:
+        """All devices by id."""
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def lose_all(self) -> None:
+        """As if the holder had been killed."""
+        self._save({})
+        self._lost.set()
+
+    async def device_add(self, device: Device) -> None:
+        """Remember it."""
+        devices = self.devices
+        if device.id in devices:
+            raise ConflictError(f"the plane has a device {device.id} already")
+        if device.id.partition("/")[2] in self.refuse:
+            raise UnavailableError(f"the fake plane was told to refuse {device.id}")
+        if not Path(device.socket).parent.is_dir():
+            raise NotFoundError(f"there is no directory for {device.socket}")
+        self._save(devices | {device.id: asdict(device)})
+        if isinstance(device, ConsoleDevice):
+            Path(device.log).write_bytes(b"fake console\r\n")
+            Path(device.console_socket).unlink(missing_ok=True)
+            self._consoles[device.id] = await asyncio.start_unix_server(_echo, device.console_socket)
+
+    async def device_del(self, device_id: str) -> None:
+        """Forget it."""
+        devices = self.devices
+        if device_id not in devices:
+            raise NotFoundError(f"the plane has no device {device_id}")
+        del devices[device_id]
+        self._save(devices)
+        console = self._consoles.pop(device_id, None)
+        if console is not None:
+            console.close()
+
+    async def device_ids(self) -> frozenset[str]:
+        """What is remembered."""
+        return frozenset(self.devices)
+
+    async def lost(self) -> None:
+        """Return after `lose_all`."""
+        await self._lost.wait()
+        self._lost.clear()
+
+    async def close(self) -> None:
+        """Stop echoing."""
+        for console in self._consoles.values():
+            console.close()
+
+    def pid(self) -> int | None:
+        """There is no process."""
+        return None
+
+    def _save(self, devices: dict[str, dict[str, Any]]) -> None:
+        partial = self._file.with_suffix(".new")
+        partial.write_text(json.dumps(devices))
+        partial.rename(self._file)
+
+
+async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"fake console\r\n")
+        while received := await reader.read(4096):
+            writer.write(received)
+            await writer.drain()
+    writer.close()
