@@ -24,8 +24,12 @@ Size = Annotated[
     PlainSerializer(format_size, return_type=str, when_used="json"),
     Field(json_schema_extra={"type": ["string", "integer"], "examples": ["512MiB", "1.5GiB"]}),
 ]
-Name = Annotated[str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits and hyphens, 63 at most")]
-Weight = Annotated[int, Field(ge=1, le=10000, description="share of what is left, beside the others' weights")]
+Name = Annotated[
+    str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits and hyphens, 63 at most")
+]
+Weight = Annotated[
+    int, Field(ge=1, le=10000, description="share of what is left, beside the others' weights")
+]
 
 
 class _Part(BaseModel):
@@ -35,43 +39,49 @@ class _Part(BaseModel):
 class CpuKnobs(_Part):
     """CPU shares of a machine, in CPUs (1.5 is one and a half)."""
 
-    reservation: Annotated[float, Field(ge=0, le=4096)] = 0
-    limit: Annotated[float, Field(gt=0, le=4096)] | None = None
+    reservation: float = Field(0, ge=0, le=4096, description="CPUs it gets whatever the others do")
+    limit: float | None = Field(None, gt=0, le=4096, description="CPUs it never exceeds")
     weight: Weight = 100
 
 
 class Memory(_Part):
-    """Guest RAM and the host memory behind it, in bytes. `memory: 512MiB` is short for `memory: {size: 512MiB}`."""
+    """Guest RAM and the host memory behind it. `memory: 512MiB` is short for `memory: {size: 512MiB}`."""
 
-    size: Annotated[Size, Field(ge=16 * MIB, le=2**46, description="what the guest sees as its RAM")] = 512 * MIB
-    reservation: Size = 0
-    limit: Size | None = None
+    size: Annotated[Size, Field(ge=16 * MIB, le=2**46, description="what the guest sees as its RAM")] = (
+        512 * MIB
+    )
+    reservation: Size = Field(0, description="host memory it keeps whatever the others do")
+    limit: Size | None = Field(None, description="host memory it never exceeds")
     weight: Weight = 100
 
 
 class DiskKnobs(_Part):
     """Disk shares of a machine: IOPS and bytes per second."""
 
-    reservation_iops: Annotated[int, Field(ge=0)] = 0
-    reservation: Annotated[Size, Field(description="bytes per second")] = 0
-    limit_iops: Annotated[int, Field(gt=0)] | None = None
-    limit: Annotated[Size | None, Field(description="bytes per second")] = None
+    reservation_iops: int = Field(0, ge=0, description="requests per second it gets whatever the others do")
+    reservation: Size = Field(0, description="bytes per second it gets whatever the others do")
+    limit_iops: int | None = Field(None, gt=0, description="requests per second it never exceeds")
+    limit: Size | None = Field(None, description="bytes per second it never exceeds")
     weight: Weight = 100
 
 
 class NetworkKnobs(_Part):
     """Network shares of a machine, bytes per second."""
 
-    reservation: Size = 0
-    limit: Size | None = None
+    reservation: Size = Field(0, description="bytes per second it gets whatever the others do")
+    limit: Size | None = Field(None, description="bytes per second it never exceeds")
     weight: Weight = 100
 
 
 class Boot(_Part):
     """How the guest starts. Empty fields are the engine's and the image's defaults."""
 
-    kernel: str = Field("", description="a name from `nagaya kernel list`, or an absolute path; empty: the engine's default")
-    initrd: str = Field("", description="absolute path of an initial RAM disk; empty: none, or what the kernel needs")
+    kernel: str = Field(
+        "", description="a name from `nagaya kernel list`, or an absolute path; empty: the engine's default"
+    )
+    initrd: str = Field(
+        "", description="absolute path of an initial RAM disk; empty: none, or what the kernel needs"
+    )
     cmdline: str = Field("", max_length=1024, description="appended to the kernel's command line")
 
     @model_validator(mode="after")
@@ -87,7 +97,7 @@ class Disk(_Part):
     image: str = Field("", description="a name from `nagaya image list`; the disk is a thin overlay of it")
     path: str = Field("", description="absolute path of a raw image used directly, instead of `image`")
     size: Size | None = Field(None, description="at least the image's size; the overlay is grown to it")
-    read_only: bool = False
+    read_only: bool = Field(False, description="the guest cannot write")
     direct: bool = Field(True, description="bypass the host's page cache (O_DIRECT)")
 
     @model_validator(mode="after")
@@ -106,14 +116,20 @@ class Disk(_Part):
 class Nic(_Part):
     """A network interface."""
 
-    network: Name = "default"
-    mac: str = Field("", pattern=r"^$|^([0-9a-f]{2}:){5}[0-9a-f]{2}$", description="six pairs of hex digits, 52:54:00:12:34:56; empty: derived")
+    network: Name = Field("default", description="name of the network that it is plugged into")
+    mac: str = Field(
+        "",
+        pattern=r"^$|^([0-9a-f]{2}:){5}[0-9a-f]{2}$",
+        description="six pairs of hex digits, 52:54:00:12:34:56; empty: derived",
+    )
 
 
 class Console(_Part):
     """The serial-like console and its log."""
 
-    log_limit: Size = Field(2 * MIB, ge=64 * 1024, le=1024 * MIB, description="bytes of scrollback kept on disk")
+    log_limit: Size = Field(
+        2 * MIB, ge=64 * 1024, le=1024 * MIB, description="bytes of scrollback kept on disk"
+    )
 
 
 def _memory(value: object) -> object:
@@ -124,18 +140,20 @@ class MachineSpec(_Part):
     """One machine. Field by field what `docs/reference/spec.md` explains."""
 
     name: Name
-    engine: EngineName = "auto"
-    cpus: Annotated[int, Field(ge=1, le=1024)] = 1
-    memory: Annotated[Memory, BeforeValidator(_memory)] = Memory()
-    boot: Boot = Boot()
-    disks: Annotated[tuple[Disk, ...], Field(max_length=16)] = ()
-    nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = ()
-    console: Console = Console()
-    cpu: CpuKnobs = CpuKnobs()
-    disk: DiskKnobs = DiskKnobs()
-    network: NetworkKnobs = NetworkKnobs()
+    engine: EngineName = Field("auto", description="what runs it; auto takes the first that fits")
+    cpus: int = Field(1, ge=1, le=1024, description="CPUs that the guest sees")
+    memory: Annotated[Memory, BeforeValidator(_memory)] = Field(Memory(), description="RAM of the guest")
+    boot: Boot = Field(Boot(), description="how it starts")
+    disks: tuple[Disk, ...] = Field((), max_length=16, description="the first one holds the root file system")
+    nics: tuple[Nic, ...] = Field((), max_length=8, description="network interfaces")
+    console: Console = Field(Console(), description="the console and its log")
+    cpu: CpuKnobs = Field(CpuKnobs(), description="its share of the host's CPUs")
+    disk: DiskKnobs = Field(DiskKnobs(), description="its share of the host's disks")
+    network: NetworkKnobs = Field(NetworkKnobs(), description="its share of the host's networks")
     autostart: bool = Field(False, description="start with the daemon after a reboot of the host")
-    restart: Literal["never", "on-failure", "always"] = Field("never", description="what to do when it ends by itself")
+    restart: Literal["never", "on-failure", "always"] = Field(
+        "never", description="what to do when it ends by itself"
+    )
 
     @model_validator(mode="after")
     def _triples_are_ordered(self) -> MachineSpec:
@@ -152,5 +170,7 @@ class MachineSpec(_Part):
 def check_name(name: str) -> str:
     """`name` if it can name a machine. Raises `ValueError` that says what is allowed."""
     if not re.match(NAME_PATTERN, name):
-        raise ValueError(f"{name!r} cannot name a machine: use lower-case letters, digits and hyphens, 63 at most")
+        raise ValueError(
+            f"{name!r} cannot name a machine: use lower-case letters, digits and hyphens, 63 at most"
+        )
     return name
