@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from nagaya._core import Plane
-
-WORKER = "import sys; from nagaya._core import worker_main; sys.exit(worker_main(int(sys.argv[-1])))"
+from nagaya import _core
+from nagaya.plane import worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class Fio:
 def our_plane(vub: Path, file: Path, directory: Path, direct: bool) -> Iterator[Client]:
     """The Rust plane with one worker, as the holder runs it."""
     path = directory / "ours.sock"
-    plane = Plane([sys.executable, "-c", WORKER])
+    plane = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
     fd = os.open(file, os.O_RDWR | (os.O_DIRECT if direct else 0))
     try:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -180,12 +179,12 @@ def build_vub(top: Path) -> Path:
     raise RuntimeError(f"{' '.join(command)}: cargo names no executable")
 
 
-def _worker_pid(plane: Plane) -> int:
+def _worker_pid(plane: _core.Plane) -> int:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        for worker in json.loads(plane.query())["workers"]:
-            if worker["pid"]:
-                return int(worker["pid"])
+        for served in json.loads(plane.query())["workers"]:
+            if served["pid"]:
+                return int(served["pid"])
         time.sleep(0.01)
     raise RuntimeError("the plane has no worker after 10 s")
 

@@ -1,0 +1,151 @@
+"""The core as the holder uses it: a Python process per worker, killed while a raw client works."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nagaya import _core
+from nagaya.plane import worker
+
+TOP = Path(__file__).parents[2]
+DISK_BYTES = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def vub() -> Path:
+    """The raw vhost-user client, compiled if it is not."""
+    command = ["cargo", "build", "--locked", "--release", "--quiet", "--package", "nagaya-client"]
+    built = subprocess.run(
+        [*command, "--bin", "vub", "--message-format=json"], cwd=TOP, check=True, stdout=subprocess.PIPE
+    )
+    messages = map(json.loads, built.stdout.splitlines())
+    return next(Path(message["executable"]) for message in messages if message.get("executable"))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    yield top
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def plane() -> Iterator[_core.Plane]:
+    core = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
+    yield core
+    core.close()
+
+
+def test_requests_survive_their_workers(plane: _core.Plane, directory: Path, vub: Path) -> None:
+    image = directory / "disk.raw"
+    image.touch()
+    os.truncate(image, DISK_BYTES)
+    path = _serve(plane, directory, {"raw": image})
+    tally, kills = _stamp_under_fire(plane, vub, path)
+    assert kills >= 10 and tally["writes"] > 0
+    counted = json.loads(plane.query())["devices"][0]
+    # What was in flight at a kill may be counted twice, never less than once.
+    assert counted["writes"] >= tally["writes"] and counted["errors"] == 0
+    assert counted["violations"] == {}
+
+
+@pytest.mark.qemu
+def test_an_overlay_stays_sound(plane: _core.Plane, directory: Path, vub: Path) -> None:
+    base, top = directory / "base.raw", directory / "top.qcow2"
+    base.write_bytes(b"\xb5" * DISK_BYTES)
+    _core.qcow2_create(str(top), DISK_BYTES, str(base), "raw")
+    path = _serve(plane, directory, {"qcow2": top, "raw": base})
+    tally, kills = _stamp_under_fire(plane, vub, path)
+    assert kills >= 10 and tally["writes"] > 0
+    plane.device_del("disk0")
+    check = subprocess.run(["qemu-img", "check", "-f", "qcow2", top], capture_output=True, check=False)
+    # 3: leaked clusters, which a killed writer may leave; they cost space, not data.
+    assert check.returncode in (0, 3), check.stdout.decode()
+    assert set(base.read_bytes()) == {0xB5}
+
+
+def test_events_tell_of_each_worker(plane: _core.Plane, directory: Path, vub: Path) -> None:
+    image = directory / "disk.raw"
+    image.touch()
+    os.truncate(image, DISK_BYTES)
+    path = _serve(plane, directory, {"raw": image})
+    subprocess.run([vub, "config", "--socket", path], check=True, capture_output=True)
+    before = _worker(plane)
+    os.kill(before["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while (after := _worker(plane))["pid"] in (before["pid"], None, 0) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert after["generation"] == before["generation"] + 1
+    names = [json.loads(event)["event"] for event in plane.take_events()]
+    assert names.count("WORKER_EXITED") == 1 and names.count("WORKER_STARTED") == 2
+    assert names.index("DEVICE_CONNECTED") < names.index("DEVICE_DISCONNECTED")
+
+
+def _serve(plane: _core.Plane, directory: Path, layers: dict[str, Path]) -> Path:
+    """Add the disk; `layers` from the top, path by format."""
+    path = directory / "disk.sock"
+    fds = [os.open(layer, os.O_RDWR | os.O_CLOEXEC) for layer in layers.values()]
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1)
+            config = {
+                "driver": "blk", "id": "disk0", "worker": "disk", "queues": 1, "queue_size": 256,
+                "read_only": False, "serial": "", "direct": False,
+                "layers": [{"format": format_} for format_ in layers],
+            }  # fmt: skip
+            plane.device_add(json.dumps(config), [listener.fileno(), *fds])
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return path
+
+
+def _stamp_under_fire(plane: _core.Plane, vub: Path, path: Path) -> tuple[dict[str, Any], int]:
+    """Let the client work at depth 32 while workers are killed; its tally, and how many were."""
+    command = [
+        str(vub),
+        "stamp",
+        "--socket",
+        str(path),
+        "--depth",
+        "32",
+        "--seconds",
+        "3",
+        "--blocks",
+        "4096",
+    ]
+    done = threading.Event()
+    client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    threading.Timer(3, done.set).start()
+    chance = random.Random(3)
+    kills = 0
+    while not done.wait(chance.uniform(0.02, 0.15)):
+        if pid := _worker(plane)["pid"]:
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+    output, errors = client.communicate(timeout=30)
+    assert client.returncode == 0, errors.decode()
+    tally: dict[str, Any] = json.loads(output)
+    print(f"{kills} kills: {tally}")
+    return tally, kills
+
+
+def _worker(plane: _core.Plane) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(plane.query())["workers"][0]
+    return found
