@@ -1,0 +1,253 @@
+"""The console's many clients and the agent's one, with a socket in the guest's place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from nagaya.errors import ConflictError
+from nagaya.plane.config import ConsoleDevice
+from nagaya.plane.hub import SCROLLBACK_BYTES, ConsoleHub
+
+pytestmark = pytest.mark.anyio
+
+RATE = 16 * 2**20
+
+
+class Guest:
+    """The guest's ends of the two ports, as the Rust half has them."""
+
+    def __init__(self, hub: ConsoleHub) -> None:
+        self.console, self.agent = (end.dup() for end in hub.guest_ends)
+        hub.release_guest_ends()
+        self.console.setblocking(False)
+        self.agent.setblocking(False)
+
+    async def print(self, text: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.console, text)
+        await asyncio.sleep(0.01)
+
+    async def read(self, port: socket.socket, size: int) -> bytes:
+        got = b""
+        async with asyncio.timeout(5):
+            while len(got) < size:
+                got += await asyncio.get_running_loop().sock_recv(port, size - len(got))
+        return got
+
+
+@contextlib.asynccontextmanager
+async def plugged(device: ConsoleDevice) -> AsyncIterator[tuple[ConsoleHub, Guest]]:
+    with ThreadPoolExecutor(1) as pool:
+        hub = ConsoleHub(device, pool)
+        await hub.open()
+        guest = Guest(hub)
+        try:
+            yield hub, guest
+        finally:
+            await hub.close()
+            guest.console.close()
+            guest.agent.close()
+
+
+@contextlib.asynccontextmanager
+async def attached(path: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_unix_connection(path)
+    await asyncio.sleep(0.01)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def contents(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def mode(path: str) -> int:
+    """Permission bits, 0 if there is no such file."""
+    return stat.S_IMODE(Path(path).stat().st_mode) if Path(path).exists() else 0
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def exactly(reader: asyncio.StreamReader, expected: bytes) -> None:
+    assert await asyncio.wait_for(reader.readexactly(len(expected)), 5) == expected
+
+
+async def test_everybody_sees_the_output_and_everybody_types(console: ConsoleDevice) -> None:
+    async with (
+        plugged(console) as (hub, guest),
+        attached(console.console_socket) as (first, first_keys),
+        attached(console.console_socket) as (second, second_keys),
+    ):
+        await guest.print(b"login: ")
+        await exactly(first, b"login: ")
+        await exactly(second, b"login: ")
+        first_keys.write(b"ro")
+        assert await guest.read(guest.console, 2) == b"ro"
+        second_keys.write(b"ot\r")
+        assert await guest.read(guest.console, 3) == b"ot\r"
+        assert hub.describe() == {
+            "id": "m1/console",
+            "pty": hub.console.terminal and hub.console.terminal.path,
+            "clients": 2,
+            "agent_busy": False,
+            "output_bytes": 7,
+            "input_bytes": 5,
+            "skipped_bytes": 0,
+            "log_dropped_bytes": 0,
+        }
+
+
+async def test_a_newcomer_gets_the_end_from_the_start_of_a_line(console: ConsoleDevice) -> None:
+    async with plugged(console) as (_, guest):
+        lines = b"".join(b"line %d\n" % number for number in range(5000))
+        await guest.print(lines)
+        async with attached(console.console_socket) as (reader, _):
+            got = await asyncio.wait_for(reader.read(2 * SCROLLBACK_BYTES), 5)
+        assert lines.endswith(got)
+        assert got.startswith(b"line ")
+        assert SCROLLBACK_BYTES - 10 < len(got) <= SCROLLBACK_BYTES
+
+
+async def test_a_newcomer_gets_all_of_a_short_output(console: ConsoleDevice) -> None:
+    async with plugged(console) as (_, guest):
+        await guest.print(b"no newline yet")
+        async with attached(console.console_socket) as (reader, _):
+            await exactly(reader, b"no newline yet")
+
+
+async def test_output_is_logged_without_anybody_attached(console: ConsoleDevice) -> None:
+    async with plugged(console) as (_, guest):
+        await guest.print(b"hello\n")
+    assert contents(console.log) == b"hello\n"
+    assert mode(console.log) == 0o600
+
+
+async def test_the_sockets_are_the_owners_and_go_with_the_hub(console: ConsoleDevice) -> None:
+    async with plugged(console):
+        for path in (console.console_socket, console.agent_socket):
+            assert mode(path) == 0o600
+    assert mode(console.console_socket) == mode(console.agent_socket) == 0
+
+
+async def test_a_slow_client_misses_output_and_is_told_while_the_others_see_all(
+    console: ConsoleDevice,
+) -> None:
+    async with (
+        plugged(console) as (hub, guest),
+        attached(console.console_socket) as (slow, _),
+        attached(console.console_socket) as (quick, _),
+    ):
+        block = b"x" * 65535 + b"\n"
+        for _ in range(32):
+            await asyncio.gather(guest.print(block), exactly(quick, block))
+        assert 0 < hub.console.skipped_bytes < 32 * len(block)
+        seen = b""
+        while b"too slow]\r\n" not in seen:
+            seen += await asyncio.wait_for(slow.read(65536), 5)
+        assert b"[nagaya: %d bytes of output skipped" % hub.console.skipped_bytes in seen
+        await guest.print(b"still here\n")
+        await exactly(quick, b"still here\n")
+        await exactly(slow, b"still here\n")
+
+
+async def test_a_guest_that_never_stops_is_slowed_and_the_log_stays_capped(console: ConsoleDevice) -> None:
+    async with plugged(console) as (hub, guest):
+        started = time.monotonic()
+        longest = 0.0
+        block = b"y" * 65536
+        while time.monotonic() < started + 1:
+            await asyncio.get_running_loop().sock_sendall(guest.console, block)
+            before = time.monotonic()
+            await asyncio.sleep(0)
+            longest = max(longest, time.monotonic() - before)
+        assert hub.console.output_bytes <= 1.3 * RATE
+        assert longest < 0.2
+    assert len(contents(console.log)) + len(contents(console.log + ".1")) <= console.log_limit
+
+
+async def test_typing_to_a_guest_that_does_not_read_waits_with_the_typist(console: ConsoleDevice) -> None:
+    async with (
+        plugged(console) as (hub, guest),
+        attached(console.console_socket) as (_, keys),
+        attached(console.console_socket) as (_, more_keys),
+    ):
+        for writer in (keys, more_keys):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    while True:
+                        writer.write(b"k" * 16384)
+                        await writer.drain()
+        accepted = hub.console.input_bytes
+        assert accepted < 2**20
+        assert await guest.read(guest.console, accepted) == b"k" * accepted
+        await guest.read(guest.console, 16384)  # and it flows again
+
+
+async def test_the_pty_is_one_more_client(console: ConsoleDevice) -> None:
+    async with plugged(console) as (hub, guest):
+        assert hub.console.terminal is not None
+        user = os.open(hub.console.terminal.path, os.O_RDWR | os.O_NOCTTY)
+        await guest.print(b"# ")
+        assert os.read(user, 10) == b"# "
+        os.write(user, b"ls\r")
+        assert await guest.read(guest.console, 3) == b"ls\r"
+        os.close(user)
+
+
+async def test_the_console_has_at_most_32_clients(console: ConsoleDevice) -> None:
+    async with plugged(console) as (hub, _), contextlib.AsyncExitStack() as stack:
+        for _ in range(32):
+            await stack.enter_async_context(attached(console.console_socket))
+        reader, _ = await stack.enter_async_context(attached(console.console_socket))
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert hub.describe()["clients"] == 32
+
+
+async def test_the_agent_has_one_client_at_a_time(console: ConsoleDevice) -> None:
+    async with plugged(console) as (hub, guest):
+        async with attached(console.agent_socket) as (reader, writer):
+            writer.write(b"ping")
+            assert await guest.read(guest.agent, 4) == b"ping"
+            async with attached(console.agent_socket) as (busy, _):
+                assert await asyncio.wait_for(busy.read(), 5) == b""
+            await asyncio.get_running_loop().sock_sendall(guest.agent, b"pong")
+            await exactly(reader, b"pong")
+            assert hub.describe()["agent_busy"]
+        await asyncio.sleep(0.01)
+        await asyncio.get_running_loop().sock_sendall(guest.agent, b"too late")
+        await asyncio.sleep(0.01)
+        async with attached(console.agent_socket) as (reader, _):
+            await asyncio.get_running_loop().sock_sendall(guest.agent, b"fresh")
+            await exactly(reader, b"fresh")
+
+
+async def test_a_failed_opening_leaves_nothing(console: ConsoleDevice) -> None:
+    os.mknod(console.agent_socket)  # in the way
+    before = open_files()
+    with ThreadPoolExecutor(1) as pool:
+        hub = ConsoleHub(console, pool)
+        with pytest.raises(ConflictError):
+            await hub.open()
+        missing = dataclasses.replace(
+            console, agent_socket=console.agent_socket + "2", log="/nonexistent/log"
+        )
+        with pytest.raises(FileNotFoundError):
+            await ConsoleHub(missing, pool).open()
+    assert mode(console.console_socket) == 0
+    assert open_files() == before
