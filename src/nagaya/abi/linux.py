@@ -49,19 +49,22 @@ ADDR_NO_RANDOMIZE = 0x0040000
 SECCOMP_RET_ERRNO = 0x00050000
 SECCOMP_RET_ALLOW = 0x7FFF0000
 
-# classic BPF (linux/filter.h, linux/bpf_common.h): the three instructions that our own filters use
+# classic BPF (linux/filter.h, linux/bpf_common.h): the instructions that our own filters use
 BPF_LD_W_ABS = 0x20
 BPF_JEQ_K = 0x15
+BPF_JSET_K = 0x45
 BPF_RET_K = 0x06
 
 # offsets in struct seccomp_data
 SECCOMP_DATA_NR = 0
-SECCOMP_DATA_ARCH = 4
 SECCOMP_DATA_ARGS = 16
 
-AUDIT_ARCH_X86_64 = 0xC000003E
-NR_PTRACE = 101  # x86-64 numbers
+# x86-64 system call numbers (asm/unistd_64.h)
+NR_SOCKET = 41
+NR_SOCKETPAIR = 53
+NR_CLONE = 56
 NR_KILL = 62
+NR_PTRACE = 101
 NR_PIVOT_ROOT = 155
 
 # linux/ptrace.h, linux/elf.h

@@ -56,7 +56,9 @@ class Machine:
     uid: int  # its own, unprivileged
     gid: int
     kernel: Kernel
-    devices: tuple[str, ...] = field(default=())  # vhost-user devices in order: "disk0", ..., "console", "rng"
+    devices: tuple[str, ...] = field(
+        default=()
+    )  # vhost-user devices in order: "disk0", ..., "console", "rng"
 
 
 class Engine(Protocol):

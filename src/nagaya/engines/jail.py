@@ -42,7 +42,11 @@ def enter_and_exec(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: i
     with _step("enter new namespaces"):
         os.setsid()
         linux.unshare(
-            linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWNET | linux.CLONE_NEWCGROUP
+            linux.CLONE_NEWNS
+            | linux.CLONE_NEWIPC
+            | linux.CLONE_NEWUTS
+            | linux.CLONE_NEWNET
+            | linux.CLONE_NEWCGROUP
         )
         linux.sethostname(plan.hostname)
     with _step("build the new root"):
@@ -83,7 +87,9 @@ def _build_root(plan: LaunchPlan, mount_point: str) -> None:
     os.umask(0o022)
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
     guarded = linux.MS_NOSUID | linux.MS_NODEV
-    linux.mount("tmpfs", mount_point, "tmpfs", guarded, f"size={ROOT_BYTES},nr_inodes={ROOT_INODES},mode=0755")
+    linux.mount(
+        "tmpfs", mount_point, "tmpfs", guarded, f"size={ROOT_BYTES},nr_inodes={ROOT_INODES},mode=0755"
+    )
     for bind in plan.binds:
         target = mount_point + bind.target
         _make_target(target, Path(bind.source).is_dir())

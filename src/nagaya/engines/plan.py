@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+MAX_MESSAGE = 256 * 1024  # bytes; a plan is a few KiB, most of it the seccomp filter
+
 
 @dataclass(frozen=True, slots=True)
 class Bind:
@@ -38,7 +40,9 @@ class LaunchPlan:
     log_limit: int  # bytes
     ram_dir: str = "/ram"  # inside: a tmpfs of its own
     binds: tuple[Bind, ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)  # inside: small read-only files by path, their text
+    files: Mapping[str, str] = field(
+        default_factory=dict
+    )  # inside: small read-only files by path, their text
     cgroups: tuple[str, ...] = ()  # cgroup.procs files to join
     cpu: int | None = None  # where there is no cpuset: the CPU to run on
     rlimits: Mapping[str, int] = field(default_factory=dict)  # "nofile": 1024; soft and hard
@@ -59,7 +63,9 @@ class LaunchPlan:
         for name in ("argv", "cgroups"):
             plan[name] = tuple(str(item) for item in plan.get(name, ()))
         plan["binds"] = tuple(Bind(str(a), str(b), bool(c)) for a, b, c in plan.get("binds", ()))
-        plan["seccomp"] = tuple(base64.b64decode(program, validate=True) for program in plan.get("seccomp", ()))
+        plan["seccomp"] = tuple(
+            base64.b64decode(program, validate=True) for program in plan.get("seccomp", ())
+        )
         made = cls(**plan)
         if any(len(program) % 8 for program in made.seccomp):
             raise ValueError("a seccomp program is an array of 8-byte instructions")

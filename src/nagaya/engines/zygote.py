@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import fcntl
 import gc
-import hashlib
 import json
 import os
 import select
@@ -26,17 +25,18 @@ import socket
 import struct
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from nagaya.abi import linux
 from nagaya.engines import jail
 from nagaya.engines.enginelog import EngineLog
-from nagaya.engines.plan import LaunchPlan, encode
+from nagaya.engines.plan import MAX_MESSAGE, LaunchPlan, encode
+from nagaya.engines.procs import start_time_of
 from nagaya.paths import Paths
 from nagaya.resources import cgroups
 
-MAX_MESSAGE = 256 * 1024  # a plan is a few KiB, most of it the seccomp filter
 MAX_CLIENTS = 64
 LAUNCH_TIMEOUT_S = 20.0
 FLOOD_PAUSE_MS = 100  # a machine that floods its log is read this often
@@ -61,8 +61,7 @@ class Zygote:
         self._paths = paths
         self._mount_point = paths.run / "root"
         self._mount_point.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tag = hashlib.sha256(str(paths.run).encode()).hexdigest()[:8]
-        self._base = cgroups.find_base(f"nagaya-{tag}")
+        self._base = cgroups.find_base(f"nagaya-{zlib.crc32(os.fsencode(paths.run)):08x}")
         self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._processes: dict[int, _Process] = {}
         self._clients: dict[int, socket.socket] = {}
@@ -253,12 +252,6 @@ class Zygote:
                 process.log.drain()
 
 
-def start_time_of(pid: int) -> int:
-    """Field 22 of /proc/PID/stat, clock ticks since boot. Raises `OSError` if there is no such process."""
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:
     signal.set_wakeup_fd(-1)
     try:
@@ -271,7 +264,9 @@ def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> N
 
 def _listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)  # the lock says that no other zygote has it
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    listener = socket.socket(
+        socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    )
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
@@ -294,7 +289,9 @@ def main() -> int:
     """The program. Exit status 0 after SIGTERM, 1 if another zygote serves these directories."""
     parser = argparse.ArgumentParser(prog="nagaya-zygote", description="forks machines into their jails")
     parser.add_argument("--ready-fd", type=int, default=-1, help="gets a line once the socket listens")
-    parser.add_argument("--detach", action="store_true", help="go on in the background, in a session of its own")
+    parser.add_argument(
+        "--detach", action="store_true", help="go on in the background, in a session of its own"
+    )
     options = parser.parse_args()
     if options.detach and os.fork():
         os._exit(0)

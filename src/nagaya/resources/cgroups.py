@@ -55,14 +55,17 @@ class Cgroup:
     groups: dict[str, Path]
 
     @classmethod
-    def create(cls, base: CgroupBase, name: str, limits: Limits) -> Cgroup:
-        """Make the groups of machine `name` and set `limits`. What exists already is used. Raises `OSError`."""
-        group = cls({controller: directory / name for controller, directory in base.groups.items()})
-        for directory in set(group.groups.values()):
+    def below(cls, base: CgroupBase, name: str) -> Cgroup:
+        """The groups of machine `name`, not made yet."""
+        return cls({controller: directory / name for controller, directory in base.groups.items()})
+
+    def create(self, limits: Limits) -> None:
+        """Make the groups and set `limits`. What exists already is used. Raises `OSError`."""
+        for directory in dict.fromkeys(self.groups.values()):
             directory.mkdir(exist_ok=True)
-        group._initialize_cpuset()
-        group.apply(limits)
-        return group
+        if "cpuset" in self.groups:
+            _inherit_cpuset(self.groups["cpuset"])
+        self.apply(limits)
 
     @classmethod
     def load(cls, path: Path) -> Cgroup | None:
@@ -178,11 +181,6 @@ class Cgroup:
                         continue
                     raise
                 break
-
-    def _initialize_cpuset(self) -> None:
-        directory = self.groups.get("cpuset")
-        if directory is not None:
-            _inherit_cpuset(directory)
 
     def _freeze(self, stop: bool) -> bool:
         if self._write("unified", ("cgroup.freeze",), "1" if stop else "0"):

@@ -1,0 +1,175 @@
+"""The daemon's side of the zygote: find or start it, and ask it for things."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nagaya.engines.engine import ProcessId
+from nagaya.engines.plan import MAX_MESSAGE, LaunchPlan, encode
+from nagaya.errors import MachineFailedError, PermissionDeniedError, UnavailableError
+from nagaya.paths import Paths
+from nagaya.resources.cgroups import CgroupBase
+
+START_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
+_LOG_LIMIT = 1024 * 1024  # bytes of zygote.log before a start moves it to zygote.log.1
+_PERMISSION_STEPS = ("enter new namespaces", "prepare the launch", "give up privileges")
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteInfo:
+    """What the zygote says about itself."""
+
+    pid: int
+    base: CgroupBase
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteClient:
+    """Requests to the zygote of `paths`, one connection each. All raise `UnavailableError` if it does not answer."""
+
+    paths: Paths
+
+    async def ping(self) -> ZygoteInfo:
+        """Its pid and where machines' control groups go."""
+        answer = await self._ask({"do": "ping"})
+        groups = {str(name): Path(directory) for name, directory in answer["cgroups"].items()}
+        return ZygoteInfo(int(answer["pid"]), CgroupBase(groups, dict(answer["missing"])))
+
+    async def list(self) -> dict[str, ProcessId]:
+        """The processes it started and that run, by machine id."""
+        answer = await self._ask({"do": "list"})
+        return {
+            str(one["machine"]): ProcessId(int(one["pid"]), int(one["start_time"]))
+            for one in answer["processes"]
+        }
+
+    async def launch(self, plan: LaunchPlan) -> ProcessId:
+        """Fork and execute. Raises `MachineFailedError` or `PermissionDeniedError` naming the step that failed."""
+        answer = await self._ask({"do": "launch", "plan": plan.to_json()})
+        if "error" not in answer:
+            return ProcessId(int(answer["pid"]), int(answer["start_time"]))
+        step, error = str(answer.get("step", "")), str(answer["error"])
+        message = f"machine {plan.machine}: its jail failed at the step {step!r}: {error}"
+        if "Errno 1]" in error and step in _PERMISSION_STEPS:
+            raise PermissionDeniedError(
+                message, hint="run the daemon as root, or allow unprivileged user namespaces", step=step
+            )
+        raise MachineFailedError(message, machine=plan.machine, step=step)
+
+    async def _ask(self, request: dict[str, object]) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.setblocking(False)
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await loop.sock_connect(connection, str(self.paths.zygote_socket))
+                    await loop.sock_sendall(connection, encode(request))
+                    answer = await loop.sock_recv(connection, MAX_MESSAGE)
+            except (OSError, TimeoutError) as error:
+                raise UnavailableError(
+                    f"the zygote does not answer on {self.paths.zygote_socket}: {error or 'timeout'}",
+                    hint="it is started with the next machine; its log is " + str(_log_path(self.paths)),
+                ) from error
+        if not answer:
+            raise UnavailableError(
+                f"the zygote on {self.paths.zygote_socket} closed the connection: it serves uid "
+                f"{_owner(self.paths)} only"
+            )
+        parsed: dict[str, Any] = json.loads(answer)
+        return parsed
+
+
+async def ensure_zygote(paths: Paths) -> ZygoteInfo:
+    """The zygote of `paths`, started and ready if none ran. It outlives the caller.
+
+    Raises `UnavailableError` with the end of its log if it does not come up in time.
+    """
+    client = ZygoteClient(paths)
+    try:
+        return await client.ping()
+    except UnavailableError:
+        pass
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await _start(paths)
+            return await _patient_ping(client)
+    except (TimeoutError, OSError) as error:
+        raise UnavailableError(
+            f"the zygote did not start: {error or f'not ready within {START_TIMEOUT_S:g} s'}",
+            hint=f"the end of {_log_path(paths)}:\n{_tail(_log_path(paths))}",
+        ) from error
+
+
+async def _start(paths: Paths) -> None:
+    """Start one and wait until it listens or gives up, because another holds the lock."""
+    paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+    paths.state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    log = _log_path(paths)
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        log.replace(log.with_name(log.name + ".1"))
+    ready, ready_writer = os.pipe()
+    log_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "nagaya.engines.zygote", "--detach", "--ready-fd", str(ready_writer)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            cwd="/",
+            pass_fds=[ready_writer],
+            env=_environment(paths),
+        )
+        os.close(ready_writer)
+        ready_writer = -1
+        await process.wait()  # the parent half; the zygote itself is nobody's child
+        os.set_blocking(ready, False)
+        await _readable(ready)
+    finally:
+        for fd in (ready, ready_writer, log_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
+async def _patient_ping(client: ZygoteClient) -> ZygoteInfo:
+    """Ours may have lost the lock to another that is about to listen: try until the caller's deadline."""
+    while True:
+        try:
+            return await client.ping()
+        except UnavailableError:
+            await asyncio.sleep(0.02)
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    loop.add_reader(fd, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+def _environment(paths: Paths) -> dict[str, str]:
+    package = str(Path(__file__).parents[2])  # a checkout that is on sys.path but not installed
+    known = os.environ.get("PYTHONPATH", "")
+    return os.environ | paths.environment() | {"PYTHONPATH": f"{package}:{known}" if known else package}
+
+
+def _log_path(paths: Paths) -> Path:
+    return paths.state / "zygote.log"
+
+
+def _owner(paths: Paths) -> int:
+    return paths.zygote_socket.stat().st_uid
+
+
+def _tail(path: Path) -> str:
+    return path.read_bytes()[-2000:].decode(errors="replace").strip() if path.exists() else ""
