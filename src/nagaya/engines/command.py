@@ -94,7 +94,7 @@ def command_line(machine: Machine) -> tuple[str, ...]:
         f"umid={UMID}",
         f"uml_dir={RAM_DIR}/",
         "con=null",
-        "ssl=null",
+        *machine.kernel.cmdline.split(),
         *devices,
         *([f"initrd={_INITRD}"] if _initrd(machine) else []),
         *(word for words in root for word in words.split()),
