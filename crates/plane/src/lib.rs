@@ -2,7 +2,25 @@
 //!
 //! General layout, from the wire inwards:
 //!
+//! - [`holder`]: speaks vhost-user, owns what must outlive a crash, keeps workers running; [`control`]: what it tells
+//!   them; [`config`]: what devices are; [`page`]: the memory that a device's holder and worker share.
+//! - [`worker`]: one thread on one io_uring that serves the virtqueues; [`memory`]: guests' memory and how a worker
+//!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
+//!   [`sandbox`]: what a worker may not do.
+//! - The devices: [`block`], [`console`], [`rng`].
 //! - [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
+pub mod block;
+pub mod chain;
+pub mod config;
+pub mod console;
+pub mod control;
 pub mod executor;
+pub mod holder;
+pub mod inflight;
+pub mod memory;
+pub mod page;
+pub mod rng;
+pub mod sandbox;
 pub mod uring;
+pub mod worker;

@@ -1,7 +1,74 @@
 //! `nagaya._core`: what Python may ask of the plane. The contract is `src/nagaya/_core.pyi`.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use nagaya_plane::holder::{self, PlaneError};
+use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 
 #[pymodule]
-fn _core(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<Plane>()?;
+    module.add_function(wrap_pyfunction!(worker_main, module)?)?;
     Ok(())
+}
+
+#[pyclass(frozen, module = "nagaya._core")]
+struct Plane(holder::Plane);
+
+fn error(error: PlaneError) -> PyErr {
+    match error {
+        PlaneError::Config(reason) => PyValueError::new_err(reason),
+        PlaneError::NoDevice(id) => PyKeyError::new_err(id),
+        PlaneError::Io(error) => error.into(),
+    }
+}
+
+#[pymethods]
+impl Plane {
+    #[new]
+    fn new(worker_argv: Vec<String>) -> PyResult<Plane> {
+        holder::Plane::new(worker_argv).map(Plane).map_err(error)
+    }
+
+    fn device_add(&self, py: Python<'_>, config: &str, fds: Vec<RawFd>) -> PyResult<()> {
+        let fds = fds.into_iter().map(duplicate).collect::<io::Result<Vec<OwnedFd>>>()?;
+        py.detach(|| self.0.device_add(config, fds)).map_err(error)
+    }
+
+    fn device_del(&self, py: Python<'_>, id: &str) -> PyResult<()> {
+        py.detach(|| self.0.device_del(id)).map_err(error)
+    }
+
+    fn query(&self, py: Python<'_>) -> String {
+        py.detach(|| self.0.query())
+    }
+
+    fn event_fd(&self) -> RawFd {
+        self.0.event_fd()
+    }
+
+    fn take_events(&self) -> Vec<String> {
+        self.0.take_events()
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+}
+
+/// The caller keeps its own.
+fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: not -1; if it is not open, duplicating it fails.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+#[pyfunction]
+fn worker_main(py: Python<'_>, control_fd: RawFd) -> i32 {
+    py.detach(|| nagaya_plane::worker::main(control_fd))
 }

@@ -1,0 +1,302 @@
+//! virtio-blk as the guest sees it (virtio 1.3, 5.2).
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use virtio_bindings::bindings::virtio_blk::*;
+
+use crate::block::request::{MAX_ZERO_SECTORS, Parsed, Status, parse};
+use crate::block::{Disk, Operation, Request, SECTOR};
+use crate::chain::{Buffers, write_front};
+use crate::config::BlkConfig;
+use crate::worker::device::{Context, Device, Fault};
+use crate::worker::queue::Violation;
+
+/// Requests that one queue may start in a turn before others have theirs.
+const BUDGET: usize = 64;
+
+/// A transfer that came out short without an error is tried again as a whole, this often: it can happen when a
+/// signal or a full queue of the kernel splits it.
+const RETRIES: u8 = 3;
+
+/// Feature bits of the device itself.
+pub fn features(config: &BlkConfig) -> u64 {
+    let mut bits = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
+    bits |= 1 << VIRTIO_BLK_F_TOPOLOGY;
+    if config.queues > 1 {
+        bits |= 1 << VIRTIO_BLK_F_MQ;
+    }
+    if config.read_only {
+        bits |= 1 << VIRTIO_BLK_F_RO;
+    } else {
+        bits |= 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
+    }
+    bits
+}
+
+/// The configuration space: `struct virtio_blk_config`, little-endian (5.2.4).
+pub fn config_space(config: &BlkConfig, size: u64) -> Vec<u8> {
+    let mut space = vec![0; 60];
+    let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0, &(size / SECTOR).to_le_bytes());
+    // seg_max: header and status take two descriptors of the chain.
+    put(12, &u32::from(config.queue_size - 2).to_le_bytes());
+    put(20, &(SECTOR as u32).to_le_bytes());
+    // topology: physical blocks of 4 KiB (2^3 sectors), transfers best in such.
+    put(24, &[3, 0]);
+    put(26, &8u16.to_le_bytes());
+    put(28, &8u32.to_le_bytes());
+    put(34, &config.queues.to_le_bytes());
+    // max_discard_sectors, max_discard_seg, discard_sector_alignment, and the first two for write-zeroes.
+    put(36, &MAX_ZERO_SECTORS.to_le_bytes());
+    put(40, &1u32.to_le_bytes());
+    put(44, &8u32.to_le_bytes());
+    put(48, &MAX_ZERO_SECTORS.to_le_bytes());
+    put(52, &1u32.to_le_bytes());
+    // write_zeroes_may_unmap.
+    put(56, &[1]);
+    space
+}
+
+/// A request in flight. Slots are reused, with their buffers' capacity.
+struct Slot {
+    queue: u16,
+    head: u16,
+    status: *mut u8,
+    request: Request,
+    iovecs: Vec<libc::iovec>,
+    /// Completions still to come.
+    pending: usize,
+    moved: u64,
+    error: i32,
+    retries: u8,
+    /// The driver expects every write to be durable (5.2.6.2: no FLUSH negotiated).
+    write_through: bool,
+}
+
+/// The device.
+pub struct Blk {
+    disk: Box<dyn Disk>,
+    read_only: bool,
+    serial: [u8; 20],
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    buffers: Buffers,
+    /// Queues that found no room at the disk.
+    starved: Vec<u16>,
+}
+
+impl Blk {
+    /// Serve `disk`.
+    pub fn new(config: &BlkConfig, disk: Box<dyn Disk>) -> Blk {
+        let mut serial = [0; 20];
+        serial[..config.serial.len()].copy_from_slice(config.serial.as_bytes());
+        let read_only = config.read_only;
+        let (slots, free, starved) = (Vec::new(), Vec::new(), Vec::new());
+        Blk { disk, read_only, serial, slots, free, buffers: Buffers::default(), starved }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Act on the chain at `head`, which is in `self.buffers`.
+    fn begin(&mut self, context: &mut Context<'_>, index: u16, head: u16) -> Result<(), Violation> {
+        let (parsed, status) = parse(&mut self.buffers, self.disk.size(), self.read_only)
+            .map_err(|error| Violation::new("blk-request", error.0))?;
+        match parsed {
+            Parsed::Disk { operation, offset, length } => {
+                self.submit(context, (index, head, status), (operation, offset, length));
+                Ok(())
+            }
+            Parsed::GetId => {
+                let written = write_front(&self.buffers.writable, &self.serial) as u32;
+                answer(context, index, head, status, Status::Ok, written)
+            }
+            Parsed::Refused(refusal) => {
+                context.page.errors.fetch_add(1, Relaxed);
+                answer(context, index, head, status, refusal, 0)
+            }
+        }
+    }
+
+    fn submit(
+        &mut self,
+        context: &mut Context<'_>,
+        (queue, head, status): (u16, u16, *mut u8),
+        (operation, offset, length): (Operation, u64, u64),
+    ) {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::new());
+            (self.slots.len() - 1) as u16
+        });
+        let token = context.io(number);
+        let features = context.queue(queue).map_or(0, |queue| queue.features);
+        let slot = &mut self.slots[usize::from(number)];
+        match operation {
+            Operation::Read => std::mem::swap(&mut slot.iovecs, &mut self.buffers.writable),
+            Operation::Write => std::mem::swap(&mut slot.iovecs, &mut self.buffers.readable),
+            _ => slot.iovecs.clear(),
+        }
+        let (iovecs, iovec_count) = (slot.iovecs.as_ptr(), slot.iovecs.len());
+        slot.request = Request { operation, offset, length, iovecs, iovec_count, token };
+        (slot.queue, slot.head, slot.status) = (queue, head, status);
+        (slot.moved, slot.error, slot.retries) = (0, 0, 0);
+        slot.write_through = operation != Operation::Read
+            && operation != Operation::Flush
+            && features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
+        // SAFETY: the slot's buffers stay until the last completion; the reactor keeps guest memory mapped as
+        // long as requests are in flight.
+        slot.pending = unsafe { self.disk.submit(context.uring, &slot.request) };
+        context.page.inflight.fetch_add(1, Relaxed);
+    }
+
+    /// Start the request in `slot` once more; as a flush, if that is what is left of it.
+    fn resubmit(&mut self, context: &mut Context<'_>, number: u16) {
+        let slot = &mut self.slots[usize::from(number)];
+        (slot.moved, slot.error) = (0, 0);
+        // SAFETY: as in `submit`.
+        slot.pending = unsafe { self.disk.submit(context.uring, &slot.request) };
+    }
+
+    /// All completions of a slot are there: answer, or try again.
+    fn finish(&mut self, context: &mut Context<'_>, number: u16) -> Result<(), Fault> {
+        let slot = &mut self.slots[usize::from(number)];
+        let operation = slot.request.operation;
+        let short = matches!(operation, Operation::Read | Operation::Write)
+            && slot.error == 0
+            && slot.moved != slot.request.length;
+        if (short || slot.error == -libc::EAGAIN || slot.error == -libc::EINTR) && slot.retries < RETRIES {
+            slot.retries += 1;
+            self.resubmit(context, number);
+            return Ok(());
+        }
+        if short {
+            slot.error = -libc::EIO;
+        }
+        if slot.error == 0 && slot.write_through {
+            slot.write_through = false;
+            slot.request.operation = Operation::Flush;
+            count(context, operation, slot.request.length);
+            self.resubmit(context, number);
+            return Ok(());
+        }
+        let (queue, head, status) = (slot.queue, slot.head, slot.status);
+        let (result, length) = (slot.error, slot.request.length);
+        self.free.push(number);
+        context.page.inflight.fetch_sub(1, Relaxed);
+        context.wake.append(&mut self.starved);
+        if result < 0 {
+            context.page.errors.fetch_add(1, Relaxed);
+            let status_value =
+                if result == -libc::EOPNOTSUPP { Status::Unsupported } else { Status::IoError };
+            return answer(context, queue, head, status, status_value, 0).map_err(|error| (queue, error));
+        }
+        count(context, operation, length);
+        // A chain holds less than 4 GiB, so the length fits.
+        let written = if operation == Operation::Read { length as u32 } else { 0 };
+        answer(context, queue, head, status, Status::Ok, written).map_err(|error| (queue, error))
+    }
+}
+
+impl Device for Blk {
+    fn serve(&mut self, context: &mut Context<'_>, index: u16) -> Result<bool, Violation> {
+        for _ in 0..BUDGET {
+            if self.in_flight() >= self.disk.depth() {
+                self.starved.push(index);
+                return Ok(false);
+            }
+            let mut buffers = std::mem::take(&mut self.buffers);
+            let taken = match context.queue(index) {
+                Some(queue) => queue.take(&mut buffers),
+                None => Ok(None),
+            };
+            self.buffers = buffers;
+            let Some(head) = taken? else { return Ok(false) };
+            self.begin(context, index, head)?;
+        }
+        Ok(true)
+    }
+
+    fn complete(&mut self, context: &mut Context<'_>, value: u16, result: i32) -> Result<(), Fault> {
+        let Some(slot) = self.slots.get_mut(usize::from(value)) else { return Ok(()) };
+        slot.pending -= 1;
+        if result < 0 {
+            slot.error = result;
+        } else {
+            slot.moved += result as u64;
+        }
+        if slot.pending == 0 { self.finish(context, value) } else { Ok(()) }
+    }
+}
+
+impl Slot {
+    fn new() -> Slot {
+        let request = Request {
+            operation: Operation::Flush,
+            offset: 0,
+            length: 0,
+            iovecs: std::ptr::null(),
+            iovec_count: 0,
+            token: 0,
+        };
+        Slot {
+            queue: 0,
+            head: 0,
+            status: std::ptr::null_mut(),
+            request,
+            iovecs: Vec::new(),
+            pending: 0,
+            moved: 0,
+            error: 0,
+            retries: 0,
+            write_through: false,
+        }
+    }
+}
+
+/// Write the status and give the chain back; `written` is the number of data bytes before the status.
+fn answer(
+    context: &mut Context<'_>,
+    index: u16,
+    head: u16,
+    status: *mut u8,
+    value: Status,
+    written: u32,
+) -> Result<(), Violation> {
+    // SAFETY: `status` is a byte of guest memory (SIGBUS is handled), which the reactor keeps mapped while its
+    // chain is taken.
+    unsafe { status.write_volatile(value as u8) };
+    match context.queue(index) {
+        Some(queue) => queue.complete(head, written + 1),
+        None => Ok(()),
+    }
+}
+
+fn count(context: &Context<'_>, operation: Operation, length: u64) {
+    let page = context.page;
+    match operation {
+        Operation::Read => {
+            page.reads.fetch_add(1, Relaxed);
+            page.read_bytes.fetch_add(length, Relaxed);
+        }
+        Operation::Write => {
+            page.writes.fetch_add(1, Relaxed);
+            page.written_bytes.fetch_add(length, Relaxed);
+        }
+        Operation::Flush => {
+            page.flushes.fetch_add(1, Relaxed);
+        }
+        Operation::Discard | Operation::WriteZeroes { .. } => {
+            page.discards.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Blk {
+    fn drop(&mut self) {
+        // Nobody is left to be told; what counts has been acknowledged as durable before.
+        if let Err(error) = self.disk.close() {
+            eprintln!("closing a disk: {error}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Parsing of virtio-blk requests (virtio 1.3, 5.2.6): once, from a copy of the header.
+
+use crate::block::{Operation, SECTOR};
+use crate::chain::{Buffers, take_front, take_last_byte, total};
+
+/// VIRTIO_BLK_T_*: 5.2.6.
+mod kind {
+    pub const IN: u32 = 0;
+    pub const OUT: u32 = 1;
+    pub const FLUSH: u32 = 4;
+    pub const GET_ID: u32 = 8;
+    pub const DISCARD: u32 = 11;
+    pub const WRITE_ZEROES: u32 = 13;
+}
+
+/// Status byte of an answer (5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// Failed, or out of bounds.
+    IoError = 1,
+    /// Not a request that the device knows.
+    Unsupported = 2,
+}
+
+/// Bound of one discard or write-zeroes, in sectors (`max_discard_sectors`): 2 GiB, so that one request does not
+/// keep a thread of the kernel busy for long.
+pub const MAX_ZERO_SECTORS: u32 = 4 << 20;
+
+/// The only flag of a write-zeroes segment (5.2.6: `unmap`).
+const FLAG_UNMAP: u32 = 1;
+
+/// A request of the guest. The buffers hold what is left: the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// For the disk.
+    Disk {
+        /// What to do.
+        operation: Operation,
+        /// In bytes.
+        offset: u64,
+        /// In bytes.
+        length: u64,
+    },
+    /// The serial number is wanted.
+    GetId,
+    /// To be answered at once.
+    Refused(Status),
+}
+
+/// A chain that cannot even be answered: no header, or no place for a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unanswerable(pub &'static str);
+
+/// Parse the request in `buffers`, for a disk of `size` bytes. Returns it and where its status goes.
+///
+/// # Errors
+/// If there is no header or no status byte.
+pub fn parse(buffers: &mut Buffers, size: u64, read_only: bool) -> Result<(Parsed, *mut u8), Unanswerable> {
+    let header = take_front::<16>(&mut buffers.readable).ok_or(Unanswerable("a request without a header"))?;
+    let status =
+        take_last_byte(&mut buffers.writable).ok_or(Unanswerable("a request without a status byte"))?;
+    let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+    let mut sector = [0; 8];
+    sector.copy_from_slice(&header[8..]);
+    let sector = u64::from_le_bytes(sector);
+    let parsed = match kind {
+        kind::IN => transfer(Operation::Read, sector, total(&buffers.writable), size),
+        kind::OUT | kind::DISCARD | kind::WRITE_ZEROES if read_only => Parsed::Refused(Status::IoError),
+        kind::OUT => transfer(Operation::Write, sector, total(&buffers.readable), size),
+        kind::FLUSH => Parsed::Disk { operation: Operation::Flush, offset: 0, length: 0 },
+        kind::GET_ID => Parsed::GetId,
+        kind::DISCARD => zero(buffers, false, size),
+        kind::WRITE_ZEROES => zero(buffers, true, size),
+        _ => Parsed::Refused(Status::Unsupported),
+    };
+    Ok((parsed, status))
+}
+
+fn transfer(operation: Operation, sector: u64, length: u64, size: u64) -> Parsed {
+    // Nothing to move is no request that a driver makes; half a sector is forbidden (5.2.6.1).
+    if length == 0 || !length.is_multiple_of(SECTOR) {
+        return Parsed::Refused(Status::IoError);
+    }
+    range(operation, sector, length, size)
+}
+
+/// The range must be inside the disk; the sum is checked, for guests may pick numbers that wrap.
+fn range(operation: Operation, sector: u64, length: u64, size: u64) -> Parsed {
+    let offset = sector.checked_mul(SECTOR);
+    match offset.and_then(|offset| offset.checked_add(length)) {
+        Some(end) if end <= size => Parsed::Disk { operation, offset: end - length, length },
+        _ => Parsed::Refused(Status::IoError),
+    }
+}
+
+/// One segment of 16 bytes: we advertise `max_discard_seg` and `max_write_zeroes_seg` 1.
+fn zero(buffers: &mut Buffers, write: bool, size: u64) -> Parsed {
+    if total(&buffers.readable) != 16 {
+        return Parsed::Refused(Status::Unsupported);
+    }
+    let Some(segment) = take_front::<16>(&mut buffers.readable) else {
+        return Parsed::Refused(Status::Unsupported);
+    };
+    let word =
+        |at: usize| u32::from_le_bytes([segment[at], segment[at + 1], segment[at + 2], segment[at + 3]]);
+    let sector = u64::from(word(0)) | u64::from(word(4)) << 32;
+    let (sectors, flags) = (word(8), word(12));
+    // Unknown flags, and unmap in a discard, are unsupported (5.2.6.2).
+    if flags & !FLAG_UNMAP != 0 || (!write && flags != 0) {
+        return Parsed::Refused(Status::Unsupported);
+    }
+    if sectors == 0 || sectors > MAX_ZERO_SECTORS {
+        return Parsed::Refused(Status::IoError);
+    }
+    let operation =
+        if write { Operation::WriteZeroes { unmap: flags & FLAG_UNMAP != 0 } } else { Operation::Discard };
+    range(operation, sector, u64::from(sectors) * SECTOR, size)
+}

@@ -1,0 +1,239 @@
+//! What a device is, as the caller of [`crate::holder::Plane::device_add`] describes it (JSON, see `_core.pyi`).
+
+use serde::{Deserialize, Serialize};
+
+/// Largest virtqueue that we offer. User-mode Linux asks for 256, QEMU for at most 1024.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Most queues of one device: bounds what a frontend can make us keep.
+pub const MAX_QUEUES: usize = 64;
+
+/// Most ports of a console; their state has a fixed place in [`crate::page::DevicePage`].
+pub const MAX_PORTS: usize = 16;
+
+/// Most image files of a disk; deeper chains are for the image store to flatten.
+pub const MAX_LAYERS: usize = 32;
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "driver", rename_all = "lowercase")]
+pub enum DeviceConfig {
+    /// virtio-blk.
+    Blk(BlkConfig),
+    /// virtio-console with several ports.
+    Console(ConsoleConfig),
+    /// virtio-rng.
+    Rng(RngConfig),
+}
+
+/// How the bytes of an image file are to be read. Always stated, never probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Guest byte n is file byte n.
+    Raw,
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+}
+
+/// One image file of a disk.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// Its format.
+    pub format: Format,
+}
+
+/// A virtio-blk device; its fds are the layers, top first.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlkConfig {
+    /// Unique among the devices.
+    pub id: String,
+    /// Devices with the same name share a worker process.
+    pub worker: String,
+    /// Number of virtqueues.
+    #[serde(default = "one")]
+    pub queues: u16,
+    /// Size that we recommend to the frontend, in descriptors.
+    #[serde(default = "queue_size")]
+    pub queue_size: u16,
+    /// Refuse everything that changes the disk.
+    #[serde(default)]
+    pub read_only: bool,
+    /// At most 20 bytes (virtio 1.3, 5.2.6).
+    #[serde(default)]
+    pub serial: String,
+    /// Past the host's page cache, where the file system can.
+    #[serde(default = "yes")]
+    pub direct: bool,
+    /// Image files, top first; only the first is ever written.
+    pub layers: Vec<Layer>,
+}
+
+/// A port of a console.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    /// The guest finds it as `/dev/virtio-ports/NAME`; "" for none.
+    pub name: String,
+    /// Whether the guest makes it a console (`hvc0`).
+    pub console: bool,
+}
+
+/// A virtio-console device; its fds are one stream socket a port.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// Unique among the devices.
+    pub id: String,
+    /// Devices with the same name share a worker process.
+    pub worker: String,
+    /// At least one.
+    pub ports: Vec<PortConfig>,
+}
+
+/// A virtio-rng device.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RngConfig {
+    /// Unique among the devices.
+    pub id: String,
+    /// Devices with the same name share a worker process.
+    pub worker: String,
+}
+
+fn one() -> u16 {
+    1
+}
+
+fn queue_size() -> u16 {
+    256
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl DeviceConfig {
+    /// Parse and check. The message of an error names the field, the value and the bound.
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn parse(json: &str) -> Result<DeviceConfig, String> {
+        let config: DeviceConfig =
+            serde_json::from_str(json).map_err(|error| format!("device configuration: {error}"))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.id().is_empty() || self.worker().is_empty() {
+            return Err("a device needs an id and the name of its worker".into());
+        }
+        match self {
+            DeviceConfig::Blk(blk) => {
+                bound("queues", blk.queues.into(), 1, MAX_QUEUES)?;
+                bound("layers", blk.layers.len(), 1, MAX_LAYERS)?;
+                bound("length of serial", blk.serial.len(), 0, 20)?;
+                bound("queue_size", blk.queue_size.into(), 4, MAX_QUEUE_SIZE.into())?;
+                if !blk.queue_size.is_power_of_two() {
+                    return Err(format!("queue_size {} is not a power of two", blk.queue_size));
+                }
+            }
+            DeviceConfig::Console(console) => {
+                bound("ports", console.ports.len(), 1, MAX_PORTS)?;
+                for port in &console.ports {
+                    // The name shares a control buffer of the guest with an 8 byte header; Linux gives it a page.
+                    bound("length of a port's name", port.name.len(), 0, 255)?;
+                }
+            }
+            DeviceConfig::Rng(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The device's name.
+    pub fn id(&self) -> &str {
+        match self {
+            DeviceConfig::Blk(blk) => &blk.id,
+            DeviceConfig::Console(console) => &console.id,
+            DeviceConfig::Rng(rng) => &rng.id,
+        }
+    }
+
+    /// The name of the worker that serves it.
+    pub fn worker(&self) -> &str {
+        match self {
+            DeviceConfig::Blk(blk) => &blk.worker,
+            DeviceConfig::Console(console) => &console.worker,
+            DeviceConfig::Rng(rng) => &rng.worker,
+        }
+    }
+
+    /// "blk", "console" or "rng".
+    pub fn driver(&self) -> &'static str {
+        match self {
+            DeviceConfig::Blk(_) => "blk",
+            DeviceConfig::Console(_) => "console",
+            DeviceConfig::Rng(_) => "rng",
+        }
+    }
+
+    /// Number of fds beside the listener.
+    pub fn backend_fds(&self) -> usize {
+        match self {
+            DeviceConfig::Blk(blk) => blk.layers.len(),
+            DeviceConfig::Console(console) => console.ports.len(),
+            DeviceConfig::Rng(_) => 0,
+        }
+    }
+
+    /// Number of virtqueues.
+    pub fn queues(&self) -> usize {
+        match self {
+            DeviceConfig::Blk(blk) => blk.queues.into(),
+            // Receive and transmit of each port, and of the control messages (virtio 1.3, 5.3.2).
+            DeviceConfig::Console(console) => 2 * (console.ports.len() + 1),
+            DeviceConfig::Rng(_) => 1,
+        }
+    }
+}
+
+fn bound(what: &str, value: usize, least: usize, most: usize) -> Result<(), String> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(format!("{what} is {value}, must be {least} to {most}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contract_parses() {
+        let json = r#"{"driver": "blk", "id": "m/disk0", "worker": "disk-8:1", "queues": 2, "queue_size": 128,
+            "read_only": true, "serial": "s", "direct": false, "layers": [{"format": "qcow2"}, {"format": "raw"}]}"#;
+        let config = DeviceConfig::parse(json).unwrap();
+        assert_eq!((config.id(), config.worker(), config.driver()), ("m/disk0", "disk-8:1", "blk"));
+        assert_eq!((config.queues(), config.backend_fds()), (2, 2));
+        let json = r#"{"driver": "console", "id": "c", "worker": "chars", "ports": [{"name": "", "console": true},
+            {"name": "org.qemu.guest_agent.0", "console": false}]}"#;
+        assert_eq!(DeviceConfig::parse(json).unwrap().queues(), 6);
+    }
+
+    #[test]
+    fn errors_name_the_field_and_the_bound() {
+        let wrong = |json: &str| DeviceConfig::parse(json).unwrap_err();
+        let layers = r#""layers": [{"format": "raw"}]"#;
+        let blk = |field: &str| {
+            wrong(&format!(r#"{{"driver": "blk", "id": "d", "worker": "w", {field}, {layers}}}"#))
+        };
+        assert_eq!(blk(r#""queues": 0"#), "queues is 0, must be 1 to 64");
+        assert_eq!(blk(r#""queue_size": 100"#), "queue_size 100 is not a power of two");
+        assert!(blk(r#""colour": 1"#).contains("unknown field `colour`"));
+        assert!(wrong(r#"{"driver": "nic", "id": "n", "worker": "w"}"#).contains("unknown variant `nic`"));
+        assert!(wrong(r#"{"driver": "rng", "id": "", "worker": "w"}"#).contains("needs an id"));
+    }
+}

@@ -1,0 +1,282 @@
+//! The socket between the holder and a worker: one JSON message a packet, fds beside it.
+//!
+//! A message is complete in itself: the holder can repeat all of them to a new worker at any time.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::config::DeviceConfig;
+
+/// Largest message; the largest one real is a memory table of [`MAX_FDS`] regions, about 5 KiB.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Most fds in a message: memory regions, or layers, and a few more.
+pub const MAX_FDS: usize = 64;
+
+/// A region of guest memory, as the frontend describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Region {
+    /// Guest physical address.
+    pub guest: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Address in the frontend's process; ring addresses come in these terms.
+    pub user: u64,
+    /// Offset in the region's file.
+    pub offset: u64,
+}
+
+/// All that a worker needs to run a queue. Fds: in-flight region, kick, then call and err if there.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct QueueSetup {
+    /// Which queue of the device.
+    pub index: u16,
+    /// Descriptors.
+    pub size: u16,
+    /// Guest address of the descriptor table.
+    pub desc: u64,
+    /// Guest address of the available ring.
+    pub avail: u64,
+    /// Guest address of the used ring.
+    pub used: u64,
+    /// Where to go on in the available ring, if the in-flight region is new.
+    pub base: u16,
+    /// Feature bits that the driver took.
+    pub features: u64,
+    /// Where the queue's part of the in-flight file is.
+    pub inflight_offset: u64,
+    /// Whether a call fd comes along.
+    pub call: bool,
+    /// Whether an err fd comes along.
+    pub err: bool,
+}
+
+/// From the holder to a worker. Devices go by number, which is never used again.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToWorker {
+    /// A device. Fds: its page, then the backend's.
+    Open {
+        /// Which device.
+        device: u32,
+        /// What it is.
+        config: DeviceConfig,
+    },
+    /// All of a device's guest memory. Fds: one a region.
+    Memory {
+        /// Which device.
+        device: u32,
+        /// Not overlapping.
+        regions: Vec<Region>,
+    },
+    /// Run a queue; if it runs already, take the call and err fds from here on.
+    Queue {
+        /// Which device.
+        device: u32,
+        /// How.
+        setup: QueueSetup,
+    },
+    /// Take no more requests from a queue and finish those in flight.
+    Stop {
+        /// Which device.
+        device: u32,
+        /// Which queue.
+        queue: u16,
+        /// Comes back in the answer.
+        serial: u64,
+    },
+    /// Forget a device; its queues have been stopped.
+    Close {
+        /// Which device.
+        device: u32,
+        /// Comes back in the answer.
+        serial: u64,
+    },
+}
+
+/// From a worker to the holder.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromWorker {
+    /// The queue is idle and not looked at any more.
+    Stopped {
+        /// Of the request.
+        serial: u64,
+        /// Index in the available ring of the first entry not taken.
+        base: u16,
+    },
+    /// The device is gone.
+    Closed {
+        /// Of the request.
+        serial: u64,
+    },
+    /// A guest or a frontend broke a rule; the queue, or the whole device, is not served any more.
+    Violation {
+        /// Which device.
+        device: u32,
+        /// Which queue, if one.
+        queue: Option<u16>,
+        /// A word for counting.
+        kind: String,
+        /// A sentence.
+        detail: String,
+    },
+}
+
+/// One end of the socket.
+#[derive(Debug)]
+pub struct Channel {
+    fd: OwnedFd,
+}
+
+impl Channel {
+    /// Both ends, close-on-exec.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn pair() -> io::Result<(Channel, Channel)> {
+        let mut fds = [-1; 2];
+        // SAFETY: `fds` has room for two; on success both are new and ours.
+        unsafe {
+            let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+            if libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok((Channel { fd: OwnedFd::from_raw_fd(fds[0]) }, Channel { fd: OwnedFd::from_raw_fd(fds[1]) }))
+        }
+    }
+
+    /// Send without waiting: `WouldBlock` if the socket is full.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn send(&self, message: &impl Serialize, fds: &[RawFd]) -> io::Result<()> {
+        let body = serde_json::to_vec(message)?;
+        if body.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
+            return Err(io::Error::other(format!("a message of {} bytes and {} fds", body.len(), fds.len())));
+        }
+        let mut iovec = libc::iovec { iov_base: body.as_ptr().cast_mut().cast(), iov_len: body.len() };
+        let mut control = ControlBuffer::new();
+        // SAFETY: all zeroes is a valid msghdr; the pointers stored in it live until after sendmsg, and
+        // ControlBuffer has room for MAX_FDS fds.
+        unsafe {
+            let mut header: libc::msghdr = mem::zeroed();
+            header.msg_iov = &mut iovec;
+            header.msg_iovlen = 1;
+            if !fds.is_empty() {
+                let bytes = mem::size_of_val(fds) as u32;
+                header.msg_control = control.0.as_mut_ptr().cast();
+                header.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
+                let first = libc::CMSG_FIRSTHDR(&header);
+                (*first).cmsg_level = libc::SOL_SOCKET;
+                (*first).cmsg_type = libc::SCM_RIGHTS;
+                (*first).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+                std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(first).cast(), fds.len());
+            }
+            if libc::sendmsg(self.fd.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message without waiting: `WouldBlock` if there is none, `None` when the other end is closed.
+    ///
+    /// # Errors
+    /// What the kernel says, or a message that is none of `M`.
+    pub fn receive<M: DeserializeOwned>(&self) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+        let mut body = vec![0u8; MAX_MESSAGE];
+        let mut iovec = libc::iovec { iov_base: body.as_mut_ptr().cast(), iov_len: body.len() };
+        let mut control = ControlBuffer::new();
+        let mut fds = Vec::new();
+        // SAFETY: all zeroes is a valid msghdr; the pointers in it outlive recvmsg; the fds that come with a
+        // message are new and ours.
+        let length = unsafe {
+            let mut header: libc::msghdr = mem::zeroed();
+            header.msg_iov = &mut iovec;
+            header.msg_iovlen = 1;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = mem::size_of_val(&control.0);
+            let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+            let length = libc::recvmsg(self.fd.as_raw_fd(), &mut header, flags);
+            if length < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let mut part = libc::CMSG_FIRSTHDR(&header);
+            while !part.is_null() {
+                if (*part).cmsg_level == libc::SOL_SOCKET && (*part).cmsg_type == libc::SCM_RIGHTS {
+                    let bytes = (*part).cmsg_len - libc::CMSG_LEN(0) as usize;
+                    let first: *const RawFd = libc::CMSG_DATA(part).cast();
+                    for index in 0..bytes / mem::size_of::<RawFd>() {
+                        fds.push(OwnedFd::from_raw_fd(first.add(index).read_unaligned()));
+                    }
+                }
+                part = libc::CMSG_NXTHDR(&header, part);
+            }
+            length as usize
+        };
+        if length == 0 {
+            return Ok(None);
+        }
+        Ok(Some((serde_json::from_slice(&body[..length])?, fds)))
+    }
+}
+
+impl AsRawFd for Channel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    fn from(fd: OwnedFd) -> Channel {
+        Channel { fd }
+    }
+}
+
+/// Room for the fds of one message; u64 for the alignment of cmsghdr.
+struct ControlBuffer([u64; 2 + MAX_FDS / 2]);
+
+impl ControlBuffer {
+    fn new() -> ControlBuffer {
+        ControlBuffer([0; 2 + MAX_FDS / 2])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+
+    #[test]
+    fn messages_keep_their_bounds_and_fds() {
+        let (a, b) = Channel::pair().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"hello").unwrap();
+        a.send(&FromWorker::Closed { serial: 1 }, &[]).unwrap();
+        a.send(&FromWorker::Closed { serial: 2 }, &[file.as_raw_fd(); MAX_FDS]).unwrap();
+        drop(a);
+        let (first, fds) = b.receive::<FromWorker>().unwrap().unwrap();
+        assert_eq!((first, fds.len()), (FromWorker::Closed { serial: 1 }, 0));
+        let (_, mut fds) = b.receive::<FromWorker>().unwrap().unwrap();
+        assert_eq!(fds.len(), MAX_FDS);
+        let mut copy = File::from(fds.pop().unwrap());
+        let mut text = String::new();
+        copy.rewind().unwrap();
+        copy.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+        assert!(b.receive::<FromWorker>().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_full_socket_does_not_block() {
+        let (a, _b) = Channel::pair().unwrap();
+        let error = (0..100_000).find_map(|serial| a.send(&FromWorker::Closed { serial }, &[]).err());
+        assert_eq!(error.unwrap().kind(), io::ErrorKind::WouldBlock);
+    }
+}

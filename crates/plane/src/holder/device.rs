@@ -1,0 +1,161 @@
+//! A device's thread in the holder: accepts a frontend, serves the protocol, accepts the next.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde_json::json;
+use vhost::vhost_user::{BackendReqHandler, Error};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::holder::events::{Events, lock};
+use crate::holder::link::{Link, STACK};
+use crate::holder::offer::Offer;
+use crate::holder::session::Session;
+
+/// A served device.
+pub struct Device {
+    /// Its number at its worker.
+    pub number: u32,
+    /// Its worker.
+    pub link: Arc<Link>,
+    stop: Arc<Stop>,
+    thread: JoinHandle<()>,
+}
+
+/// How to end the thread: it waits for a frontend, or for what a frontend says.
+struct Stop {
+    flag: AtomicBool,
+    wake: EventFd,
+    stream: Mutex<Option<UnixStream>>,
+}
+
+/// What the thread works with.
+struct Server {
+    id: String,
+    number: u32,
+    listener: UnixListener,
+    link: Arc<Link>,
+    offer: Arc<Offer>,
+    events: Arc<Events>,
+    stop: Arc<Stop>,
+}
+
+impl Device {
+    /// Serve frontends that connect to `listener`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn start(
+        (id, number): (&str, u32),
+        listener: OwnedFd,
+        link: Arc<Link>,
+        offer: Offer,
+        events: Arc<Events>,
+    ) -> io::Result<Device> {
+        let listener = UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let stop = Arc::new(Stop { flag: AtomicBool::new(false), wake, stream: Mutex::default() });
+        let server = Server {
+            id: id.to_owned(),
+            number,
+            listener,
+            link: link.clone(),
+            offer: Arc::new(offer),
+            events,
+            stop: stop.clone(),
+        };
+        let thread = thread::Builder::new().name(format!("device {number}")).stack_size(STACK);
+        Ok(Device { number, link, stop, thread: thread.spawn(move || server.run())? })
+    }
+
+    /// Disconnect the frontend, wait for what is in flight, end the thread.
+    pub fn stop(self) {
+        self.stop.flag.store(true, Ordering::SeqCst);
+        // Fails only if it is readable already.
+        let _ = self.stop.wake.write(1);
+        if let Some(stream) = lock(&self.stop.stream).as_ref() {
+            // Fails only if the frontend has gone already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        if self.thread.join().is_err() {
+            eprintln!("plane: the thread of device {} panicked", self.number);
+        }
+    }
+}
+
+impl Server {
+    fn run(&self) {
+        while let Some(stream) = self.accept() {
+            self.set_connected(true);
+            self.serve(stream);
+            self.set_connected(false);
+        }
+    }
+
+    /// The next frontend; `None` when it is time to end.
+    fn accept(&self) -> Option<UnixStream> {
+        loop {
+            let mut fds = [self.listener.as_raw_fd(), self.stop.wake.as_raw_fd()].map(|fd| libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            });
+            // SAFETY: two pollfds. After a signal the loop comes back.
+            unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
+            if self.stop.flag.load(Ordering::SeqCst) {
+                return None;
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => match stream.set_nonblocking(false) {
+                    Ok(()) => return Some(stream),
+                    Err(error) => eprintln!("plane: {}: {error}", self.id),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // Out of fds, most likely: try again when some may have been closed.
+                    eprintln!("plane: {}: accept: {error}", self.id);
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn serve(&self, stream: UnixStream) {
+        let session = Session::new(self.number, self.link.clone(), self.offer.clone(), self.events.clone());
+        let session = Arc::new(Mutex::new(session));
+        match stream.try_clone() {
+            Ok(copy) => *lock(&self.stop.stream) = Some(copy),
+            Err(error) => return eprintln!("plane: {}: {error}", self.id),
+        }
+        let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+        while !self.stop.flag.load(Ordering::SeqCst) {
+            match handler.handle_request() {
+                Ok(()) => {}
+                // The frontend has been told, if it asked for an answer; the connection is in order.
+                Err(Error::ReqHandlerError(error)) => eprintln!("plane: {}: refused: {error}", self.id),
+                Err(Error::Disconnected | Error::PartialMessage) => break,
+                Err(error) => {
+                    eprintln!("plane: {}: disconnected: {error}", self.id);
+                    break;
+                }
+            }
+        }
+        *lock(&self.stop.stream) = None;
+        lock(&session).end();
+    }
+
+    fn set_connected(&self, connected: bool) {
+        if let Some(shadow) = self.link.state().devices.get_mut(&self.number) {
+            shadow.connected = connected;
+        }
+        let event = if connected { "DEVICE_CONNECTED" } else { "DEVICE_DISCONNECTED" };
+        self.events.push(event, json!({"id": self.id}));
+    }
+}

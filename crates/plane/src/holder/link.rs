@@ -1,0 +1,308 @@
+//! A worker process, as the holder keeps it: started, spoken to, and started again when it dies.
+//!
+//! Whoever changes a device's shadow queues the message that tells the worker, under the same lock, and never waits for
+//! the socket. One thread for each worker sends, listens and restarts; a new worker gets all shadows from the start.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::control::{Channel, FromWorker, ToWorker};
+use crate::holder::events::{Events, lock};
+use crate::holder::shadow::{Outgoing, Shadow};
+
+/// A worker that dies sooner than this after its start is in a crash loop.
+const STABLE: Duration = Duration::from_secs(2);
+
+/// First and longest pause before the next start in a crash loop; the first crash costs none.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Stack of our threads, which call nothing deep; the default of 2 MiB would count against overcommit limits.
+pub const STACK: usize = 256 * 1024;
+
+/// A worker and what it serves.
+pub struct Link {
+    /// Name, as in the configuration of its devices.
+    pub name: String,
+    argv: Vec<String>,
+    state: Mutex<State>,
+    answered: Condvar,
+    wake: EventFd,
+    events: Arc<Events>,
+}
+
+/// What the link's lock guards.
+#[derive(Default)]
+pub struct State {
+    /// Devices by number.
+    pub devices: BTreeMap<u32, Shadow>,
+    /// Process id; 0 while none runs.
+    pub pid: u32,
+    /// How many workers there have been.
+    pub generation: u64,
+    outbox: VecDeque<Outgoing>,
+    /// Answers nobody has picked up: serial to the index of the available ring.
+    answers: HashMap<u64, u16>,
+    serial: u64,
+    ending: bool,
+}
+
+impl State {
+    /// Queue a message for the worker.
+    pub fn tell(&mut self, outgoing: Outgoing) {
+        // Without a worker there is nobody to tell: the next one gets a snapshot.
+        if self.pid != 0 {
+            self.outbox.push_back(outgoing);
+        }
+    }
+
+    /// A number for a request that will be answered.
+    pub fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+}
+
+impl Link {
+    /// Start the thread that keeps a worker running.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn start(
+        name: &str,
+        argv: &[String],
+        events: Arc<Events>,
+    ) -> io::Result<(Arc<Link>, JoinHandle<()>)> {
+        let link = Arc::new(Link {
+            name: name.to_owned(),
+            argv: argv.to_vec(),
+            state: Mutex::default(),
+            answered: Condvar::new(),
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            events,
+        });
+        let keeper = link.clone();
+        let builder = thread::Builder::new().name(format!("worker {name}")).stack_size(STACK);
+        Ok((link, builder.spawn(move || keeper.keep())?))
+    }
+
+    /// The state, locked.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Change the state and wake the thread that sends.
+    pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state());
+        self.nudge();
+        result
+    }
+
+    /// Wait for the answer to `serial`; the worker may be replaced meanwhile. `None` after `patience`.
+    pub fn wait(&self, serial: u64, patience: Duration) -> Option<u16> {
+        let waiting = |state: &mut State| !state.answers.contains_key(&serial) && !state.ending;
+        let (mut state, _) = self
+            .answered
+            .wait_timeout_while(self.state(), patience, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.answers.remove(&serial)
+    }
+
+    /// Let the worker go; its thread ends.
+    pub fn end(&self) {
+        self.change(|state| state.ending = true);
+        self.answered.notify_all();
+    }
+
+    fn nudge(&self) {
+        // Fails only if the thread has been told already.
+        let _ = self.wake.write(1);
+    }
+
+    /// Keep a worker running until the end.
+    fn keep(&self) {
+        let mut pause = Duration::ZERO;
+        loop {
+            let start = Instant::now();
+            if let Err(error) = self.run_one() {
+                self.events.push("WORKER_EXITED", json!({"name": self.name, "error": error.to_string()}));
+            }
+            pause = if start.elapsed() > STABLE {
+                Duration::ZERO
+            } else if pause.is_zero() {
+                FIRST_PAUSE
+            } else {
+                (pause * 2).min(LONGEST_PAUSE)
+            };
+            let crashed_once = pause == FIRST_PAUSE;
+            let until = Instant::now() + if crashed_once { Duration::ZERO } else { pause };
+            while !self.state().ending && Instant::now() < until {
+                self.poll(None, until.saturating_duration_since(Instant::now()));
+            }
+            if self.state().ending {
+                return;
+            }
+        }
+    }
+
+    /// One worker, from its start to its end.
+    fn run_one(&self) -> io::Result<()> {
+        let (ours, theirs) = Channel::pair()?;
+        let mut child = self.spawn(&theirs)?;
+        drop(theirs);
+        self.change(|state| {
+            state.pid = child.id();
+            state.generation += 1;
+            state.outbox =
+                state.devices.iter().flat_map(|(number, shadow)| shadow.snapshot(*number)).collect();
+            let data = json!({"name": self.name, "pid": state.pid, "generation": state.generation});
+            self.events.push("WORKER_STARTED", data);
+        });
+        let outcome = self.converse(&ours);
+        drop(ours);
+        let pid = child.id();
+        let status = self.reap(&mut child);
+        let mut state = self.state();
+        state.pid = 0;
+        state.outbox.clear();
+        let data = json!({"name": self.name, "pid": pid, "status": status, "expected": state.ending,
+            "error": outcome.err().map(|error| error.to_string())});
+        self.events.push("WORKER_EXITED", data);
+        Ok(())
+    }
+
+    fn spawn(&self, theirs: &Channel) -> io::Result<Child> {
+        let (program, arguments) =
+            self.argv.split_first().ok_or_else(|| io::Error::other("no worker_argv"))?;
+        let fd = theirs.as_raw_fd();
+        let mut command = Command::new(program);
+        command.args(arguments).arg(fd.to_string()).stdin(Stdio::null());
+        // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            });
+        }
+        command.spawn()
+    }
+
+    /// Exit status as text. The worker ends by itself when its socket closes; one that does not is killed.
+    fn reap(&self, child: &mut Child) -> String {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < deadline {
+            match child.try_wait() {
+                Ok(Some(status)) => return status.to_string(),
+                Ok(None) => thread::sleep(Duration::from_millis(1)),
+                Err(error) => return error.to_string(),
+            }
+        }
+        // If it has just ended, killing fails and waiting does not.
+        let _ = child.kill();
+        child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+
+    /// Send and listen until the worker closes the socket or is to end.
+    fn converse(&self, channel: &Channel) -> io::Result<()> {
+        loop {
+            let full = self.send(channel)?;
+            if self.state().ending {
+                return Ok(());
+            }
+            self.poll(Some((channel, full)), Duration::from_secs(3600));
+            loop {
+                match channel.receive::<FromWorker>() {
+                    Ok(Some((message, _))) => self.hear(message),
+                    Ok(None) => return Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Send what is queued; true if the socket is full before the end.
+    fn send(&self, channel: &Channel) -> io::Result<bool> {
+        loop {
+            let Some(outgoing) = self.state().outbox.pop_front() else { return Ok(false) };
+            match channel.send(&outgoing.message, &outgoing.raw_fds()) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.state().outbox.push_front(outgoing);
+                    return Ok(true);
+                }
+                // The worker has gone; the socket says so when it is read.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn hear(&self, message: FromWorker) {
+        let mut state = self.state();
+        match message {
+            FromWorker::Stopped { serial, base } => {
+                for shadow in state.devices.values_mut() {
+                    shadow.queues.retain(|_, queue| queue.stopping != Some(serial));
+                }
+                state.answers.insert(serial, base);
+                self.answered.notify_all();
+            }
+            FromWorker::Closed { serial } => {
+                state.devices.retain(|_, shadow| shadow.closing != Some(serial));
+                state.answers.insert(serial, 0);
+                self.answered.notify_all();
+            }
+            FromWorker::Violation { device, queue, kind, detail } => {
+                let Some(shadow) = state.devices.get_mut(&device) else { return };
+                shadow.violated(&kind, &detail);
+                let id = shadow.config.id().to_owned();
+                let data = json!({"id": id, "queue": queue, "kind": kind, "detail": detail});
+                self.events.push("DEVICE_VIOLATION", data);
+            }
+        }
+    }
+
+    /// Sleep until the worker says something (or takes something, if the socket is full), or we are nudged.
+    fn poll(&self, channel: Option<(&Channel, bool)>, timeout: Duration) {
+        let (fd, full) = channel.map_or((-1, false), |(channel, full)| (channel.as_raw_fd(), full));
+        let events = libc::POLLIN | if full { libc::POLLOUT } else { 0 };
+        let mut fds = [
+            libc::pollfd { fd, events, revents: 0 },
+            libc::pollfd { fd: self.wake.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+        ];
+        // SAFETY: two pollfds. An error is a signal, after which the caller looks around and comes back.
+        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout.as_millis() as libc::c_int) };
+        // Fails only if we have not been nudged.
+        let _ = self.wake.read();
+    }
+}
+
+/// Ask the worker to stop `queue` of `device`; the serial of the answer, or `None` if it does not run.
+pub fn ask_to_stop(state: &mut State, device: u32, queue: u16) -> Option<u64> {
+    let serial = state.next_serial();
+    let running = state.devices.get_mut(&device)?.queues.get_mut(&queue)?;
+    if let Some(earlier) = running.stopping {
+        return Some(earlier);
+    }
+    running.stopping = Some(serial);
+    state.tell(Outgoing { message: ToWorker::Stop { device, queue, serial }, fds: Vec::new() });
+    Some(serial)
+}
+
+/// Ask the worker to forget `device`; the serial of the answer.
+pub fn ask_to_close(state: &mut State, device: u32) -> Option<u64> {
+    let serial = state.next_serial();
+    state.devices.get_mut(&device)?.closing = Some(serial);
+    state.tell(Outgoing { message: ToWorker::Close { device, serial }, fds: Vec::new() });
+    Some(serial)
+}

@@ -1,0 +1,235 @@
+//! The holder's half: speaks vhost-user and owns every fd that must outlive a worker.
+//!
+//! A device has a thread that serves its frontend ([`device`], [`session`]); a worker has one that keeps it running
+//! ([`link`]). They meet in the worker's lock, where each device's state is kept ([`shadow`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::config::DeviceConfig;
+use crate::control::MAX_FDS;
+use crate::holder::device::Device;
+use crate::holder::events::{Events, lock};
+use crate::holder::link::{Link, ask_to_close};
+use crate::holder::offer::Offer;
+use crate::holder::shadow::Shadow;
+use crate::page::Shared;
+
+mod device;
+mod events;
+mod link;
+mod offer;
+mod session;
+mod shadow;
+
+/// How long a worker may take to forget a device that is idle; it may have to be started first.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a request to the plane was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneError {
+    /// The configuration breaks the contract.
+    #[error("{0}")]
+    Config(String),
+    /// There is no such device.
+    #[error("no device {0}")]
+    NoDevice(String),
+    /// The kernel refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// All devices and workers of a holder.
+pub struct Plane {
+    worker_argv: Vec<String>,
+    events: Arc<Events>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    devices: BTreeMap<String, Device>,
+    /// Names of devices that are on their way out: not to be taken yet.
+    leaving: BTreeSet<String>,
+    links: BTreeMap<String, (Arc<Link>, JoinHandle<()>)>,
+    next_number: u32,
+}
+
+impl Plane {
+    /// `worker_argv` starts a worker; the number of its control fd is appended.
+    ///
+    /// # Errors
+    /// If there is no program in it, or what the kernel says.
+    pub fn new(worker_argv: Vec<String>) -> Result<Plane, PlaneError> {
+        if worker_argv.is_empty() {
+            return Err(PlaneError::Config("worker_argv is empty".into()));
+        }
+        Ok(Plane { worker_argv, events: Arc::new(Events::new()?), inner: Mutex::default() })
+    }
+
+    /// Serve a device: `fds` are the listener and the backend's.
+    ///
+    /// # Errors
+    /// A wrong configuration, a name that is taken, or what the kernel says.
+    pub fn device_add(&self, json: &str, fds: Vec<OwnedFd>) -> Result<(), PlaneError> {
+        let config = DeviceConfig::parse(json).map_err(PlaneError::Config)?;
+        let expected = config.backend_fds() + 1;
+        if fds.len() != expected || expected > MAX_FDS {
+            let reason = format!("{} fds for device {}, needs {expected}", fds.len(), config.id());
+            return Err(PlaneError::Config(reason));
+        }
+        let mut fds = fds.into_iter();
+        let Some(listener) = fds.next() else { return Err(PlaneError::Config("no listener".into())) };
+        let backend: Vec<OwnedFd> = fds.collect();
+        let offer = Offer::of(&config, &backend)?;
+        let page = Arc::new(Shared::create()?);
+
+        let mut inner = lock(&self.inner);
+        let (id, worker) = (config.id().to_owned(), config.worker().to_owned());
+        if inner.devices.contains_key(&id) || inner.leaving.contains(&id) {
+            return Err(PlaneError::Config(format!("there is a device {id} already")));
+        }
+        if !inner.links.contains_key(&worker) {
+            inner.links.insert(worker.clone(), Link::start(&worker, &self.worker_argv, self.events.clone())?);
+        }
+        let link = inner.links[&worker].0.clone();
+        let number = inner.next_number;
+        inner.next_number += 1;
+        let shadow = Shadow::new(config, page, backend)?;
+        link.change(|state| {
+            state.tell(shadow.open_message(number));
+            state.devices.insert(number, shadow);
+        });
+        match Device::start((&id, number), listener, link.clone(), offer, self.events.clone()) {
+            Ok(device) => {
+                inner.devices.insert(id, device);
+                Ok(())
+            }
+            Err(error) => {
+                link.change(|state| {
+                    ask_to_close(state, number);
+                    state.devices.remove(&number);
+                });
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Stop serving a device; waits for what is in flight.
+    ///
+    /// # Errors
+    /// If there is no such device, or it does not come to an end.
+    pub fn device_del(&self, id: &str) -> Result<(), PlaneError> {
+        let device = {
+            let mut inner = lock(&self.inner);
+            let device = inner.devices.remove(id).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;
+            inner.leaving.insert(id.to_owned());
+            device
+        };
+        let (link, number) = (device.link.clone(), device.number);
+        device.stop();
+        let serial = link.change(|state| ask_to_close(state, number));
+        let closed = serial.is_none_or(|serial| link.wait(serial, PATIENCE).is_some());
+        link.change(|state| state.devices.remove(&number));
+        lock(&self.inner).leaving.remove(id);
+        self.end_idle_link(&link);
+        if closed {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("device {id} does not come to an end")).into())
+    }
+
+    /// A worker without devices costs memory for nothing.
+    fn end_idle_link(&self, link: &Arc<Link>) {
+        let ended = {
+            let mut inner = lock(&self.inner);
+            let idle = link.state().devices.is_empty();
+            if idle { inner.links.remove(&link.name) } else { None }
+        };
+        if let Some((link, thread)) = ended {
+            link.end();
+            join(thread);
+        }
+    }
+
+    /// State and counters as JSON, see `_core.pyi`.
+    pub fn query(&self) -> String {
+        let inner = lock(&self.inner);
+        let (mut devices, mut workers) = (Vec::new(), Vec::new());
+        for (link, _) in inner.links.values() {
+            let state = link.state();
+            let mut names = Vec::new();
+            for shadow in state.devices.values() {
+                names.push(shadow.config.id().to_owned());
+                devices.push(describe(shadow));
+            }
+            workers.push(json!({"name": link.name, "pid": state.pid, "generation": state.generation,
+                "devices": names}));
+        }
+        json!({"devices": devices, "workers": workers}).to_string()
+    }
+
+    /// An eventfd, readable while there are events.
+    pub fn event_fd(&self) -> RawFd {
+        self.events.fd()
+    }
+
+    /// Events since the last call, JSON each.
+    pub fn take_events(&self) -> Vec<String> {
+        self.events.take()
+    }
+
+    /// Stop all devices and workers.
+    pub fn close(&self) {
+        let ids: Vec<String> = lock(&self.inner).devices.keys().cloned().collect();
+        for id in ids {
+            if let Err(error) = self.device_del(&id) {
+                eprintln!("plane: {error}");
+            }
+        }
+        let links = std::mem::take(&mut lock(&self.inner).links);
+        for (link, thread) in links.into_values() {
+            link.end();
+            join(thread);
+        }
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        eprintln!("plane: the thread of a worker panicked");
+    }
+}
+
+fn describe(shadow: &Shadow) -> Value {
+    let page = &shadow.page;
+    json!({
+        "id": shadow.config.id(),
+        "driver": shadow.config.driver(),
+        "worker": shadow.config.worker(),
+        "connected": shadow.connected,
+        "reads": page.reads.load(Relaxed),
+        "writes": page.writes.load(Relaxed),
+        "flushes": page.flushes.load(Relaxed),
+        "discards": page.discards.load(Relaxed),
+        "read_bytes": page.read_bytes.load(Relaxed),
+        "written_bytes": page.written_bytes.load(Relaxed),
+        "errors": page.errors.load(Relaxed),
+        "inflight": page.inflight.load(Relaxed),
+        "violations": shadow.violations,
+        "last_violation": shadow.last_violation,
+    })
+}

@@ -1,0 +1,65 @@
+//! What a device offers to frontends: feature bits, number of queues, configuration space.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::block;
+use crate::config::{BlkConfig, DeviceConfig, Format};
+use crate::console;
+
+/// The offer.
+pub struct Offer {
+    /// virtio and vhost-user feature bits.
+    pub features: u64,
+    /// Number of virtqueues.
+    pub queues: u16,
+    /// The device's configuration space.
+    pub config: Vec<u8>,
+}
+
+impl Offer {
+    /// For a device on these backend fds.
+    ///
+    /// # Errors
+    /// If an image's size cannot be told.
+    pub fn of(config: &DeviceConfig, backend: &[OwnedFd]) -> io::Result<Offer> {
+        let common = 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let (features, space) = match config {
+            DeviceConfig::Blk(blk) => {
+                let size = disk_size(blk, backend)?;
+                (block::device::features(blk), block::device::config_space(blk, size))
+            }
+            DeviceConfig::Console(console) => (console::FEATURE_MULTIPORT, console::config_space(console)),
+            DeviceConfig::Rng(_) => (0, Vec::new()),
+        };
+        Ok(Offer { features: common | features, queues: config.queues() as u16, config: space })
+    }
+}
+
+fn disk_size(config: &BlkConfig, backend: &[OwnedFd]) -> io::Result<u64> {
+    let (Some(layer), Some(fd)) = (config.layers.first(), backend.first()) else {
+        return Err(io::Error::other("a disk without an image"));
+    };
+    let file = File::from(fd.try_clone()?);
+    if layer.format == Format::Raw {
+        return block::raw::file_size(&file);
+    }
+    // Magic at 0, virtual size at 24, big-endian (QEMU docs/interop/qcow2.txt, "Header").
+    let mut header = [0; 32];
+    file.read_exact_at(&mut header, 0)?;
+    if header[..4] != *b"QFI\xfb" {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the image is not qcow2"));
+    }
+    let mut size = [0; 8];
+    size.copy_from_slice(&header[24..]);
+    Ok(u64::from_be_bytes(size))
+}

@@ -1,0 +1,124 @@
+//! What the holder knows of a device: enough to give it to another worker at any time.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use crate::config::DeviceConfig;
+use crate::control::{QueueSetup, Region, ToWorker};
+use crate::page::Shared;
+
+/// A message and the fds that go with it, kept open until it is sent.
+pub struct Outgoing {
+    /// The message.
+    pub message: ToWorker,
+    /// In the order that the message's documentation gives.
+    pub fds: Vec<Arc<OwnedFd>>,
+}
+
+impl Outgoing {
+    /// The fds' numbers.
+    pub fn raw_fds(&self) -> Vec<RawFd> {
+        self.fds.iter().map(|fd| fd.as_raw_fd()).collect()
+    }
+}
+
+/// A queue that runs.
+#[derive(Clone)]
+pub struct RunningQueue {
+    /// How.
+    pub setup: QueueSetup,
+    /// In-flight file, kick, call, err; the latter two if the setup says so.
+    pub fds: Vec<Arc<OwnedFd>>,
+    /// The serial of the request to stop it, once there is one.
+    pub stopping: Option<u64>,
+}
+
+/// A device.
+pub struct Shadow {
+    /// What it is.
+    pub config: DeviceConfig,
+    /// Counters and port states.
+    pub page: Arc<Shared>,
+    page_fd: Arc<OwnedFd>,
+    backend: Vec<Arc<OwnedFd>>,
+    /// The guest's memory, and the file of each region.
+    pub memory: Vec<(Region, Arc<OwnedFd>)>,
+    /// By index.
+    pub queues: BTreeMap<u16, RunningQueue>,
+    /// The serial of the request to close it, once there is one.
+    pub closing: Option<u64>,
+    /// Whether a frontend is connected.
+    pub connected: bool,
+    /// Rules broken, by kind.
+    pub violations: BTreeMap<String, u64>,
+    /// The latest of them, in words.
+    pub last_violation: Option<String>,
+}
+
+impl Shadow {
+    /// A device that no frontend has connected to.
+    ///
+    /// # Errors
+    /// If there are no more fds.
+    pub fn new(config: DeviceConfig, page: Arc<Shared>, backend: Vec<OwnedFd>) -> std::io::Result<Shadow> {
+        let page_fd = Arc::new(page.as_fd().try_clone_to_owned()?);
+        Ok(Shadow {
+            config,
+            page,
+            page_fd,
+            backend: backend.into_iter().map(Arc::new).collect(),
+            memory: Vec::new(),
+            queues: BTreeMap::new(),
+            closing: None,
+            connected: false,
+            violations: BTreeMap::new(),
+            last_violation: None,
+        })
+    }
+
+    /// Count a violation.
+    pub fn violated(&mut self, kind: &str, detail: &str) {
+        *self.violations.entry(kind.to_owned()).or_default() += 1;
+        self.last_violation = Some(detail.to_owned());
+    }
+
+    /// The message that opens the device.
+    pub fn open_message(&self, device: u32) -> Outgoing {
+        let fds = std::iter::once(&self.page_fd).chain(&self.backend).cloned().collect();
+        Outgoing { message: ToWorker::Open { device, config: self.config.clone() }, fds }
+    }
+
+    /// The message with its memory.
+    pub fn memory_message(&self, device: u32) -> Outgoing {
+        let regions = self.memory.iter().map(|(region, _)| *region).collect();
+        let fds = self.memory.iter().map(|(_, fd)| fd.clone()).collect();
+        Outgoing { message: ToWorker::Memory { device, regions }, fds }
+    }
+
+    /// Everything, for a new worker; what was asked of the last one is asked again.
+    pub fn snapshot(&self, device: u32) -> Vec<Outgoing> {
+        let mut all = vec![self.open_message(device)];
+        if !self.memory.is_empty() {
+            all.push(self.memory_message(device));
+        }
+        for (index, queue) in &self.queues {
+            all.push(queue.message(device));
+            if let Some(serial) = queue.stopping {
+                let message = ToWorker::Stop { device, queue: *index, serial };
+                all.push(Outgoing { message, fds: Vec::new() });
+            }
+        }
+        if let Some(serial) = self.closing {
+            all.push(Outgoing { message: ToWorker::Close { device, serial }, fds: Vec::new() });
+        }
+        all
+    }
+}
+
+impl RunningQueue {
+    /// The message that starts or updates it.
+    pub fn message(&self, device: u32) -> Outgoing {
+        Outgoing { message: ToWorker::Queue { device, setup: self.setup.clone() }, fds: self.fds.clone() }
+    }
+}

@@ -1,0 +1,197 @@
+//! The in-flight region of a split virtqueue: which requests a crashed worker had taken and not answered.
+//!
+//! Layout and order of the writes are those of the vhost-user specification, "Inflight I/O tracking". The region
+//! survives the worker, not the host, so program order is enough: atomics keep the compiler from changing it.
+
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64};
+
+use crate::memory::Guard;
+
+/// Version of the layout; 0 is a region that nobody has used yet.
+const VERSION: u16 = 1;
+
+/// Each queue's part starts at a multiple of this (vhost-user: "queue region size is aligned").
+const ALIGNMENT: u64 = 64;
+
+#[repr(C)]
+struct Header {
+    features: AtomicU64,
+    version: AtomicU16,
+    desc_num: AtomicU16,
+    last_batch_head: AtomicU16,
+    used_idx: AtomicU16,
+}
+
+#[repr(C)]
+struct Entry {
+    inflight: AtomicU8,
+    padding: [u8; 5],
+    next: AtomicU16,
+    counter: AtomicU64,
+}
+
+/// Bytes of one queue's part.
+pub fn region_size(queue_size: u16) -> u64 {
+    let bytes = size_of::<Header>() + usize::from(queue_size) * size_of::<Entry>();
+    (bytes as u64).next_multiple_of(ALIGNMENT)
+}
+
+/// What a worker finds in the region when it starts a queue.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The chains to submit again, in the order in which they were taken first.
+    pub heads: Vec<u16>,
+    /// Index in the available ring of the first entry that was never taken.
+    pub next_avail: u16,
+}
+
+/// One queue's part of the region, mapped.
+pub struct Inflight {
+    map: NonNull<u8>,
+    length: usize,
+    header: NonNull<Header>,
+    entries: NonNull<Entry>,
+    size: u16,
+    counter: u64,
+    // The file may be the frontend's, who can truncate it. Dropped after the unmapping in `drop`.
+    guard: Guard,
+}
+
+impl Inflight {
+    /// Map the part at `offset`, for a queue of `size` descriptors.
+    ///
+    /// # Errors
+    /// If it lies beyond the end of the file or is not aligned, or what the kernel says.
+    pub fn map(file: &File, offset: u64, size: u16) -> io::Result<Inflight> {
+        let page = offset & !0xfff;
+        let skip = (offset - page) as usize;
+        let length = skip + region_size(size) as usize;
+        let end = offset.checked_add(region_size(size));
+        if !offset.is_multiple_of(8)
+            || end.is_none_or(|end| Ok(end) > file.metadata().map(|meta| meta.len()).map_err(|_| ()))
+        {
+            return Err(io::Error::other(format!(
+                "no in-flight region of {size} entries at offset {offset}"
+            )));
+        }
+        // SAFETY: a new mapping; `length` is not 0.
+        let map = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(
+                ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                page as libc::off_t,
+            )
+        };
+        if map == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let map = NonNull::new(map.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned null"))?;
+        let guard = Guard::new(map.as_ptr() as usize, length).inspect_err(|_| {
+            // SAFETY: mapped above, not used yet.
+            unsafe { libc::munmap(map.as_ptr().cast(), length) };
+        })?;
+        // SAFETY: header and entries are inside the mapping and aligned to 8 bytes.
+        let (header, entries) =
+            unsafe { (map.add(skip).cast::<Header>(), map.add(skip + size_of::<Header>()).cast()) };
+        Ok(Inflight { map, length, header, entries, size, counter: 0, guard })
+    }
+
+    /// Whether the file has been truncated under the mapping.
+    pub fn lost(&self) -> bool {
+        self.guard.lost()
+    }
+
+    /// Take over the region when a queue starts. `used_idx` is what the used ring says; `base` is where to go on
+    /// if the region is new.
+    pub fn recover(&mut self, used_idx: u16, base: u16) -> Recovery {
+        let header = self.header();
+        if header.version.load(Relaxed) != VERSION || header.desc_num.load(Relaxed) != self.size {
+            for head in 0..self.size {
+                self.entry(head).inflight.store(0, Relaxed);
+            }
+            header.desc_num.store(self.size, Relaxed);
+            header.used_idx.store(used_idx, Relaxed);
+            header.version.store(VERSION, Release);
+            return Recovery { heads: Vec::new(), next_avail: base };
+        }
+        self.finish_last_batch(used_idx);
+        let mut taken: Vec<(u64, u16)> = (0..self.size)
+            .filter(|head| self.entry(*head).inflight.load(Acquire) == 1)
+            .map(|head| (self.entry(head).counter.load(Relaxed), head))
+            .collect();
+        taken.sort_unstable();
+        self.counter = taken.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        let next_avail = used_idx.wrapping_add(taken.len() as u16);
+        Recovery { heads: taken.into_iter().map(|(_, head)| head).collect(), next_avail }
+    }
+
+    /// The used ring is ahead of what the region knows: the crash came after the guest was told. Clears the
+    /// marks of that batch. At most `size` steps, whatever a guest wrote into its used ring.
+    fn finish_last_batch(&self, used_idx: u16) {
+        let header = self.header();
+        let mut head = header.last_batch_head.load(Acquire);
+        let told = used_idx.wrapping_sub(header.used_idx.load(Acquire)).min(self.size);
+        for _ in 0..told {
+            if head >= self.size {
+                break;
+            }
+            self.entry(head).inflight.store(0, Release);
+            head = self.entry(head).next.load(Acquire);
+        }
+        header.used_idx.store(used_idx, Release);
+    }
+
+    /// The chain at `head` has been taken from the available ring.
+    pub fn take(&mut self, head: u16) {
+        let entry = self.entry(head);
+        entry.counter.store(self.counter, Release);
+        entry.inflight.store(1, Release);
+        self.counter = self.counter.wrapping_add(1);
+    }
+
+    /// Whether the chain at `head` has been taken and not completed.
+    pub fn is_taken(&self, head: u16) -> bool {
+        self.entry(head).inflight.load(Relaxed) == 1
+    }
+
+    /// The chain at `head` is about to be put into the used ring.
+    pub fn begin_completion(&mut self, head: u16) {
+        let header = self.header();
+        self.entry(head).next.store(header.last_batch_head.load(Relaxed), Release);
+        header.last_batch_head.store(head, Release);
+    }
+
+    /// The used ring's index is now `used_idx`, and `head` is below it.
+    pub fn end_completion(&mut self, head: u16, used_idx: u16) {
+        self.entry(head).inflight.store(0, Release);
+        self.header().used_idx.store(used_idx, Release);
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: inside the mapping for as long as `self` lives; all fields are atomics.
+        unsafe { self.header.as_ref() }
+    }
+
+    fn entry(&self, head: u16) -> &Entry {
+        assert!(head < self.size, "head {head} of {}", self.size);
+        // SAFETY: `head` is below the number of entries that the mapping holds; all fields used are atomics.
+        unsafe { self.entries.add(head.into()).as_ref() }
+    }
+}
+
+impl Drop for Inflight {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length and not used any more.
+        unsafe { libc::munmap(self.map.as_ptr().cast(), self.length) };
+    }
+}

@@ -1,0 +1,151 @@
+//! A page of shared memory for each device: what must outlive a worker and what the holder reads without asking.
+
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::config::MAX_PORTS;
+
+/// Counters of a device and the state of its ports. All zero at first.
+#[repr(C)]
+#[derive(Default)]
+pub struct DevicePage {
+    /// Reads completed.
+    pub reads: AtomicU64,
+    /// Writes completed.
+    pub writes: AtomicU64,
+    /// Flushes completed.
+    pub flushes: AtomicU64,
+    /// Discards and write-zeroes completed.
+    pub discards: AtomicU64,
+    /// Bytes read, or given to the guest.
+    pub read_bytes: AtomicU64,
+    /// Bytes written, or taken from the guest.
+    pub written_bytes: AtomicU64,
+    /// Requests answered with an error.
+    pub errors: AtomicU64,
+    /// Requests taken and not yet answered.
+    pub inflight: AtomicU64,
+    /// Ports of a console.
+    pub ports: [PortState; MAX_PORTS],
+}
+
+/// What a worker has to know of a port after another one crashed.
+#[repr(C)]
+#[derive(Default)]
+pub struct PortState {
+    /// 1 while the guest has the port open.
+    pub guest_open: AtomicU32,
+    /// Control messages that the guest has not been sent yet, a bit each.
+    pub pending: AtomicU32,
+    /// Bytes already taken from the chain at the head of the transmit queue, and that chain:
+    /// `offset << 16 | head`, or 0 if `offset` is.
+    pub sent: AtomicU64,
+}
+
+/// A [`DevicePage`] in a sealed memfd, mapped.
+pub struct Shared {
+    file: File,
+    address: NonNull<DevicePage>,
+}
+
+// SAFETY: all access through the mapping is by atomics.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// New, zeroed. Its size is sealed, so no other process can make an access fault.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn create() -> io::Result<Shared> {
+        let file = sealed_memfd(c"nagaya-device", mem::size_of::<DevicePage>() as u64)?;
+        Shared::map(file)
+    }
+
+    /// Map what `create` made in another process.
+    ///
+    /// # Errors
+    /// If it is too small, or what the kernel says.
+    pub fn map(file: File) -> io::Result<Shared> {
+        let size = mem::size_of::<DevicePage>();
+        if file.metadata()?.len() < size as u64 {
+            return Err(io::Error::other("the device's page is too small"));
+        }
+        // SAFETY: a new mapping of a file that is large enough.
+        let address = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
+        Ok(Shared { file, address })
+    }
+}
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Deref for Shared {
+    type Target = DevicePage;
+
+    fn deref(&self) -> &DevicePage {
+        // SAFETY: mapped for as long as `self` lives, aligned to a page, only atomics inside.
+        unsafe { self.address.as_ref() }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this size and not used any more.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), mem::size_of::<DevicePage>()) };
+    }
+}
+
+/// A memfd of `size` zero bytes whose size nobody can change.
+///
+/// # Errors
+/// What the kernel says.
+pub fn sealed_memfd(name: &std::ffi::CStr, size: u64) -> io::Result<File> {
+    // SAFETY: `name` is a C string; on success the fd is new and ours.
+    let file = unsafe {
+        let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        File::from_raw_fd(fd)
+    };
+    file.set_len(size)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: passes no pointer.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    #[test]
+    fn both_sides_see_one_page() {
+        let holder = Shared::create().unwrap();
+        let worker = Shared::map(File::from(holder.as_fd().try_clone_to_owned().unwrap())).unwrap();
+        worker.ports[3].guest_open.store(1, Relaxed);
+        worker.reads.fetch_add(2, Relaxed);
+        assert_eq!((holder.ports[3].guest_open.load(Relaxed), holder.reads.load(Relaxed)), (1, 2));
+        assert!(holder.file.set_len(0).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! What a virtio device is to the reactor.
+
+use std::rc::Rc;
+
+use crate::page::DevicePage;
+use crate::uring::Uring;
+use crate::worker::queue::{Violation, VirtQueue};
+
+/// Who an io_uring completion is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The holder's socket.
+    Control = 0,
+    /// A kick fd; the value is the queue.
+    Kick = 1,
+    /// A request of a device; the value is the device's own.
+    Io = 2,
+    /// To be ignored.
+    None = 3,
+}
+
+/// A completion's token: kind, place of the device in the reactor, and which of those that had this place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// For whom.
+    pub kind: Kind,
+    /// Of the device, or of this run of the queue.
+    pub epoch: u32,
+    /// Place in the reactor's table.
+    pub slot: u16,
+    /// Queue or request.
+    pub value: u16,
+}
+
+/// For operations whose end is of no interest.
+pub const IGNORED: Token = Token { kind: Kind::None, epoch: 0, slot: 0, value: 0 };
+
+/// Epochs wrap here, to leave room in the token.
+pub const EPOCHS: u32 = 1 << 28;
+
+impl Token {
+    /// As io_uring's `user_data`.
+    pub fn pack(self) -> u64 {
+        let kind = self.kind as u64;
+        kind << 60 | u64::from(self.epoch % EPOCHS) << 32 | u64::from(self.slot) << 16 | u64::from(self.value)
+    }
+
+    /// Back from `user_data`.
+    pub fn unpack(token: u64) -> Token {
+        let kind = match token >> 60 {
+            0 => Kind::Control,
+            1 => Kind::Kick,
+            2 => Kind::Io,
+            _ => Kind::None,
+        };
+        Token { kind, epoch: (token >> 32) as u32 % EPOCHS, slot: (token >> 16) as u16, value: token as u16 }
+    }
+}
+
+/// A queue that broke a rule.
+pub type Fault = (u16, Violation);
+
+/// What a device works with.
+pub struct Context<'a> {
+    /// The worker's ring.
+    pub uring: &'a Rc<Uring>,
+    /// The device's queues; `None` where none runs.
+    pub queues: &'a mut [Option<VirtQueue>],
+    /// What outlives the worker.
+    pub page: &'a DevicePage,
+    /// Token of the device's own completions, with value 0.
+    pub token: Token,
+    /// Queues that the reactor is to serve soon.
+    pub wake: &'a mut Vec<u16>,
+}
+
+impl Context<'_> {
+    /// The queue, if it runs.
+    pub fn queue(&mut self, index: u16) -> Option<&mut VirtQueue> {
+        self.queues.get_mut(usize::from(index))?.as_mut()
+    }
+
+    /// Token of the device's completion `value`.
+    pub fn io(&self, value: u16) -> u64 {
+        Token { kind: Kind::Io, value, ..self.token }.pack()
+    }
+}
+
+/// A device, whose queues belong to the reactor.
+pub trait Device {
+    /// Take chains from queue `index`, at most a turn's worth, so that no guest holds up another. True if the queue
+    /// is to be served again in the next turn.
+    ///
+    /// # Errors
+    /// A rule that the guest broke.
+    fn serve(&mut self, context: &mut Context<'_>, index: u16) -> Result<bool, Violation>;
+
+    /// Completion `value` with `result` (io_uring's).
+    ///
+    /// # Errors
+    /// The queue and the rule that the guest broke.
+    fn complete(&mut self, context: &mut Context<'_>, value: u16, result: i32) -> Result<(), Fault>;
+
+    /// Queue `index` is to be stopped: give up what waits for the guest or the host to go on. What the kernel
+    /// works on completes as ever.
+    fn stopping(&mut self, _context: &mut Context<'_>, _index: u16) {}
+
+    /// The device goes; its queues have been stopped. Cancel what the ring still waits for.
+    fn closing(&mut self, _context: &mut Context<'_>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_packing_and_stay_below_the_rings_own() {
+        let token = Token { kind: Kind::Io, epoch: EPOCHS - 1, slot: 65535, value: 4321 };
+        assert_eq!(Token::unpack(token.pack()), token);
+        assert!(token.pack() < crate::uring::TOKEN_LIMIT);
+    }
+}

@@ -1,0 +1,121 @@
+//! A device in the reactor's table, with its queues and memory.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use crate::block::Disk;
+use crate::block::device::Blk;
+use crate::block::raw::RawDisk;
+use crate::config::{BlkConfig, DeviceConfig, Format};
+use crate::console::Console;
+use crate::memory::Memory;
+use crate::page::Shared;
+use crate::rng::Rng;
+use crate::uring::Uring;
+use crate::worker::device::{Context, Device, Kind, Token};
+use crate::worker::queue::VirtQueue;
+
+/// A device that the worker serves.
+pub struct Entry {
+    /// The holder's number.
+    pub number: u32,
+    /// Tells it from others that had its place.
+    pub epoch: u32,
+    /// Its queues; `None` where none runs.
+    pub queues: Vec<Option<VirtQueue>>,
+    /// Its guest's memory.
+    pub memory: Option<Rc<Memory>>,
+    device: Box<dyn Device>,
+    page: Shared,
+    /// Memory that was replaced while requests were in flight on it.
+    retired: Vec<Rc<Memory>>,
+}
+
+impl Entry {
+    /// Open a device; `fds` as with [`crate::control::ToWorker::Open`].
+    ///
+    /// # Errors
+    /// What opening the image says.
+    pub fn open(
+        uring: &Rc<Uring>,
+        (number, epoch): (u32, u32),
+        config: &DeviceConfig,
+        fds: Vec<OwnedFd>,
+    ) -> io::Result<Entry> {
+        let mut fds = fds.into_iter();
+        let page = fds.next().ok_or_else(|| io::Error::other("a device without its page"))?;
+        let page = Shared::map(File::from(page))?;
+        let device: Box<dyn Device> = match config {
+            DeviceConfig::Blk(blk) => {
+                let disk = open_disk(uring, blk, fds.map(File::from).collect())?;
+                Box::new(Blk::new(blk, disk))
+            }
+            DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
+            DeviceConfig::Rng(_) => Box::new(Rng::default()),
+        };
+        // What was in flight in a crashed worker is counted again when it is taken again.
+        page.inflight.store(0, std::sync::atomic::Ordering::Relaxed);
+        let queues = (0..config.queues()).map(|_| None).collect();
+        Ok(Entry { number, epoch, queues, memory: None, device, page, retired: Vec::new() })
+    }
+
+    /// Call `run` with the device and its context.
+    pub fn with<T>(
+        &mut self,
+        uring: &Rc<Uring>,
+        slot: u16,
+        wake: &mut Vec<u16>,
+        run: impl FnOnce(&mut dyn Device, &mut Context<'_>) -> T,
+    ) -> T {
+        let token = Token { kind: Kind::Io, epoch: self.epoch, slot, value: 0 };
+        let mut context = Context { uring, queues: &mut self.queues, page: &self.page, token, wake };
+        run(self.device.as_mut(), &mut context)
+    }
+
+    /// Requests taken and not answered, of all queues.
+    pub fn taken(&self) -> usize {
+        self.queues.iter().flatten().map(|queue| usize::from(queue.taken())).sum()
+    }
+
+    /// Use `memory` from now on; what is in flight keeps the old. Returns the queues whose rings are not in it.
+    pub fn set_memory(&mut self, memory: Memory) -> Vec<u16> {
+        let memory = Rc::new(memory);
+        self.release_retired();
+        self.retired.extend(self.memory.replace(memory.clone()));
+        let mut lost = Vec::new();
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if queue.as_mut().is_some_and(|queue| !queue.set_memory(memory.clone())) {
+                lost.push(index as u16);
+            }
+        }
+        lost
+    }
+
+    /// The frontend has gone; its queues have been stopped.
+    pub fn drop_memory(&mut self) {
+        self.retired.extend(self.memory.take());
+        self.release_retired();
+    }
+
+    /// Unmap memory that no request uses any more.
+    pub fn release_retired(&mut self) {
+        if self.taken() == 0 {
+            self.retired.clear();
+        }
+    }
+}
+
+fn open_disk(uring: &Rc<Uring>, config: &BlkConfig, mut files: Vec<File>) -> io::Result<Box<dyn Disk>> {
+    if config.layers.len() != files.len() {
+        return Err(io::Error::other(format!("{} layers, {} files", config.layers.len(), files.len())));
+    }
+    if let ([layer], 1) = (config.layers.as_slice(), files.len())
+        && layer.format == Format::Raw
+        && let Some(file) = files.pop()
+    {
+        return Ok(Box::new(RawDisk::open(uring, file, config.direct)?));
+    }
+    Err(io::Error::new(io::ErrorKind::Unsupported, "qcow2"))
+}

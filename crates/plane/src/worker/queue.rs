@@ -1,0 +1,315 @@
+//! A running virtqueue: `virtio-queue`'s rings, the in-flight region beside them, and the driver's call fd.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+
+use crate::chain::Buffers;
+use crate::config::MAX_QUEUE_SIZE;
+use crate::control::QueueSetup;
+use crate::inflight::Inflight;
+use crate::memory::Memory;
+
+/// A rule that a guest or a frontend broke; the queue is not served any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// A word for counting.
+    pub kind: &'static str,
+    /// A sentence.
+    pub detail: String,
+}
+
+impl Violation {
+    /// Of `kind`, explained by `detail`.
+    pub fn new(kind: &'static str, detail: impl Into<String>) -> Violation {
+        Violation { kind, detail: detail.into() }
+    }
+}
+
+/// A queue that the worker serves.
+pub struct VirtQueue {
+    queue: Queue,
+    memory: Rc<Memory>,
+    inflight: Inflight,
+    /// Chains to take again, after a crash, before anything new.
+    again: VecDeque<u16>,
+    call: Option<Signal>,
+    err: Option<Signal>,
+    kick: File,
+    /// Completions since the driver was last told.
+    unannounced: bool,
+    /// The driver does not kick while this is set; we look at the ring ourselves.
+    polled: bool,
+    /// Chains taken and not completed.
+    taken: u16,
+    /// Feature bits that the driver took.
+    pub features: u64,
+    /// Nothing is taken from the queue any more after a violation.
+    pub broken: bool,
+    /// Whether the reactor has it in its list of queues to serve.
+    pub ready: bool,
+    /// Set while the holder waits for the queue to be idle: the serial of its request.
+    pub stopping: Option<u64>,
+    /// Identifies this run of the queue in tokens.
+    pub epoch: u32,
+}
+
+impl VirtQueue {
+    /// Set up the queue and take over its in-flight region. `fds` as with [`QueueSetup`].
+    ///
+    /// # Errors
+    /// Addresses outside guest memory, wrong alignment or size, or what the kernel says.
+    pub fn start(
+        setup: &QueueSetup,
+        memory: Rc<Memory>,
+        fds: Vec<OwnedFd>,
+        epoch: u32,
+    ) -> io::Result<VirtQueue> {
+        let mut fds = fds.into_iter().map(File::from);
+        let mut next = || fds.next().ok_or_else(|| io::Error::other("a queue without its fds"));
+        let (region, kick) = (next()?, next()?);
+        let call = if setup.call { Some(Signal::new(next()?)) } else { None };
+        let err = if setup.err { Some(Signal::new(next()?)) } else { None };
+        let mut queue = Queue::new(MAX_QUEUE_SIZE).map_err(io::Error::other)?;
+        queue.try_set_size(setup.size).map_err(io::Error::other)?;
+        queue.try_set_desc_table_address(GuestAddress(setup.desc)).map_err(io::Error::other)?;
+        queue.try_set_avail_ring_address(GuestAddress(setup.avail)).map_err(io::Error::other)?;
+        queue.try_set_used_ring_address(GuestAddress(setup.used)).map_err(io::Error::other)?;
+        queue.set_event_idx(setup.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        queue.set_ready(true);
+        if !queue.is_valid(memory.guest()) {
+            return Err(io::Error::other(format!(
+                "the rings of queue {} are outside guest memory",
+                setup.index
+            )));
+        }
+        let mut inflight = Inflight::map(&region, setup.inflight_offset, setup.size)?;
+        let used = queue.used_idx(memory.guest(), Ordering::Acquire).map_err(io::Error::other)?.0;
+        let recovery = inflight.recover(used, setup.base);
+        queue.set_next_used(used);
+        queue.set_next_avail(recovery.next_avail);
+        Ok(VirtQueue {
+            queue,
+            memory,
+            inflight,
+            // The driver may have missed the interrupt for what was completed last.
+            unannounced: true,
+            again: recovery.heads.into(),
+            call,
+            err,
+            kick,
+            polled: false,
+            taken: 0,
+            features: setup.features,
+            broken: false,
+            ready: false,
+            stopping: None,
+            epoch,
+        })
+    }
+
+    /// Take other fds, and other memory; the rings stay where they are.
+    pub fn update(&mut self, setup: &QueueSetup, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter().map(File::from).skip(2).map(Signal::new);
+        self.call = if setup.call { fds.next() } else { None };
+        self.err = if setup.err { fds.next() } else { None };
+        // Interrupts between the old fd and the new one may be lost.
+        self.unannounced = true;
+    }
+
+    /// Use another map of guest memory from now on; false if the rings are not in it.
+    pub fn set_memory(&mut self, memory: Rc<Memory>) -> bool {
+        self.memory = memory;
+        self.queue.is_valid(self.memory.guest())
+    }
+
+    /// Whether [`take`](Self::take) has something to give. One load from guest memory.
+    pub fn has_work(&self) -> bool {
+        let index = self.queue.avail_idx(self.memory.guest(), Ordering::Acquire);
+        self.runs() && (!self.again.is_empty() || index.is_ok_and(|index| index.0 != self.queue.next_avail()))
+    }
+
+    /// Whether chains are taken from it.
+    pub fn runs(&self) -> bool {
+        !self.broken && self.stopping.is_none()
+    }
+
+    /// Take the next chain and fill `buffers` from it. `None` if there is none.
+    ///
+    /// # Errors
+    /// A rule that the driver broke.
+    pub fn take(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, Violation> {
+        if self.memory.lost() || self.inflight.lost() {
+            return Err(Violation::new("memory-lost", "the frontend has truncated guest memory"));
+        }
+        if let Some(head) = self.again.pop_front() {
+            self.take_again(head, buffers)?;
+            self.taken += 1;
+            return Ok(Some(head));
+        }
+        let size = self.queue.size();
+        let mut chains = self
+            .queue
+            .iter(self.memory.guest())
+            .map_err(|error| Violation::new("avail-index", format!("the available ring: {error}")))?;
+        let Some(chain) = chains.next() else { return Ok(None) };
+        let head = chain.head_index();
+        if head >= size {
+            return Err(Violation::new("head", format!("chain {head} in a queue of {size} descriptors")));
+        }
+        if self.inflight.is_taken(head) {
+            return Err(Violation::new(
+                "head-in-use",
+                format!("chain {head} is offered again before it was used"),
+            ));
+        }
+        buffers
+            .fill(self.memory.guest(), chain, size)
+            .map_err(|error| Violation::new(error.kind(), error.to_string()))?;
+        self.inflight.take(head);
+        self.taken += 1;
+        Ok(Some(head))
+    }
+
+    /// Walk the chain at `head`, whose place in the available ring may hold another one by now: through a
+    /// ring of one entry of our own, beside guest memory.
+    fn take_again(&mut self, head: u16, buffers: &mut Buffers) -> Result<(), Violation> {
+        let failed =
+            |error: &dyn std::fmt::Display| Violation::new("recovery", format!("chain {head}: {error}"));
+        // Above what any CPU addresses, so no region of the guest is there.
+        let ring = GuestAddress(1 << 62);
+        let map = MmapRegion::<()>::new(4096).map_err(|error| failed(&error))?;
+        let map = GuestRegionMmap::new(map, ring).ok_or_else(|| failed(&"no address"))?;
+        let memory = self.memory.guest().insert_region(map.into()).map_err(|error| failed(&error))?;
+        let entry: [u16; 3] = [0, 1, head];
+        for (index, value) in entry.iter().enumerate() {
+            let address = GuestAddress(ring.0 + 2 * index as u64);
+            memory.write_obj(value.to_le(), address).map_err(|error| failed(&error))?;
+        }
+        let mut queue = Queue::new(MAX_QUEUE_SIZE).map_err(|error| failed(&error))?;
+        queue.set_size(self.queue.size());
+        queue
+            .try_set_desc_table_address(GuestAddress(self.queue.desc_table()))
+            .map_err(|error| failed(&error))?;
+        queue.try_set_avail_ring_address(ring).map_err(|error| failed(&error))?;
+        queue.set_ready(true);
+        let chain =
+            queue.iter(&memory).map_err(|error| failed(&error))?.next().ok_or_else(|| failed(&"lost"))?;
+        buffers
+            .fill(self.memory.guest(), chain, self.queue.size())
+            .map_err(|error| Violation::new(error.kind(), error.to_string()))
+    }
+
+    /// The chain at `head` is done, with `length` bytes written into it.
+    ///
+    /// # Errors
+    /// If the used ring is not in guest memory any more.
+    pub fn complete(&mut self, head: u16, length: u32) -> Result<(), Violation> {
+        self.taken -= 1;
+        self.inflight.begin_completion(head);
+        self.queue
+            .add_used(self.memory.guest(), head, length)
+            .map_err(|error| Violation::new("used-ring", format!("the used ring: {error}")))?;
+        self.inflight.end_completion(head, self.queue.next_used());
+        self.unannounced = true;
+        Ok(())
+    }
+
+    /// Tell the driver what was completed, if it wants to know. Never blocks, whatever the fd is.
+    pub fn announce(&mut self) {
+        if !self.unannounced {
+            return;
+        }
+        self.unannounced = false;
+        if !self.queue.needs_notification(self.memory.guest()).unwrap_or(true) {
+            return;
+        }
+        if let Some(call) = &self.call {
+            call.raise();
+        }
+    }
+
+    /// Break the queue, and tell the driver so if it gave an err fd.
+    pub fn fail(&mut self) {
+        self.broken = true;
+        if let Some(err) = &self.err {
+            err.raise();
+        }
+    }
+
+    /// Ask the driver for no kicks, because we look at the ring anyway. True if it was to kick before.
+    pub fn begin_polling(&mut self) -> bool {
+        if self.polled {
+            return false;
+        }
+        self.polled = true;
+        // If the ring is not there any more, the next `take` says so.
+        let _ = self.queue.disable_notification(self.memory.guest());
+        true
+    }
+
+    /// Ask the driver for kicks. True if something came meanwhile, for which there will be none.
+    pub fn end_polling(&mut self) -> bool {
+        if !self.polled || !self.runs() {
+            return false;
+        }
+        self.polled = false;
+        self.queue.enable_notification(self.memory.guest()).unwrap_or(false)
+    }
+
+    /// Where a next run of the queue goes on in the available ring.
+    pub fn next_avail(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Chains taken and not completed.
+    pub fn taken(&self) -> u16 {
+        self.taken
+    }
+
+    /// The kick fd.
+    pub fn kick(&self) -> &File {
+        &self.kick
+    }
+}
+
+/// The driver's call or err fd: an eventfd, or a pipe or socket as User-mode Linux uses them.
+struct Signal {
+    file: File,
+    socket: bool,
+}
+
+impl Signal {
+    fn new(file: File) -> Signal {
+        let mut kind: libc::c_int = 0;
+        let mut length = std::mem::size_of_val(&kind) as libc::socklen_t;
+        // SAFETY: both pointers are valid for the call.
+        let result = unsafe {
+            let kind = std::ptr::from_mut(&mut kind).cast();
+            libc::getsockopt(file.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, kind, &mut length)
+        };
+        Signal { file, socket: result == 0 }
+    }
+
+    /// Add one. A frontend that lets its own fd fill up is told later or never; it must not make us wait: sockets
+    /// are told so here, of other fds the holder has set O_NONBLOCK.
+    fn raise(&self) {
+        let (fd, one) = (self.file.as_raw_fd(), 1u64.to_ne_bytes());
+        // SAFETY: eight readable bytes.
+        unsafe {
+            if self.socket {
+                libc::send(fd, one.as_ptr().cast(), one.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+            } else {
+                libc::write(fd, one.as_ptr().cast(), one.len());
+            }
+        }
+    }
+}

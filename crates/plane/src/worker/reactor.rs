@@ -1,0 +1,421 @@
+//! The worker's loop. A turn: completions, the holder's messages, a share for each queue with work, interrupts, sleep.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use io_uring::{cqueue, opcode, types};
+
+use crate::control::{Channel, FromWorker, QueueSetup, Region, ToWorker};
+use crate::memory::Memory;
+use crate::uring::Uring;
+use crate::worker::device::{EPOCHS, IGNORED, Kind, Token};
+use crate::worker::entry::Entry;
+use crate::worker::polling::Polling;
+use crate::worker::queue::{Violation, VirtQueue};
+
+/// SQEs that fit into the ring; more wait in a list. Enough for what a turn of a few busy queues starts.
+const ENTRIES: u32 = 512;
+
+/// Messages of the holder handled in a turn.
+const MESSAGES: usize = 64;
+
+/// The state of a worker.
+pub struct Reactor {
+    uring: Rc<Uring>,
+    control: Channel,
+    closed: bool,
+    /// Messages that found the socket full.
+    outbox: VecDeque<FromWorker>,
+    devices: Vec<Option<Entry>>,
+    slots: HashMap<u32, u16>,
+    epoch: u32,
+    /// Queues to serve: slot and index, each once.
+    ready: VecDeque<(u16, u16)>,
+    /// Queues whose drivers have been asked not to kick.
+    polled: Vec<(u16, u16)>,
+    /// Devices with completions to announce.
+    touched: Vec<u16>,
+    polling: Polling,
+    completions: Vec<(u64, i32, u32)>,
+}
+
+impl Reactor {
+    /// Listen to `control`.
+    ///
+    /// # Errors
+    /// If there is no io_uring.
+    pub fn new(control: Channel) -> io::Result<Reactor> {
+        let uring = Uring::new(ENTRIES)
+            .map_err(|error| io::Error::new(error.kind(), format!("io_uring is not available: {error}")))?;
+        let reactor = Reactor {
+            uring: Rc::new(uring),
+            control,
+            closed: false,
+            outbox: VecDeque::new(),
+            devices: Vec::new(),
+            slots: HashMap::new(),
+            epoch: 0,
+            ready: VecDeque::new(),
+            polled: Vec::new(),
+            touched: Vec::new(),
+            polling: Polling::default(),
+            completions: Vec::new(),
+        };
+        reactor.poll(reactor.control.as_raw_fd(), Token { kind: Kind::Control, ..IGNORED });
+        Ok(reactor)
+    }
+
+    /// Serve until the holder closes the socket.
+    ///
+    /// # Errors
+    /// What breaks the ring or the socket.
+    pub fn run(&mut self) -> io::Result<()> {
+        while !self.closed {
+            let mut completions = std::mem::take(&mut self.completions);
+            self.uring.reap(|token, result, flags| completions.push((token, result, flags)));
+            for (token, result, flags) in completions.drain(..) {
+                self.dispatch(Token::unpack(token), result, flags)?;
+            }
+            self.completions = completions;
+            self.uring.tasks.run_ready();
+            self.serve_ready();
+            self.announce();
+            self.flush_outbox()?;
+            self.rest()?;
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, token: Token, result: i32, flags: u32) -> io::Result<()> {
+        match token.kind {
+            Kind::Control => {
+                self.receive()?;
+                if !cqueue::more(flags) {
+                    self.poll(self.control.as_raw_fd(), token);
+                }
+            }
+            Kind::Kick => self.kicked(token, result, flags),
+            Kind::Io => self.completed(token, result),
+            Kind::None => {}
+        }
+        Ok(())
+    }
+
+    fn kicked(&mut self, token: Token, result: i32, flags: u32) {
+        let Some(queue) = self.queue(token.slot, token.value) else { return };
+        if queue.epoch != token.epoch || !queue.runs() {
+            return;
+        }
+        let kick = queue.kick().as_raw_fd();
+        self.wake(token.slot, token.value);
+        // A kick fd that cannot be polled would come back at once for ever.
+        if !cqueue::more(flags) && result >= 0 {
+            self.poll(kick, token);
+        }
+    }
+
+    fn completed(&mut self, token: Token, result: i32) {
+        let Some(entry) = self.devices.get_mut(usize::from(token.slot)).and_then(Option::as_mut) else {
+            return;
+        };
+        if entry.epoch != token.epoch {
+            return;
+        }
+        let mut wake = Vec::new();
+        let outcome = entry.with(&self.uring, token.slot, &mut wake, |device, context| {
+            device.complete(context, token.value, result)
+        });
+        self.after(token.slot, wake);
+        if let Err((index, violation)) = outcome {
+            self.fail(token.slot, index, &violation);
+        }
+    }
+
+    /// Give each queue that was ready at the start of the turn one share.
+    fn serve_ready(&mut self) {
+        for _ in 0..self.ready.len() {
+            let Some((slot, index)) = self.ready.pop_front() else { return };
+            let Some(queue) = self.queue(slot, index) else { continue };
+            queue.ready = false;
+            if !queue.runs() {
+                continue;
+            }
+            if queue.begin_polling() {
+                self.polled.push((slot, index));
+            }
+            let Some(entry) = self.devices[usize::from(slot)].as_mut() else { continue };
+            let mut wake = Vec::new();
+            let outcome =
+                entry.with(&self.uring, slot, &mut wake, |device, context| device.serve(context, index));
+            self.after(slot, wake);
+            match outcome {
+                Ok(true) => self.wake(slot, index),
+                Ok(false) => {}
+                Err(violation) => self.fail(slot, index, &violation),
+            }
+        }
+    }
+
+    /// What follows from a device having worked: other queues to serve, interrupts, queues that are now idle.
+    fn after(&mut self, slot: u16, wake: Vec<u16>) {
+        for index in wake {
+            self.wake(slot, index);
+        }
+        if self.touched.last() != Some(&slot) {
+            self.touched.push(slot);
+        }
+    }
+
+    fn announce(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for slot in touched.drain(..) {
+            let Some(entry) = self.devices[usize::from(slot)].as_mut() else { continue };
+            entry.queues.iter_mut().flatten().for_each(VirtQueue::announce);
+            self.finish_stops(slot);
+        }
+        self.touched = touched;
+    }
+
+    /// Answer for queues that were asked to stop and are idle.
+    fn finish_stops(&mut self, slot: u16) {
+        let Some(entry) = self.devices[usize::from(slot)].as_mut() else { return };
+        for place in &mut entry.queues {
+            let Some(queue) = place else { continue };
+            if let (Some(serial), 0) = (queue.stopping, queue.taken()) {
+                self.outbox.push_back(FromWorker::Stopped { serial, base: queue.next_avail() });
+                *place = None;
+            }
+        }
+        entry.release_retired();
+    }
+
+    /// Sleep, after looking around for a while if work has come quickly of late.
+    fn rest(&mut self) -> io::Result<()> {
+        self.uring.submit()?;
+        if self.busy() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        if self.look_around(start) {
+            return Ok(());
+        }
+        let mut polled = std::mem::take(&mut self.polled);
+        for (slot, index) in polled.drain(..) {
+            if self.queue(slot, index).is_some_and(VirtQueue::end_polling) {
+                self.wake(slot, index);
+            }
+        }
+        self.polled = polled;
+        if self.busy() {
+            return Ok(());
+        }
+        // The holder does not read its socket only when it is stuck or about to go.
+        let timeout = (!self.outbox.is_empty()).then_some(Duration::from_millis(10));
+        self.uring.submit_and_wait(timeout)?;
+        self.polling.learn(start.elapsed());
+        Ok(())
+    }
+
+    fn busy(&self) -> bool {
+        !self.ready.is_empty() || self.uring.has_completions() || self.uring.tasks.has_ready() || self.closed
+    }
+
+    /// Spin for the window; true if there is work.
+    fn look_around(&mut self, start: Instant) -> bool {
+        let window = self.polling.window();
+        if window.is_zero() {
+            return false;
+        }
+        loop {
+            for place in 0..self.polled.len() {
+                let (slot, index) = self.polled[place];
+                if self.queue(slot, index).is_some_and(|queue| queue.has_work()) {
+                    self.wake(slot, index);
+                }
+            }
+            if self.busy() {
+                return true;
+            }
+            if start.elapsed() >= window {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        for _ in 0..MESSAGES {
+            match self.control.receive::<ToWorker>() {
+                Ok(Some((message, fds))) => self.obey(message, fds),
+                Ok(None) => {
+                    self.closed = true;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        // More may be there, for which there will be no other wake-up.
+        self.uring.post(Token { kind: Kind::Control, ..IGNORED }.pack(), 0);
+        Ok(())
+    }
+
+    fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>) {
+        match message {
+            ToWorker::Open { device, config } => {
+                self.epoch = (self.epoch + 1) % EPOCHS;
+                match Entry::open(&self.uring, (device, self.epoch), &config, fds) {
+                    Ok(entry) => self.insert(entry),
+                    Err(error) => self.report(device, None, "open", &error.to_string()),
+                }
+            }
+            ToWorker::Memory { device, regions } => self.set_memory(device, &regions, fds),
+            ToWorker::Queue { device, setup } => self.start(device, &setup, fds),
+            ToWorker::Stop { device, queue, serial } => self.stop(device, queue, serial),
+            ToWorker::Close { device, serial } => self.close(device, serial),
+        }
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        let slot = self.devices.iter().position(Option::is_none).unwrap_or(self.devices.len());
+        self.slots.insert(entry.number, slot as u16);
+        if slot == self.devices.len() {
+            self.devices.push(Some(entry));
+        } else {
+            self.devices[slot] = Some(entry);
+        }
+    }
+
+    fn set_memory(&mut self, device: u32, regions: &[Region], fds: Vec<OwnedFd>) {
+        let Some((slot, entry)) = self.entry(device) else { return };
+        if regions.is_empty() {
+            return entry.drop_memory();
+        }
+        match Memory::map(regions, fds) {
+            Ok(memory) => {
+                for index in entry.set_memory(memory) {
+                    self.fail(
+                        slot,
+                        index,
+                        &Violation::new("ring-address", "the rings are outside guest memory"),
+                    );
+                }
+            }
+            Err(error) => self.report(device, None, "memory-table", &error.to_string()),
+        }
+    }
+
+    fn start(&mut self, device: u32, setup: &QueueSetup, fds: Vec<OwnedFd>) {
+        self.epoch = (self.epoch + 1) % EPOCHS;
+        let epoch = self.epoch;
+        let Some((slot, entry)) = self.entry(device) else { return };
+        let Some(place) = entry.queues.get_mut(usize::from(setup.index)) else { return };
+        if let Some(queue) = place {
+            queue.update(setup, fds);
+            self.touched.push(slot);
+            return;
+        }
+        let memory = entry.memory.clone();
+        let started = memory
+            .ok_or_else(|| io::Error::other("no guest memory"))
+            .and_then(|memory| VirtQueue::start(setup, memory, fds, epoch));
+        match started {
+            Ok(queue) => {
+                let kick = queue.kick().as_raw_fd();
+                *place = Some(queue);
+                self.poll(kick, Token { kind: Kind::Kick, epoch, slot, value: setup.index });
+                // Requests may have been waiting since before we looked: no kick will come for them.
+                self.wake(slot, setup.index);
+                self.touched.push(slot);
+            }
+            Err(error) => self.report(device, Some(setup.index), "queue", &error.to_string()),
+        }
+    }
+
+    fn stop(&mut self, device: u32, index: u16, serial: u64) {
+        let Some((slot, entry)) = self.entry(device) else {
+            return self.outbox.push_back(FromWorker::Stopped { serial, base: 0 });
+        };
+        let Some(queue) = entry.queues.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return self.outbox.push_back(FromWorker::Stopped { serial, base: 0 });
+        };
+        queue.stopping = Some(serial);
+        let token = Token { kind: Kind::Kick, epoch: queue.epoch, slot, value: index };
+        // SAFETY: names no memory.
+        unsafe { self.uring.push(opcode::AsyncCancel::new(token.pack()).build().user_data(IGNORED.pack())) };
+        let mut wake = Vec::new();
+        if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
+            entry.with(&self.uring, slot, &mut wake, |device, context| device.stopping(context, index));
+        }
+        self.after(slot, wake);
+    }
+
+    fn close(&mut self, device: u32, serial: u64) {
+        if let Some(slot) = self.slots.remove(&device)
+            && let Some(mut entry) = self.devices[usize::from(slot)].take()
+        {
+            entry.with(&self.uring, slot, &mut Vec::new(), |device, context| device.closing(context));
+            // What names the device's fds must be with the kernel before they are closed. If it cannot be, the
+            // next turn ends the worker.
+            let _ = self.uring.submit();
+        }
+        self.outbox.push_back(FromWorker::Closed { serial });
+    }
+
+    /// Serve the queue no more. What is in flight completes.
+    fn fail(&mut self, slot: u16, index: u16, violation: &Violation) {
+        let Some(queue) = self.queue(slot, index) else { return };
+        if queue.broken {
+            return;
+        }
+        queue.fail();
+        if let Some(number) = self.devices[usize::from(slot)].as_ref().map(|entry| entry.number) {
+            self.report(number, Some(index), violation.kind, &violation.detail);
+        }
+    }
+
+    fn report(&mut self, device: u32, queue: Option<u16>, kind: &str, detail: &str) {
+        let (kind, detail) = (kind.to_owned(), detail.to_owned());
+        self.outbox.push_back(FromWorker::Violation { device, queue, kind, detail });
+    }
+
+    fn flush_outbox(&mut self) -> io::Result<()> {
+        while let Some(message) = self.outbox.front() {
+            match self.control.send(message, &[]) {
+                Ok(()) => self.outbox.pop_front(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // The holder has gone; the socket says so to `receive` too.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.outbox.pop_front(),
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self, slot: u16, index: u16) {
+        if let Some(queue) = self.queue(slot, index)
+            && !std::mem::replace(&mut queue.ready, true)
+        {
+            self.ready.push_back((slot, index));
+        }
+    }
+
+    fn queue(&mut self, slot: u16, index: u16) -> Option<&mut VirtQueue> {
+        self.devices.get_mut(usize::from(slot))?.as_mut()?.queues.get_mut(usize::from(index))?.as_mut()
+    }
+
+    fn entry(&mut self, device: u32) -> Option<(u16, &mut Entry)> {
+        let slot = *self.slots.get(&device)?;
+        Some((slot, self.devices[usize::from(slot)].as_mut()?))
+    }
+
+    /// Have the ring report whenever `fd` becomes readable, until it says otherwise.
+    fn poll(&self, fd: i32, token: Token) {
+        let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).multi(true).build();
+        // SAFETY: names no memory; the fd is open until the device or queue goes, after the next submission.
+        unsafe { self.uring.push(poll.user_data(token.pack())) };
+    }
+}
