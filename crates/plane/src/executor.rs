@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,11 +62,8 @@ impl Executor {
             Some(slot) => slot,
             None => {
                 let slot = slots.tasks.len();
-                let alarm = Arc::new(Alarm {
-                    slot,
-                    queued: AtomicBool::new(false),
-                    ready: self.ready.clone(),
-                });
+                let alarm =
+                    Arc::new(Alarm { slot, queued: AtomicBool::new(false), ready: self.ready.clone() });
                 slots.tasks.push(Slot { task: None, alarm });
                 slot
             }
@@ -117,11 +114,29 @@ impl Executor {
     }
 }
 
+/// Runs `futures` side by side and returns their outputs in order.
+pub async fn join_all<T>(futures: Vec<Pin<Box<dyn Future<Output = T> + '_>>>) -> Vec<T> {
+    let mut outputs: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    let mut futures: Vec<_> = futures.into_iter().map(Some).collect();
+    poll_fn(|cx| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if let Some(running) = future
+                && let Poll::Ready(value) = running.as_mut().poll(cx)
+            {
+                *output = Some(value);
+                *future = None;
+            }
+        }
+        if futures.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    outputs.into_iter().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::cell::Cell;
-    use std::future::poll_fn;
     use std::rc::Rc;
 
     #[test]
@@ -133,11 +148,7 @@ mod tests {
         executor.spawn_local(poll_fn(move |cx| {
             seen.set(seen.get() + 1);
             *place.borrow_mut() = Some(cx.waker().clone());
-            if seen.get() == 2 {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
+            if seen.get() == 2 { Poll::Ready(()) } else { Poll::Pending }
         }));
         executor.run_ready();
         executor.run_ready();

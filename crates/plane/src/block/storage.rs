@@ -1,0 +1,320 @@
+//! imago's `Storage` on the worker's io_uring: one open file of a disk, never a path.
+
+use std::fmt::{self, Debug, Display, Formatter};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::thread::{self, ThreadId};
+
+use imago::Storage;
+use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
+use imago::storage::drivers::CommonStorageHelper;
+use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::{opcode, squeue};
+
+use crate::uring::Uring;
+
+/// Alignment of memory, offsets and lengths that O_DIRECT needs. Files that ask for more are opened buffered.
+pub const DIRECT_ALIGN: usize = 512;
+
+/// `UIO_MAXIOV`: the kernel refuses more buffers in one request.
+const MAX_IOVECS: usize = 1024;
+
+/// Zeroes that are written at once where a file system cannot deallocate.
+const ZEROES: usize = 1 << 20;
+
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// An open image file. It may be used and dropped only in the thread that made it.
+pub struct FileStorage {
+    /// Position in the chain of layers, 0 on top.
+    pub layer: usize,
+    file: ThreadBound<File>,
+    helper: CommonStorageHelper,
+}
+
+struct File {
+    uring: Rc<Uring>,
+    fd: OwnedFd,
+    fixed: Fixed,
+    direct: bool,
+}
+
+impl FileStorage {
+    /// Takes over `fd`, layer number `layer` of a disk; past the page cache if `direct`, and if sectors can be.
+    pub fn new(uring: &Rc<Uring>, fd: OwnedFd, layer: usize, direct: bool) -> io::Result<FileStorage> {
+        let direct = settle_direct(&fd, direct)?;
+        let fixed = uring.register_fd(fd.as_fd())?;
+        let file = File { uring: uring.clone(), fd, fixed, direct };
+        Ok(FileStorage { layer, file: ThreadBound::new(file), helper: CommonStorageHelper::default() })
+    }
+
+    /// The registered file, for SQEs that go past imago.
+    pub fn fixed(&self) -> Fixed {
+        self.file.get().fixed
+    }
+
+    /// Alignment of the memory, offset and length of every request.
+    pub fn align(&self) -> usize {
+        if self.file.get().direct { DIRECT_ALIGN } else { 1 }
+    }
+
+    /// Reads into `iovecs`; what is behind the end of the file reads as zeroes.
+    ///
+    /// # Safety
+    /// The buffers stay valid until the future is ready or dropped, and it is not forgotten.
+    pub async unsafe fn read(&self, mut iovecs: Vec<libc::iovec>, mut offset: u64) -> io::Result<()> {
+        let file = self.file.get();
+        while !iovecs.is_empty() {
+            let count = iovecs.len().min(MAX_IOVECS) as u32;
+            let sqe = opcode::Readv::new(file.fixed, iovecs.as_ptr(), count).offset(offset).build();
+            // SAFETY: the caller vouches for the buffers; the list lives across the await.
+            let read = check(unsafe { file.uring.op(sqe) }.await)?;
+            // A direct read that ends inside a block has met the end of the file.
+            if read == 0 || (file.direct && !read.is_multiple_of(DIRECT_ALIGN)) {
+                advance(&mut iovecs, read);
+                // SAFETY: as above; the kernel is done with the buffers.
+                iovecs
+                    .iter()
+                    .for_each(|iov| unsafe { iov.iov_base.cast::<u8>().write_bytes(0, iov.iov_len) });
+                return Ok(());
+            }
+            advance(&mut iovecs, read);
+            offset += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes all of `iovecs`.
+    ///
+    /// # Safety
+    /// As for [`read`](Self::read).
+    pub async unsafe fn write(&self, mut iovecs: Vec<libc::iovec>, mut offset: u64) -> io::Result<()> {
+        let file = self.file.get();
+        while !iovecs.is_empty() {
+            let count = iovecs.len().min(MAX_IOVECS) as u32;
+            let sqe = opcode::Writev::new(file.fixed, iovecs.as_ptr(), count).offset(offset).build();
+            // SAFETY: as in `read`.
+            let written = check(unsafe { file.uring.op(sqe) }.await)?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            advance(&mut iovecs, written);
+            offset += written as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zeroes; gives its space back if `unmap`.
+    pub async fn zero(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+        let mode = if unmap { PUNCH } else { libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE };
+        let file = self.file.get();
+        let sqe = opcode::Fallocate::new(file.fixed, length).offset(offset).mode(mode).build();
+        match check(self.run(sqe).await) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.write_zeroes_as_data(offset, length).await
+            }
+            result => result.map(drop),
+        }
+    }
+
+    /// fdatasync.
+    pub fn sync_sqe(&self) -> squeue::Entry {
+        opcode::Fsync::new(self.file.get().fixed).flags(FsyncFlags::DATASYNC).build()
+    }
+
+    async fn write_zeroes_as_data(&self, offset: u64, length: u64) -> io::Result<()> {
+        let size = ZEROES.min(usize::try_from(length).unwrap_or(ZEROES));
+        let mut zeroes = IoBuffer::new(size, DIRECT_ALIGN)?;
+        zeroes.as_mut().into_slice().fill(0);
+        let mut done = 0;
+        while done < length {
+            let chunk = (length - done).min(size as u64);
+            let iovec =
+                libc::iovec { iov_base: zeroes.as_ref().as_ptr().cast_mut().cast(), iov_len: chunk as usize };
+            // SAFETY: `zeroes` outlives the await.
+            unsafe { self.write(vec![iovec], offset + done) }.await?;
+            done += chunk;
+        }
+        Ok(())
+    }
+
+    /// For SQEs that name no memory.
+    async fn run(&self, sqe: squeue::Entry) -> i32 {
+        // SAFETY: the callers pass fallocate and fsync, which name no memory; the file outlives the future.
+        unsafe { self.file.get().uring.op(sqe) }.await
+    }
+}
+
+impl Storage for FileStorage {
+    fn mem_align(&self) -> usize {
+        self.align()
+    }
+
+    fn req_align(&self) -> usize {
+        self.align()
+    }
+
+    fn zero_align(&self) -> usize {
+        1
+    }
+
+    fn discard_align(&self) -> usize {
+        1
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(stat(self.file.get().fd.as_raw_fd())?.st_size as u64)
+    }
+
+    async unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
+        let iovecs = bufv.into_inner().iter_mut().map(|b| iovec(b.as_mut_ptr(), b.len())).collect();
+        // SAFETY: imago's caller holds the buffers across this await.
+        unsafe { self.read(iovecs, offset) }.await
+    }
+
+    async unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
+        let iovecs = bufv.into_inner().iter().map(|b| iovec(b.as_ptr().cast_mut(), b.len())).collect();
+        // SAFETY: imago's caller holds the buffers across this await.
+        unsafe { self.write(iovecs, offset) }.await
+    }
+
+    async unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.zero(offset, length, true).await
+    }
+
+    async unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.zero(offset, length, true).await
+    }
+
+    /// Nothing is buffered here.
+    async fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        check(self.run(self.sync_sqe()).await).map(drop)
+    }
+
+    async unsafe fn invalidate_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        &self.helper
+    }
+}
+
+impl Debug for FileStorage {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "layer {}", self.layer)
+    }
+}
+
+impl Display for FileStorage {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        Debug::fmt(self, f)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // Fails only for an index that is not ours; the fd itself closes anyhow.
+        let _ = self.uring.unregister_fd(self.fixed);
+    }
+}
+
+/// A value that imago must believe to be `Send` and `Sync`, but that never leaves its thread.
+struct ThreadBound<T> {
+    value: ManuallyDrop<T>,
+    thread: ThreadId,
+}
+
+// SAFETY: the value can be reached, and is dropped, only in the thread that made it: `get` panics elsewhere, `drop` leaks.
+unsafe impl<T> Send for ThreadBound<T> {}
+// SAFETY: as for `Send`.
+unsafe impl<T> Sync for ThreadBound<T> {}
+
+impl<T> ThreadBound<T> {
+    fn new(value: T) -> Self {
+        ThreadBound { value: ManuallyDrop::new(value), thread: thread::current().id() }
+    }
+
+    fn get(&self) -> &T {
+        assert!(thread::current().id() == self.thread, "a disk is used outside of its worker's thread");
+        &self.value
+    }
+}
+
+impl<T> Drop for ThreadBound<T> {
+    fn drop(&mut self) {
+        if thread::current().id() == self.thread {
+            // SAFETY: dropped once, here, in its own thread.
+            unsafe { ManuallyDrop::drop(&mut self.value) };
+        }
+    }
+}
+
+/// A result of the kernel: a count or a negated errno.
+pub fn check(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+/// A buffer for the kernel.
+pub fn iovec(base: *mut u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: base.cast(), iov_len: len }
+}
+
+/// Takes the first `count` bytes off `iovecs`.
+pub fn advance(iovecs: &mut Vec<libc::iovec>, mut count: usize) {
+    let whole = iovecs.iter().take_while(|iov| {
+        let fits = iov.iov_len <= count;
+        count -= if fits { iov.iov_len } else { 0 };
+        fits
+    });
+    let whole = whole.count();
+    iovecs.drain(..whole);
+    if let Some(first) = iovecs.first_mut() {
+        first.iov_base = first.iov_base.wrapping_byte_add(count);
+        first.iov_len -= count;
+    }
+}
+
+/// Sets or clears O_DIRECT. Direct I/O is not to be had where the device has blocks larger than a guest's sector.
+fn settle_direct(fd: &OwnedFd, wanted: bool) -> io::Result<bool> {
+    let raw = fd.as_raw_fd();
+    // SAFETY: plain fcntl on a fd that we own.
+    let flags = unsafe { libc::fcntl(raw, libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let direct = wanted && direct_align(raw).is_some_and(|align| align <= DIRECT_ALIGN);
+    let new = if direct { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
+    // SAFETY: plain fcntl on a fd that we own.
+    if new != flags && unsafe { libc::fcntl(raw, libc::F_SETFL, new) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(direct)
+}
+
+/// What direct I/O on this file has to be aligned to; `None` if it cannot be had, or the kernel (before 6.1) cannot tell.
+fn direct_align(fd: RawFd) -> Option<usize> {
+    // SAFETY: `statx` is a plain structure that the call fills.
+    let mut status = unsafe { std::mem::zeroed::<libc::statx>() };
+    // SAFETY: an empty path with AT_EMPTY_PATH names the fd; both pointers outlive the call.
+    let result =
+        unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut status) };
+    let align = status.stx_dio_offset_align.max(status.stx_dio_mem_align) as usize;
+    (result == 0 && align > 0).then_some(align)
+}
+
+fn stat(fd: RawFd) -> io::Result<libc::stat> {
+    // SAFETY: `stat` is a plain structure that the call fills.
+    let mut status = unsafe { std::mem::zeroed::<libc::stat>() };
+    // SAFETY: `status` outlives the call.
+    if unsafe { libc::fstat(fd, &mut status) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(status)
+}
