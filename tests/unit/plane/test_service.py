@@ -1,4 +1,4 @@
-"""Devices are added whole or not at all, deleted without a trace. Files and sockets are real, the core is not."""
+"""Devices are added whole or not at all, deleted without a trace. The files are real, the core is not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import dataclasses
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -188,10 +188,10 @@ async def test_a_device_is_added_even_if_the_client_hangs_up_meanwhile(
         loop = asyncio.get_running_loop()
         plain_add = core.device_add
 
-        def slow_add(*arguments: Any) -> None:
+        def slow_add(config: str, fds: Sequence[int]) -> None:
             loop.call_soon_threadsafe(started.set)
             asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
-            plain_add(*arguments)
+            plain_add(config, fds)
 
         core.device_add = slow_add  # type: ignore[method-assign]
         async with await PlaneClient.connect(directory / "plane.sock") as other:

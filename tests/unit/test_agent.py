@@ -1,0 +1,301 @@
+"""The guest agent's client: against the real qemu-ga, and against agents that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nagaya.agent import GuestAgent
+from nagaya.errors import (
+    NotFoundError,
+    ProtocolError,
+    TimeoutExpiredError,
+    UnavailableError,
+    UnsupportedError,
+    UsageError,
+)
+
+pytestmark = pytest.mark.anyio
+needs_qemu_ga = pytest.mark.skipif(shutil.which("qemu-ga") is None, reason="needs package qemu-guest-agent")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    yield top
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def real_agent(directory: Path) -> Iterator[str]:
+    """qemu-ga on this host; the tests run only what is harmless here."""
+    path = str(directory / "ga.sock")
+    command = ["qemu-ga", "-m", "unix-listen", "-p", path, "-t", str(directory), "-b", "guest-shutdown"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 5
+        while not Path(path).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield path
+        process.terminate()
+
+
+@needs_qemu_ga
+async def test_ping_and_info(real_agent: str) -> None:
+    async with GuestAgent(real_agent, "web") as agent:
+        await agent.ping()
+        info = await agent.info()
+        assert info.version[0].isdigit()
+        assert "guest-exec" in info.commands
+        assert "guest-shutdown" not in info.commands
+
+
+@needs_qemu_ga
+async def test_exec_returns_what_the_command_did(real_agent: str) -> None:
+    async with GuestAgent(real_agent, "web") as agent:
+        result = await agent.exec(["sh", "-c", "cat; echo oops >&2; exit 7"], stdin=b"a\0b")
+        assert result == (7, b"a\0b", b"oops\n", False)
+        assert (await agent.exec(["sh", "-c", "kill -9 $$"])).exit_code == 128 + 9
+        assert (await agent.exec(["printenv", "X"], env={"X": "1 2"})).stdout == b"1 2\n"
+        with pytest.raises(NotFoundError, match="agent of web refused guest-exec"):
+            await agent.exec(["/no/such/program"])
+
+
+@needs_qemu_ga
+async def test_a_short_command_is_answered_at_once(real_agent: str) -> None:
+    async with GuestAgent(real_agent, "web") as agent:
+        await agent.ping()
+        times = []
+        for _ in range(5):
+            started = time.monotonic()
+            await agent.exec(["true"])
+            times.append(time.monotonic() - started)
+        assert sorted(times)[2] < 0.05
+
+
+@needs_qemu_ga
+async def test_output_over_the_agents_limit_is_said_to_be_cut(real_agent: str) -> None:
+    async with GuestAgent(real_agent, "web") as agent:
+        result = await agent.exec(["head", "-c", str(17 * 2**20), "/dev/zero"])
+        assert (result.exit_code, len(result.stdout), result.truncated) == (0, 16 * 2**20, True)
+        await agent.ping()
+
+
+@needs_qemu_ga
+async def test_a_command_past_its_deadline_is_killed(real_agent: str, directory: Path) -> None:
+    async with GuestAgent(real_agent, "web") as agent:
+        script = f"echo $$ > {directory}/pid; exec sleep 600"
+        with pytest.raises(TimeoutExpiredError, match=r"sh in machine web did not end within 0\.2 s"):
+            await agent.exec(["sh", "-c", script], timeout=0.2)
+        pid = (directory / "pid").read_text().strip()
+        await asyncio.sleep(0.2)
+        assert not Path(f"/proc/{pid}/cmdline").exists() or Path(f"/proc/{pid}/cmdline").read_text() == ""  # noqa: ASYNC240
+
+
+@needs_qemu_ga
+async def test_commands_of_one_client_run_at_the_same_time(real_agent: str) -> None:
+    async with GuestAgent(real_agent, "web") as agent:
+        started = time.monotonic()
+        results = await asyncio.gather(*(agent.exec(["sh", "-c", f"sleep 0.4; echo {n}"]) for n in range(4)))
+        assert [result.stdout for result in results] == [b"%d\n" % n for n in range(4)]
+        assert time.monotonic() - started < 1.2
+
+
+@needs_qemu_ga
+async def test_files_go_in_and_come_out(real_agent: str, directory: Path) -> None:
+    content = bytes(range(256)) * 10_000
+    async with GuestAgent(real_agent, "web") as agent:
+        assert await agent.write_file(str(directory / "f"), content) == len(content)
+        assert b"".join([chunk async for chunk in agent.read_file(str(directory / "f"))]) == content
+        await agent.write_file(str(directory / "empty"), b"")
+        assert [chunk async for chunk in agent.read_file(str(directory / "empty"))] == []
+        with pytest.raises(NotFoundError):
+            await agent.write_file(str(directory / "no/such/f"), b"x")
+
+
+@needs_qemu_ga
+async def test_an_answer_that_an_earlier_client_left_is_not_taken(real_agent: str) -> None:
+    _, writer = await asyncio.open_unix_connection(real_agent)
+    writer.write(b'{"execute": "guest-info"}\n{"execute": "guest-pi')
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    async with GuestAgent(real_agent, "web") as agent:
+        assert (await agent.exec(["echo", "mine"])).stdout == b"mine\n"
+
+
+@needs_qemu_ga
+async def test_a_command_that_the_guest_forbids_is_unsupported(real_agent: str) -> None:
+    async with GuestAgent(real_agent, "web") as agent:
+        with pytest.raises(UnsupportedError, match="guest-shutdown"):
+            await agent.shutdown()
+
+
+Reply = Callable[[dict[str, Any]], Awaitable[bytes | None]]
+
+
+@contextlib.asynccontextmanager
+async def agent_that(directory: Path, reply: Reply) -> AsyncIterator[GuestAgent]:
+    """An agent that synchronises well and answers everything else as `reply` says; None hangs up."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                message = json.loads(line.lstrip(b"\xff"))
+                if message["execute"] == "guest-sync-delimited":
+                    answer: bytes | None = (
+                        b"\xff" + json.dumps({"return": message["arguments"]["id"]}).encode()
+                    )
+                else:
+                    answer = await reply(message)
+                if answer is None:
+                    return
+                writer.write(answer + b"\n" if answer else b"")
+                await writer.drain()
+
+    path = str(directory / "fake.sock")
+    server = await asyncio.start_unix_server(converse, path)
+    async with server, GuestAgent(path, "web") as agent:
+        yield agent
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"hello",
+        b"[]",
+        b"{}",
+        b'{"return": 7}',
+        b'{"return": {}}',
+        b'{"return": {"pid": "1"}}',
+        b'{"return": {"pid": true}}',
+        b'{"return": {"pid": 1.5}}',
+        b"[" * 50_000,
+        b'{"return": {"pid": 1, "x": "' + b"x" * 70_000 + b'"}}',
+    ],
+)
+async def test_nonsense_is_an_error_that_names_the_machine(directory: Path, answer: bytes) -> None:
+    async def reply(message: dict[str, Any]) -> bytes:
+        return answer
+
+    async with agent_that(directory, reply) as agent:
+        with pytest.raises(ProtocolError, match="guest agent of web"):
+            await agent.exec(["true"])
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"exited": 1},
+        {"exited": True},
+        {"exited": True, "exitcode": 0, "out-data": "§§"},
+        {"exited": True, "exitcode": 0, "out-data": [1]},
+        {"exited": True, "exitcode": 0, "out-truncated": "yes"},
+    ],
+)
+async def test_a_status_of_the_wrong_type_is_an_error(directory: Path, status: dict[str, Any]) -> None:
+    async def reply(message: dict[str, Any]) -> bytes:
+        done = {"guest-exec": {"pid": 1}, "guest-exec-status": status}
+        return json.dumps({"return": done[message["execute"]]}).encode()
+
+    async with agent_that(directory, reply) as agent:
+        with pytest.raises(ProtocolError, match="guest agent of web"):
+            await agent.exec(["true"])
+
+
+async def test_an_endless_answer_is_cut_off(directory: Path) -> None:
+    async def reply(message: dict[str, Any]) -> bytes:
+        return b"x" * 10**6
+
+    async with agent_that(directory, reply) as agent:
+        with pytest.raises(ProtocolError, match="over 65536 bytes"):
+            await agent.ping()
+
+
+async def test_silence_ends_at_the_deadline_and_the_late_answer_is_not_mistaken(directory: Path) -> None:
+    async def reply(message: dict[str, Any]) -> bytes:
+        if message["execute"] == "guest-ping":
+            await asyncio.sleep(0.2)
+            return b'{"return": {"version": "late"}}'
+        return b'{"return": {"version": "right", "supported_commands": []}}'
+
+    async with agent_that(directory, reply) as agent:
+        with pytest.raises(TimeoutExpiredError, match=r"of web did not answer guest-ping within 0\.1 s"):
+            await agent.ping(timeout=0.1)
+        assert (await agent.info()).version == "right"
+
+
+async def test_an_agent_that_hangs_up_is_unavailable(directory: Path) -> None:
+    async def reply(message: dict[str, Any]) -> None:
+        return None
+
+    async with agent_that(directory, reply) as agent:
+        with pytest.raises(UnavailableError, match="of web cannot be reached: it hung up"):
+            await agent.ping()
+
+
+async def test_shutdown_needs_no_answer(directory: Path) -> None:
+    seen = []
+
+    async def reply(message: dict[str, Any]) -> bytes | None:
+        seen.append(message)
+        return b"" if len(seen) == 1 else None
+
+    async with agent_that(directory, reply) as agent:
+        await agent.shutdown()
+        await agent.shutdown("reboot")
+    assert [message["arguments"]["mode"] for message in seen] == ["powerdown", "reboot"]
+
+
+async def test_a_machine_that_does_not_run_is_unavailable_at_once(directory: Path) -> None:
+    async with GuestAgent(directory / "none.sock", "web") as agent:
+        with pytest.raises(UnavailableError, match="of web cannot be reached"):
+            await agent.ping()
+
+
+async def test_an_agent_that_is_busy_or_starting_is_waited_for(directory: Path) -> None:
+    tries = 0
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        with contextlib.closing(writer):
+            if tries == 1:
+                return  # busy with another client
+            await reader.readline()  # lost: the guest had not opened its port yet
+            while line := await reader.readline():
+                message = json.loads(line.lstrip(b"\xff"))
+                sync = message["execute"] == "guest-sync-delimited"
+                answer = {"return": message["arguments"]["id"] if sync else {}}
+                writer.write((b"\xff" if sync else b"") + json.dumps(answer).encode() + b"\n")
+
+    path = str(directory / "slow.sock")
+    async with await asyncio.start_unix_server(converse, path), GuestAgent(path, "web") as agent:
+        await agent.ping()
+    assert tries == 2
+
+
+async def test_input_that_cannot_be_sent_is_a_usage_error(directory: Path) -> None:
+    agent = GuestAgent(directory / "none.sock", "web")
+    for argv, env, stdin in (
+        ([], {}, b""),
+        (["a"], {"-i": ""}, b""),
+        (["a"], {"a=b": ""}, b""),
+        (["a"], {}, bytes(2**24)),
+    ):
+        with pytest.raises(UsageError):
+            await agent.exec(argv, env=env, stdin=stdin)
