@@ -9,8 +9,10 @@ use std::rc::Rc;
 use crate::uring::Uring;
 
 pub mod device;
+pub mod qcow2;
 pub mod raw;
 pub mod request;
+pub mod storage;
 
 /// Guests address disks in units of 512 bytes, whatever the block size (virtio 1.3, 5.2.6.4).
 pub const SECTOR: u64 = 512;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::block::Disk;
 use crate::block::device::Blk;
+use crate::block::qcow2::{Layer, Qcow2Disk};
 use crate::block::raw::RawDisk;
 use crate::config::{BlkConfig, DeviceConfig, Format};
 use crate::console::Console;
@@ -117,5 +118,7 @@ fn open_disk(uring: &Rc<Uring>, config: &BlkConfig, mut files: Vec<File>) -> io:
     {
         return Ok(Box::new(RawDisk::open(uring, file, config.direct)?));
     }
-    Err(io::Error::new(io::ErrorKind::Unsupported, "qcow2"))
+    let layers = config.layers.iter().zip(files);
+    let layers = layers.map(|(layer, file)| Layer { fd: file.into(), format: layer.format }).collect();
+    Ok(Box::new(Qcow2Disk::open(uring, layers, !config.read_only, config.direct)?))
 }
