@@ -149,7 +149,7 @@ def shared_libraries(path: str, _mtime_ns: int) -> tuple[str, ...]:
 
 def _interpreter(path: str) -> str:
     """PT_INTERP of a 64-bit little-endian ELF file (ELF-64 object file format, figures 2 and 11)."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         header = file.read(64)
         if header[:6] != b"\x7fELF\x02\x01" or len(header) < 64:
             raise OSError(8, f"not a 64-bit {platform.machine()} executable")
