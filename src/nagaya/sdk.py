@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,7 @@ class Client:
         # A unix socket has no TLS; without `verify=False` its authorities are loaded all the same, in 60 ms.
         transport = httpx2.HTTPTransport(uds=str(self.paths.api_socket), verify=False)
         self._http = httpx2.Client(transport=transport, base_url="http://nagaya")
+        self._reached = False
         self.machines = Machines(self)
         self.images = Images(self)
         self.kernels = Kernels(self)
@@ -125,8 +127,8 @@ class Client:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Events as they happen: `{"event": "machine" | "operation" | "deleted", ...}`; ends with the daemon."""
-        with self.websocket("/v1/events") as socket:
-            for message in socket:
+        with self.websocket("/v1/events") as connection:
+            for message in connection:
                 yield json.loads(message)
 
     def request(
@@ -140,6 +142,7 @@ class Client:
     ) -> Any:
         """One request; the decoded answer, or the error that the daemon sent."""
         with _reachable(self.paths):
+            self._reach()
             answer = self._http.request(method, path, json=body, params=_query(query or {}), timeout=within)
         return _decoded(answer)
 
@@ -156,6 +159,13 @@ class Client:
                 _decoded(answer)
             yield from answer.iter_raw()
 
+    def _reach(self) -> None:
+        """Connect once by hand: httpcore leaves its socket open where it cannot connect."""
+        if not self._reached:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(str(self.paths.api_socket))
+            self._reached = True
+
     @contextmanager
     def websocket(self, path: str, **query: object) -> Iterator[Any]:
         """A `websockets.sync` connection to `path`."""
@@ -165,11 +175,13 @@ class Client:
         uri = f"ws://nagaya{path}?{urlencode(_query(query))}"
         with _reachable(self.paths):
             try:
-                socket = unix_connect(str(self.paths.api_socket), uri=uri, compression=None, max_size=2**22)
+                connection = unix_connect(
+                    str(self.paths.api_socket), uri=uri, compression=None, max_size=2**22
+                )
             except InvalidStatus as error:
                 raise _error_of(error.response.status_code, bytes(error.response.body or b"")) from error
-        with socket:
-            yield socket
+        with connection:
+            yield connection
 
 
 class Machines:
@@ -312,8 +324,8 @@ class Machine:
     @contextmanager
     def console(self) -> Iterator[Any]:
         """Its console as a `websockets.sync` connection: binary messages both ways, the scrollback's end first."""
-        with self._client.websocket(f"{_machine(self.id)}/console") as socket:
-            yield socket
+        with self._client.websocket(f"{_machine(self.id)}/console") as connection:
+            yield connection
 
     def journal(self) -> list[JournalEntry]:
         """Its history, oldest first."""

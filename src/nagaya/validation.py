@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nagaya.units import format_size
+
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
@@ -99,9 +101,15 @@ def _message(one: Mapping[str, Any], model: type[BaseModel] | None) -> str:
         field = part.model_fields.get(str(one["loc"][-1])) if part else None
         allowed = field.description if field and field.description else f"it must match {context['pattern']}"
         return f"{shown(value)} is not allowed: {allowed}"
+    if isinstance(value, str):  # a size as people write it: its bound, too
+        context = {key: _as_size(bound) for key, bound in context.items()}
     phrase = _PHRASES.get(kind)
     text = phrase.format(**context) if phrase else str(one["msg"]).lower()
     return text if kind in _WITHOUT_VALUE else f"{shown(value)} {text}"
+
+
+def _as_size(bound: Any) -> Any:
+    return format_size(bound) if isinstance(bound, int) and bound >= 1024 else bound
 
 
 def _model_at(model: type[BaseModel] | None, path: Iterable[str | int]) -> type[BaseModel] | None:

@@ -18,6 +18,8 @@ from nagaya.spec import MachineSpec
             "disks[0].imag: unknown key 'imag'; did you mean 'image'?",
         ),
         ({"memory": "lots"}, "memory.size: 'lots' is not a size; write for example 512MiB, 1.5GiB or 10GB"),
+        ({"memory": "99TiB"}, "memory.size: '99TiB' must be at most 64TiB"),
+        ({"memory": "1KiB"}, "memory.size: '1KiB' must be at least 16MiB"),
         ({"cpus": 0}, "cpus: 0 must be at least 1"),
         ({"cpus": "two"}, "cpus: 'two' is not a whole number"),
         ({"engine": "xen"}, "engine: 'xen' is not one of 'auto', 'kvm', 'uml' or 'qemu'"),

@@ -72,12 +72,12 @@ def _stop(session: Session, every: bool) -> None:
     with waiting(session, "stopping the daemon", f"pid {host.daemon_pid} was told to stop"):
         for pid in pids:
             if pid is not None:
-                _end(pid)
+                end(pid)
     if not session.quiet:
         click.echo("all is stopped" if every else "the daemon is stopped; machines run on")
 
 
-def _end(pid: int) -> None:
+def end(pid: int) -> None:
     """End a process in good order and wait for that."""
     try:
         process = os.pidfd_open(pid)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nagaya.cli.progress import view
+from nagaya.cli.progress import GRACE_S, view
 from nagaya.errors import NagayaError
 
 if TYPE_CHECKING:
@@ -111,10 +112,11 @@ def _gather(
     errors = []
     with view(session, doing) as shown:
         try:
+            show_at = time.monotonic() + GRACE_S
             while waited_for:
-                shown.update(
-                    ", ".join(waited_for), 1 - len(waited_for) / len(machines) if len(machines) > 1 else None
-                )
+                if time.monotonic() >= show_at:
+                    ended_part = 1 - len(waited_for) / len(machines) if len(machines) > 1 else None
+                    shown.update(", ".join(waited_for), ended_part)
                 try:
                     machine, error = ended.get(timeout=TICK_S)
                 except queue.Empty:

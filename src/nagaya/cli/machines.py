@@ -102,11 +102,19 @@ def show_command(session: Session, name: str) -> None:
     for key in ("created_at", "changed_at", "started_at"):
         facts[key.removesuffix("_at")] = moment(facts.pop(key))
     facts["memory"] = format_size(facts["memory"])
-    facts["spec"] = facts.pop("spec")
+    facts["spec"] = _brief(facts.pop("spec"))
     facts["history"] = [
         f"{moment(entry.at)} {entry.event} {entry.detail}".rstrip() for entry in journal[-HISTORY:]
     ]
     print_value(session, {key: value for key, value in facts.items() if value not in (None, "")})
+
+
+def _brief(value: Any) -> Any:
+    """A specification without what is empty."""
+    if not isinstance(value, dict):
+        return [_brief(one) for one in value] if isinstance(value, list) else value
+    inner = {key: _brief(one) for key, one in value.items()}
+    return {key: one for key, one in inner.items() if one not in (None, "", [], {}, "0B")}
 
 
 def _chosen(session: Session, names: Sequence[str], every: bool) -> list[Machine]:

@@ -39,7 +39,7 @@ ENVIRONMENT = (
 
 def walk(command: click.Command, parent: click.Context | None, name: str) -> Iterator[click.Context]:
     """A context for `command` and each command below it, in the order of the help."""
-    ctx = click.Context(command, info_name=name, parent=parent)
+    ctx = click.Context(command, info_name=name, parent=parent, help_option_names=["-h", "--help"])
     yield ctx
     if isinstance(command, click.Group):
         for inner in command.list_commands(ctx):

@@ -53,7 +53,7 @@ class Lines:
 
     def update(self, step: str, fraction: float | None) -> None:
         percent = "" if fraction is None else f" {min(max(fraction, 0), 1):.0%}"
-        line = f"{self._title}: {clean(step)}{percent}"
+        line = f"{self._title}: {clean(step)}{percent}" if step or percent else self._title
         now = time.monotonic()
         if line == self._line or (step == self._step and now - self._written_at < self._interval_s):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -52,12 +53,12 @@ def _on_terminal(monkeypatch: pytest.MonkeyPatch, grace_s: float, job_s: float) 
         bar.close()
         stream.flush()
         os.set_blocking(master, False)
-        try:
-            written = os.read(master, 65536).decode()
-        except BlockingIOError:
-            written = ""
+        written = b""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                written += os.read(master, 65536)
     os.close(master)
-    return written
+    return written.decode()
 
 
 def test_a_bar_shows_step_and_percent_and_leaves_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
