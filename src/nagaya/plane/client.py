@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -161,7 +161,7 @@ class PlaneClient:
         """End the holder. All machines lose their devices."""
         await self._execute("quit")
 
-    async def events(self) -> AsyncIterator[PlaneEvent]:
+    async def events(self) -> AsyncGenerator[PlaneEvent, None]:
         """Events from now on; ends when the connection does. A consumer that is too slow loses the oldest."""
         queue: asyncio.Queue[PlaneEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
