@@ -56,7 +56,7 @@ def real_agent(directory: Path) -> Iterator[str]:
 
 @needs_qemu_ga
 async def test_ping_and_info(real_agent: str) -> None:
-    async with GuestAgent(real_agent, "web") as agent:
+    async with await GuestAgent.connect("web", real_agent) as agent:
         await agent.ping()
         info = await agent.info()
         assert info.version[0].isdigit()
@@ -66,7 +66,7 @@ async def test_ping_and_info(real_agent: str) -> None:
 
 @needs_qemu_ga
 async def test_exec_returns_what_the_command_did(real_agent: str) -> None:
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         result = await agent.exec(["sh", "-c", "cat; echo oops >&2; exit 7"], stdin=b"a\0b")
         assert result == (7, b"a\0b", b"oops\n", False)
         assert (await agent.exec(["sh", "-c", "kill -9 $$"])).exit_code == 128 + 9
@@ -77,7 +77,7 @@ async def test_exec_returns_what_the_command_did(real_agent: str) -> None:
 
 @needs_qemu_ga
 async def test_a_short_command_is_answered_at_once(real_agent: str) -> None:
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         await agent.ping()
         times = []
         for _ in range(5):
@@ -89,7 +89,7 @@ async def test_a_short_command_is_answered_at_once(real_agent: str) -> None:
 
 @needs_qemu_ga
 async def test_output_over_the_agents_limit_is_said_to_be_cut(real_agent: str) -> None:
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         result = await agent.exec(["head", "-c", str(17 * 2**20), "/dev/zero"])
         assert (result.exit_code, len(result.stdout), result.truncated) == (0, 16 * 2**20, True)
         await agent.ping()
@@ -97,7 +97,7 @@ async def test_output_over_the_agents_limit_is_said_to_be_cut(real_agent: str) -
 
 @needs_qemu_ga
 async def test_a_command_past_its_deadline_is_killed(real_agent: str, directory: Path) -> None:
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         script = f"echo $$ > {directory}/pid; exec sleep 600"
         with pytest.raises(TimeoutExpiredError, match=r"sh in machine web did not end within 0\.2 s"):
             await agent.exec(["sh", "-c", script], timeout=0.2)
@@ -108,7 +108,7 @@ async def test_a_command_past_its_deadline_is_killed(real_agent: str, directory:
 
 @needs_qemu_ga
 async def test_commands_of_one_client_run_at_the_same_time(real_agent: str) -> None:
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         started = time.monotonic()
         results = await asyncio.gather(*(agent.exec(["sh", "-c", f"sleep 0.4; echo {n}"]) for n in range(4)))
         assert [result.stdout for result in results] == [b"%d\n" % n for n in range(4)]
@@ -116,9 +116,19 @@ async def test_commands_of_one_client_run_at_the_same_time(real_agent: str) -> N
 
 
 @needs_qemu_ga
+async def test_a_long_command_leaves_the_agent_to_others_in_its_pauses(real_agent: str) -> None:
+    async with GuestAgent("web", real_agent) as agent, GuestAgent("web", real_agent) as other:
+        long = asyncio.create_task(agent.exec(["sh", "-c", "sleep 1.5; echo long"]))
+        await asyncio.sleep(0.1)
+        assert (await other.exec(["echo", "short"])).stdout == b"short\n"
+        await other.close()
+        assert (await long).stdout == b"long\n"
+
+
+@needs_qemu_ga
 async def test_files_go_in_and_come_out(real_agent: str, directory: Path) -> None:
     content = bytes(range(256)) * 10_000
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         assert await agent.write_file(str(directory / "f"), content) == len(content)
         assert b"".join([chunk async for chunk in agent.read_file(str(directory / "f"))]) == content
         await agent.write_file(str(directory / "empty"), b"")
@@ -134,13 +144,13 @@ async def test_an_answer_that_an_earlier_client_left_is_not_taken(real_agent: st
     await writer.drain()
     writer.close()
     await writer.wait_closed()
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         assert (await agent.exec(["echo", "mine"])).stdout == b"mine\n"
 
 
 @needs_qemu_ga
 async def test_a_command_that_the_guest_forbids_is_unsupported(real_agent: str) -> None:
-    async with GuestAgent(real_agent, "web") as agent:
+    async with GuestAgent("web", real_agent) as agent:
         with pytest.raises(UnsupportedError, match="guest-shutdown"):
             await agent.shutdown()
 
@@ -169,7 +179,7 @@ async def agent_that(directory: Path, reply: Reply) -> AsyncIterator[GuestAgent]
 
     path = str(directory / "fake.sock")
     server = await asyncio.start_unix_server(converse, path)
-    async with server, GuestAgent(path, "web") as agent:
+    async with server, GuestAgent("web", path) as agent:
         yield agent
 
 
@@ -262,7 +272,7 @@ async def test_shutdown_needs_no_answer(directory: Path) -> None:
 
 
 async def test_a_machine_that_does_not_run_is_unavailable_at_once(directory: Path) -> None:
-    async with GuestAgent(directory / "none.sock", "web") as agent:
+    async with GuestAgent("web", directory / "none.sock") as agent:
         with pytest.raises(UnavailableError, match="of web cannot be reached"):
             await agent.ping()
 
@@ -284,13 +294,13 @@ async def test_an_agent_that_is_busy_or_starting_is_waited_for(directory: Path) 
                 writer.write((b"\xff" if sync else b"") + json.dumps(answer).encode() + b"\n")
 
     path = str(directory / "slow.sock")
-    async with await asyncio.start_unix_server(converse, path), GuestAgent(path, "web") as agent:
+    async with await asyncio.start_unix_server(converse, path), GuestAgent("web", path) as agent:
         await agent.ping()
     assert tries == 2
 
 
 async def test_input_that_cannot_be_sent_is_a_usage_error(directory: Path) -> None:
-    agent = GuestAgent(directory / "none.sock", "web")
+    agent = GuestAgent("web", directory / "none.sock")
     for argv, env, stdin in (
         ([], {}, b""),
         (["a"], {"-i": ""}, b""),

@@ -63,11 +63,18 @@ class GuestAgent:
     guest, or it hangs) or `ProtocolError` (it talks nonsense), each naming the machine.
     """
 
-    def __init__(self, path: str | os.PathLike[str], machine: str) -> None:
+    def __init__(self, machine: str, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
         self._machine = machine
         self._stream: AgentStream | None = None
         self._turn = asyncio.Lock()
+
+    @classmethod
+    async def connect(cls, machine: str, path: str | os.PathLike[str], timeout: float = 1.0) -> Self:  # noqa: ASYNC109
+        """A client whose agent has just answered, within `timeout` seconds."""
+        agent = cls(machine, path)
+        await agent.ping(timeout)
+        return agent
 
     async def ping(self, timeout: float = 1.0) -> None:  # noqa: ASYNC109
         """Return if the agent answers within `timeout` seconds."""
