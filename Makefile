@@ -70,7 +70,7 @@ test-vtx: core ## the tests that need VT-x or AMD-V
 	$(PY) -m pytest -m vt-x
 
 bench: core ## every figure, ours beside the peer's; docs/benchmarks.md holds the last table
-	$(PY) benches/run.py
+	$(PY) -m benches
 
 fuzz: ## fuzz what a guest can send, a minute a target (needs a nightly toolchain and cargo-fuzz)
 	scripts/fuzz

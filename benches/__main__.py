@@ -1,0 +1,36 @@
+"""`python -m benches [NAME ...]`: all benches, or those named, one after the other, into one report."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHES = {
+    "cpu": "benches.guest.cpu",
+    "start": "benches.guest.start",
+    "boot": "benches.guest.boot",
+    "idle": "benches.guest.idle",
+    "disk": "benches.disk.run",
+    "restart": "benches.restart",
+}
+
+
+def main(names: list[str]) -> int:
+    """Run them; 0 if every promise held."""
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        print(f"error: no bench {unknown[0]!r}; there are: {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    missed = []
+    for name in names or list(BENCHES):
+        print(f"\n== {name}", flush=True)
+        rows = importlib.import_module(BENCHES[name]).main()
+        missed += [
+            f"{name}: {row.name} beside {peer}" for row in rows for peer in row.targets if not row.meets(peer)
+        ]
+    print("\nevery promise held" if not missed else "\nmissed:\n  " + "\n  ".join(missed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

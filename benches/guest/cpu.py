@@ -1,0 +1,49 @@
+"""CPU: the same static binary on the host and in a guest, in turn, on the same CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from benches._table import Row, print_table
+from benches.guest._nagaya import own_nagaya
+from nagaya.sdk import Machine
+
+ROUNDS = 7
+LOOPS = ("integer", "memory", "sha256")
+TARGETS = {"integer": 1 / 0.99, "sha256": 1 / 0.99}
+
+
+def main() -> list[Row]:
+    """Print the table and return its rows."""
+    with tempfile.TemporaryDirectory() as directory, own_nagaya() as client:
+        binary = Path(directory) / "workload"
+        source = Path(__file__).with_name("workload.c")
+        subprocess.run(["cc", "-O2", "-static", "-o", binary, source], check=True)
+        spec = {"name": "cpu", "memory": "512MiB", "disks": [{"image": "busybox"}]}
+        machine = client.machines.create(spec, start=True)
+        machine.exec(
+            ["sh", "-c", "cat > /tmp/workload && chmod +x /tmp/workload"], stdin=binary.read_bytes(), wait=30
+        )
+        rows = [_row(loop, machine, binary) for loop in LOOPS]
+    print_table("CPU: seconds for the same binary in a guest (ours) and on the host", rows)
+    return rows
+
+
+def _row(loop: str, machine: Machine, binary: Path) -> Row:
+    guest, host = [], []
+    cpu = next(iter(os.sched_getaffinity(machine.info.pid or 0)))
+    for _ in range(ROUNDS):
+        guest.append(float(machine.exec(["/tmp/workload", loop]).stdout.split()[0]))
+        run = subprocess.run(
+            ["taskset", "-c", str(cpu), binary, loop], check=True, capture_output=True, text=True
+        )
+        host.append(float(run.stdout.split()[0]))
+    targets = {"host": TARGETS[loop]} if loop in TARGETS else {}
+    return Row(loop, guest, {"host": host}, "s", "lower", targets)
+
+
+if __name__ == "__main__":
+    main()

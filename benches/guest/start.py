@@ -1,0 +1,91 @@
+"""Start: `nagaya start` to the first user-space output, beside the same kernel and initramfs bare.
+
+The initramfs prints one line and switches the machine off, so nothing but the start is in the figure. The
+peer is the kernel's executable, pinned to one CPU like ours, its console on a pipe. Both sides are timed
+from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benches._table import Row, print_table
+from benches.guest._nagaya import MARKER, console_log, own_nagaya, wait_for_output
+from nagaya.images.initramfs import write_boot_test
+from nagaya.sdk import Client, Machine
+
+ROUNDS = 9
+MEMORY_MIB = 128
+
+
+def main() -> list[Row]:
+    """Print the table and return its rows."""
+    with tempfile.TemporaryDirectory(prefix="ngb", dir="/tmp") as directory, own_nagaya() as client:
+        Path(directory).chmod(0o755)
+        initrd = Path(directory) / "initrd"
+        write_boot_test(initrd)
+        initrd.chmod(0o644)
+        kernel = next(kernel for kernel in client.kernels.list() if kernel.default).path
+        spec = {"name": "start", "memory": f"{MEMORY_MIB}MiB", "boot": {"initrd": str(initrd)}}
+        machine = client.machines.create(spec)
+        command, request, bare = [], [], []
+        for _ in range(ROUNDS):
+            bare.append(_bare(kernel, initrd))
+            command.append(_ours(client, machine, by_command=True))
+            request.append(_ours(client, machine, by_command=False))
+    rows = [
+        Row("nagaya start NAME", command, {"bare": bare}, "ms", "lower", {"bare": 1.10}),
+        Row("the API's request", request, {"bare": bare}, "ms", "lower", {"bare": 1.10}),
+    ]
+    print_table("Start: ms to the first line of user space", rows)
+    return rows
+
+
+def _ours(client: Client, machine: Machine, *, by_command: bool) -> float:
+    log = console_log(client, machine)
+    log.unlink(missing_ok=True)
+    began = time.monotonic()
+    if by_command:
+        words = [sys.executable, "-m", "nagaya.cli", "start", machine.name]
+        process = subprocess.Popen(words, env={**os.environ, **client.paths.environment()})
+        seen = wait_for_output(log, MARKER)
+        process.wait()
+    else:
+        machine.start()
+        seen = wait_for_output(log, MARKER)
+    machine.wait("stopped")
+    return (seen - began) * 1e3
+
+
+def _bare(kernel: str, initrd: Path) -> float:
+    with tempfile.TemporaryDirectory(prefix="ngb", dir="/dev/shm") as memory:
+        words = ["taskset", "-c", "1", kernel, f"mem={MEMORY_MIB}M", f"initrd={initrd}", f"uml_dir={memory}/"]
+        words += ["con=none", "con0=null,fd:1", "ssl=none", "quiet"]
+        began = time.monotonic()
+        with subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={"TMPDIR": memory, "PATH": os.environ["PATH"]},
+        ) as process:
+            text = b""
+            while MARKER not in text:
+                piece = os.read(process.stdout.fileno(), 4096) if process.stdout else b""
+                if not piece:
+                    raise RuntimeError(
+                        f"the bare kernel ended without its line: {text.decode(errors='replace')}"
+                    )
+                text += piece
+            seen = time.monotonic()
+            while process.stdout and os.read(process.stdout.fileno(), 4096):
+                pass
+        return (seen - began) * 1e3
+
+
+if __name__ == "__main__":
+    main()
