@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::*;
 use proptest::prelude::*;
 
+mod kill;
+
 const CLUSTER: u64 = 64 << 10;
 
 /// A disk with a loop of its own, and the memory of its requests.
