@@ -66,14 +66,27 @@ class Adoption:
 
     async def settle(self) -> None:
         """Finish or undo what the last daemon was in the middle of, machine by machine, all at once."""
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot_id = _boot_id()
         rebooted = self._writer.state.fact("boot_id") not in ("", boot_id)
         await self._writer.call(State.set_fact, "boot_id", boot_id)
+        await self._prepare()
         try:
             await self._supervisor.check_devices()
         except NagayaError as error:
             log.warning("the plane cannot be asked for its devices: %s", error)
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
+
+    async def _prepare(self) -> None:
+        """Start the helper processes; at once if a start was cut short, because the zygote knows what came of it."""
+        prepared = self._supervisor.spawn(self._prepare_parts())
+        if any(one.row.state is MachineState.STARTING for one in self._supervisor.all()):
+            await asyncio.wait([prepared])
+
+    async def _prepare_parts(self) -> None:
+        try:
+            await self._supervisor.parts.prepare()
+        except (NagayaError, OSError) as error:
+            log.warning("machines cannot be started yet: %s", error)
 
     async def _settle(self, one: Supervised, rebooted: bool) -> None:
         try:
@@ -157,6 +170,10 @@ class Adoption:
         await self._supervisor.launcher.remove_devices(one.row, one.spec)
         one.process = None
         one.row = replace(one.row, pid=None, start_time=None)
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _process(row: MachineRow) -> ProcessId | None:

@@ -22,7 +22,9 @@ from nagaya.models import ExecAnswer, HostInfo, ImageInfo, MachineInfo
 from nagaya.paths import Paths
 from nagaya.resources import admission
 
-AGENT_RETRY = 0.05  # s between attempts to reach an agent that is waited for
+AGENT_PATIENCE = 3.0  # s that an agent has to answer; a busy guest takes its time
+AGENT_POLL = 1.0  # s that one attempt takes at most while the guest boots
+AGENT_PAUSE = 0.05  # s between attempts
 
 
 @dataclass(slots=True, eq=False)
@@ -90,25 +92,26 @@ class Daemon:
             raise UsageError("stdin: not base64", field="stdin") from error
         agent = await self.agent(one, wait)
         try:
-            status, out, err, cut = await agent.exec(argv, env=env, stdin=given, timeout=seconds)
+            status, out, err, cut = await agent.exec(argv, env=env, stdin=given, seconds=seconds)
         finally:
             await agent.close()
         return ExecAnswer(status, base64.b64encode(out).decode(), base64.b64encode(err).decode(), cut)
 
     async def agent(self, one: Supervised, wait: float) -> Agent:
-        """A connection to the guest agent, which has `wait` seconds to come up. `close` it."""
+        """A client of the guest agent, which answers; it has `wait` seconds to come up. `close` it."""
         deadline = time.monotonic() + wait
-        while True:
-            one.require(UP, "talked to through its guest agent", hint=f"nagaya start {one.name}")
-            try:
-                agent: Agent = await self.parts.agent(one.name, self.paths.machine(one.row.id))
+        agent = self.parts.agent(one.name, self.paths.machine(one.row.id))
+        try:
+            while True:
+                one.require(UP, "talked to through its guest agent", hint=f"nagaya start {one.name}")
+                left = deadline - time.monotonic()
                 try:
-                    await agent.ping()
-                except BaseException:
-                    await agent.close()
-                    raise
-                return agent
-            except NagayaError:
-                if time.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(AGENT_RETRY)
+                    await agent.ping(AGENT_PATIENCE if left <= 0 else min(left, AGENT_POLL))
+                    return agent
+                except NagayaError:
+                    if left <= 0:
+                        raise
+                    await asyncio.sleep(AGENT_PAUSE)
+        except BaseException:
+            await agent.close()
+            raise

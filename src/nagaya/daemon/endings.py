@@ -90,7 +90,8 @@ class Endings:
         if ended.reason is ExitReason.REBOOT and restarts < PROMPT_REBOOTS:
             await self._start(one, restarts + 1)
         elif ended.reason is ExitReason.REBOOT or _again(one, ended):
-            delay = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2.0 ** min(restarts, 10))
+            free = PROMPT_REBOOTS if ended.reason is ExitReason.REBOOT else 0
+            delay = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2.0 ** min(max(0, restarts - free), 10))
             await self.schedule(one, delay, restarts + 1)
 
     async def _start(self, one: Supervised, restarts: int) -> None:

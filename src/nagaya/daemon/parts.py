@@ -1,8 +1,11 @@
-"""What the daemon needs of the layers below it. The real ones are put together in `wiring`, fakes in `nagaya.testing`."""
+"""What the daemon needs of the layers below it.
+
+The real ones are put together in `wiring`, fakes in `nagaya.testing`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,16 +42,16 @@ class PlaneControl(Protocol):
 
 
 class Agent(Protocol):
-    """A guest agent's client, connected. See `nagaya.agent`."""
+    """A guest agent's client, which connects when needed. See `nagaya.agent`."""
 
-    async def ping(self) -> None:
-        """Raise unless it answers."""
+    async def ping(self, seconds: float) -> None:
+        """Raise unless it answers within `seconds`."""
 
     async def shutdown(self) -> None:
         """Ask the guest to power off."""
 
     async def exec(
-        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, timeout: float
+        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, seconds: float
     ) -> tuple[int, bytes, bytes, bool]:
         """Exit code, stdout, stderr, and whether an output was cut."""
 
@@ -112,15 +115,19 @@ class KernelStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything below the daemon."""
+    """Everything below the daemon.
+
+    `agent` is a client of a machine's guest agent, by the name (for messages) and the paths of the machine.
+    `prepare` has the helper processes run, so that the first start is quick. `balance` gets the pids of the
+    running machines by id, and evens out the load of the CPUs.
+    """
 
     engine: Callable[[MachineSpec], Engine]
     plane: PlaneControl
     images: ImageStore
     kernels: KernelStore
-    agent: Callable[[str, MachinePaths], Any]  # (name, paths) -> awaitable Agent
+    agent: Callable[[str, MachinePaths], Agent]
     create_overlay: Callable[[str, int, str, str], None]  # path, size, backing path, backing format
     zygote_pid: Callable[[], int | None]
-    balance: Callable[[Mapping[str, int]], Any] | None = (
-        None  # machine id to pid -> awaitable; moves machines between CPUs
-    )
+    prepare: Callable[[], Awaitable[None]]
+    balance: Callable[[Mapping[str, int]], Awaitable[str]] | None = None

@@ -34,7 +34,8 @@ from nagaya.resources import admission
 from nagaya.spec import MachineSpec
 
 STOP_TIME = 30.0  # s that a guest has to shut down
-AGENT_TIME = 0.7  # s that the guest agent has to take a shutdown before the power button is pressed
+AGENT_TIME = 0.3  # s that the guest agent has to answer before the power button is pressed instead
+ASK_PAUSE = 0.5  # s between attempts while nobody in the guest listens: it is still booting
 FIRST_UID = 0x70000000  # above all that adduser, systemd and container runtimes give away, below 2**31
 UIDS_EACH = 2**16  # for one Nagaya; its state directory decides which block, so that two rarely share one
 
@@ -87,17 +88,17 @@ class Supervisor:
         """The newest `limit` entries of its history, oldest first."""
         return await self._writer.call(State.journal, self.get(name).row.id, limit)
 
-    async def wait(self, name: str, states: frozenset[MachineState], timeout: float) -> Supervised:
+    async def wait(self, name: str, states: frozenset[MachineState], within: float) -> Supervised:
         """Wait until the machine is in one of `states`. Raises `TimeoutExpiredError`."""
         one = self.get(name)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 while one.row.state not in states:
                     self.get(one.row.id)  # deleted meanwhile?
                     await one.changed.wait()
         except TimeoutError as error:
             raise TimeoutExpiredError(
-                f"{one.name} is still {one.row.state} after {timeout:g} s", machine=one.name
+                f"{one.name} is still {one.row.state} after {within:g} s", machine=one.name
             ) from error
         return one
 
@@ -164,8 +165,8 @@ class Supervisor:
             await self.launch(one, restarts=0)
         return one
 
-    async def stop(self, name: str, timeout: float = STOP_TIME) -> Supervised:
-        """Ask the guest to shut down, end it after `timeout` seconds. A failed machine becomes a stopped one."""
+    async def stop(self, name: str, within: float = STOP_TIME) -> Supervised:
+        """Ask the guest to shut down, end it after `within` seconds. A failed machine becomes a stopped one."""
         one = self.get(name)
         async with one.lock:
             if one.row.state is MachineState.FAILED:
@@ -173,7 +174,7 @@ class Supervisor:
                 await self.move(one, MachineState.STOPPED, "stopped", cause="", retry_at=None)
                 return one
             one.require(UP | {MachineState.STOPPING}, "stopped")
-            await self._stop(one, timeout)
+            await self._stop(one, within)
         return one
 
     async def kill(self, name: str) -> Supervised:
@@ -211,14 +212,14 @@ class Supervisor:
             await self.move(one, MachineState.RUNNING, "resumed")
         return one
 
-    async def restart(self, name: str, timeout: float = STOP_TIME, *, hard: bool = False) -> Supervised:
+    async def restart(self, name: str, within: float = STOP_TIME, *, hard: bool = False) -> Supervised:
         """Stop and start again with fresh devices; `hard` is a reset. A machine that is down is started."""
         one = self.get(name)
         async with one.lock:
             self.endings.forget_retry(one)
             one.require(UP | DOWN, "restarted")
             if one.row.state in UP:
-                await self._stop(one, 0 if hard else timeout)
+                await self._stop(one, 0 if hard else within)
             await self.launch(one, restarts=0)
         return one
 
@@ -339,7 +340,7 @@ class Supervisor:
         """Run `work` until it ends or the daemon does."""
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
         return task
 
     async def close(self) -> None:
@@ -352,38 +353,54 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _stop(self, one: Supervised, timeout: float) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the daemon failed", exc_info=task.exception())
+
+    async def _stop(self, one: Supervised, within: float) -> None:
         process = self._process(one)
         machine = self.engine_machine(one)
-        if one.row.state is MachineState.PAUSED and timeout > 0:
+        if one.row.state is MachineState.PAUSED and within > 0:
             await process.engine.resume(machine, process.id)
-        await self.move(one, MachineState.STOPPING, "stopping", f"within {timeout:g} s")
+        await self.move(one, MachineState.STOPPING, "stopping", f"within {within:g} s")
         failpoint.reach("stop:recorded")
         asked = "stopped"
-        if timeout > 0:
-            await self._ask_to_shut_down(one, process, machine)
-        failpoint.reach("stop:asked")
+        asking = asyncio.create_task(self._ask_to_shut_down(one, process, machine, within))
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 await asyncio.shield(process.ended)
         except TimeoutError:
-            asked = "killed" if timeout == 0 else f"killed: it did not shut down within {timeout:g} s"
+            asked = "killed" if within == 0 else f"killed: it did not shut down within {within:g} s"
             await process.engine.kill(machine, process.id)
             await asyncio.shield(process.ended)
+        finally:
+            asking.cancel()
         failpoint.reach("stop:ended")
         await self.endings.finish(one, process, asked=asked)
 
-    async def _ask_to_shut_down(self, one: Supervised, process: Process, machine: Machine) -> None:
-        """Through the guest agent if it answers at once, else by the power button."""
-        try:
-            async with asyncio.timeout(AGENT_TIME):
-                agent = await self.parts.agent(one.name, machine.paths)
-                try:
-                    await agent.shutdown()
-                finally:
-                    await agent.close()
-        except (NagayaError, OSError, TimeoutError):
-            await process.engine.request_shutdown(machine, process.id)
+    async def _ask_to_shut_down(
+        self, one: Supervised, process: Process, machine: Machine, within: float
+    ) -> None:
+        """Through the guest agent if it answers at once, else by the power button, until one is heard."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            agent = self.parts.agent(one.name, machine.paths)
+            try:
+                await agent.ping(AGENT_TIME)
+                await agent.shutdown()
+                break
+            except (NagayaError, OSError):
+                pass
+            finally:
+                await agent.close()
+            try:
+                await process.engine.request_shutdown(machine, process.id)
+                break
+            except NagayaError as error:
+                log.info("%s: not asked to shut down yet: %s", one.name, error.message)
+            await asyncio.sleep(ASK_PAUSE)
+        failpoint.reach("stop:asked")
 
     async def _undo(self, one: Supervised, machine: Machine) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from nagaya.testing.engine import FakeEngine
 from nagaya.testing.plane import FakePlane
+from nagaya.testing.stage import Stage
 from nagaya.testing.stores import FakeAgent, FakeImages, FakeKernels, fake_parts
 
-__all__ = ["FakeAgent", "FakeEngine", "FakeImages", "FakeKernels", "FakePlane", "fake_parts"]
+__all__ = ["FakeAgent", "FakeEngine", "FakeImages", "FakeKernels", "FakePlane", "Stage", "fake_parts"]

@@ -30,7 +30,10 @@ def end(status):
     os.rename(exit_file + ".new", exit_file)
     os._exit(status)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if stubborn == "1" else lambda *_: end(0))
-os.write(1, b"up")
+if os.fork():
+    os._exit(0)
+os.setsid()
+os.write(1, str(os.getpid()).encode())
 os.close(1)
 time.sleep(float(seconds))
 end(int(status))
@@ -51,27 +54,25 @@ class FakeEngine:
             )
 
     async def start(self, machine: Machine) -> ProcessId:
-        """Start a sleeper of our own session, which outlives us."""
+        """Start a sleeper that is nobody's child, in a session of its own, so that it outlives us."""
         options = _options(machine.spec)
         if "fake.refuse" in options:
             raise UnavailableError(f"{machine.spec.name}: the fake engine was told to refuse")
         seconds, _, status = options.get("fake.end", "86400:0").partition(":")
         stubborn = "1" if "fake.stubborn" in options else "0"
         arguments = [_marker(machine), str(machine.paths.exit_file), stubborn, seconds, status]
-        process = await asyncio.create_subprocess_exec(
+        starter = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-I", "-S", "-c", _GUEST, *arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
         )
-        if process.stdout is not None:
-            await process.stdout.read()  # until it says that it is up
-        started = start_time(process.pid)
+        said, _ = await starter.communicate()
+        started = start_time(int(said)) if said else None
         if started is None:
             raise UnavailableError(f"{machine.spec.name}: its process ended at once")
-        return ProcessId(process.pid, started)
+        return ProcessId(int(said), started)
 
     async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
         """SIGTERM."""

@@ -35,6 +35,8 @@ class FakePlane:
     def lose_all(self) -> None:
         """As if the holder had been killed."""
         self._save({})
+        for console in self._consoles.values():
+            console.close()
         self._lost.set()
 
     async def device_add(self, device: Device) -> None:

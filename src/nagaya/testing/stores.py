@@ -13,7 +13,7 @@ from nagaya.daemon.parts import BaseImage, Parts
 from nagaya.errors import ConflictError, NotFoundError, SpecError
 from nagaya.kernel import Kernel
 from nagaya.models import KernelInfo
-from nagaya.paths import MachinePaths, Paths
+from nagaya.paths import Paths
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
 from nagaya.testing.engine import FakeEngine
@@ -109,7 +109,7 @@ class FakeKernels:
 class FakeAgent:
     """Runs nothing: `echo` prints its arguments, `cat` its input, `false` fails. It does not shut down."""
 
-    async def ping(self) -> None:
+    async def ping(self, seconds: float) -> None:
         """It answers."""
 
     async def shutdown(self) -> None:
@@ -117,7 +117,7 @@ class FakeAgent:
         raise ConflictError("the fake agent does not shut down")
 
     async def exec(
-        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, timeout: float
+        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, seconds: float
     ) -> tuple[int, bytes, bytes, bool]:
         """See the class."""
         match list(argv):
@@ -140,17 +140,18 @@ def fake_parts(paths: Paths) -> Parts:
     """Everything below the daemon, faked."""
     engine = FakeEngine()
 
-    async def agent(_name: str, _paths: MachinePaths) -> FakeAgent:
-        return FakeAgent()
+    async def prepare() -> None:
+        """There is nothing to prepare."""
 
     return Parts(
         engine=lambda _spec: engine,
         plane=FakePlane(paths),
         images=FakeImages(paths),
         kernels=FakeKernels(),
-        agent=agent,
+        agent=lambda _name, _paths: FakeAgent(),
         create_overlay=_create_overlay,
         zygote_pid=lambda: None,
+        prepare=prepare,
     )
 
 

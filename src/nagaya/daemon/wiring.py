@@ -1,0 +1,248 @@
+"""The real parts below the daemon, put together. What is slow to import is imported at its first use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nagaya.daemon.parts import BaseImage, Parts
+from nagaya.engines.select import select_engine
+from nagaya.engines.uml import UmlEngine
+from nagaya.errors import NotFoundError, SpecError, UnavailableError
+from nagaya.kernel import Kernel
+from nagaya.models import KernelInfo
+from nagaya.paths import MachinePaths, Paths
+from nagaya.plane.config import Device
+from nagaya.progress import Progress
+from nagaya.spec import MachineSpec
+
+if TYPE_CHECKING:
+    from nagaya.images.recipe import Recipe
+    from nagaya.images.store import Image
+    from nagaya.plane.client import PlaneClient
+
+
+def real_parts(paths: Paths) -> Parts:
+    """Everything below a daemon of `paths`."""
+    uml = UmlEngine(paths)
+    plane = PlaneLink(paths)
+
+    async def prepare() -> None:
+        await asyncio.gather(uml.prepare(), plane.prepare())
+
+    return Parts(
+        engine=lambda spec: select_engine(spec, uml),
+        plane=plane,
+        images=Images(paths),
+        kernels=Kernels(paths),
+        agent=_GuestAgent,
+        create_overlay=_create_overlay,
+        zygote_pid=lambda: uml.zygote_pid,
+        prepare=prepare,
+        balance=uml.balance,
+    )
+
+
+class PlaneLink:
+    """One connection to the plane, made at first use and again when it is lost; starts the plane if none runs."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._client: PlaneClient | None = None
+        self._pid: int | None = None
+        self._connecting = asyncio.Lock()
+        self._connected = asyncio.Event()
+
+    async def prepare(self) -> None:
+        """Have it run and be connected, so that the first start of a machine is quick."""
+        await self._connection()
+
+    async def device_add(self, device: Device) -> None:
+        """Serve a device."""
+        await (await self._connection()).device_add(device)
+
+    async def device_del(self, device_id: str) -> None:
+        """Stop serving one. A plane that does not run serves none."""
+        client = await self._connection(start=False)
+        if client is None:
+            raise NotFoundError(f"the plane does not run, it has no device {device_id}")
+        await client.device_del(device_id)
+
+    async def device_ids(self) -> frozenset[str]:
+        """The devices that are served; none if the plane does not run."""
+        client = await self._connection(start=False)
+        return frozenset() if client is None else frozenset(one.id for one in await client.query_devices())
+
+    async def lost(self) -> None:
+        """Return when the plane has gone away."""
+        await self._connected.wait()
+        if self._client is not None:
+            await self._client.wait_closed()
+
+    async def close(self) -> None:
+        """Drop the connection."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    def pid(self) -> int | None:
+        """The holder's process, if connected."""
+        return self._pid if self._client is not None and self._client.connected else None
+
+    async def _connection(self, *, start: bool = True) -> Any:
+        async with self._connecting:
+            if self._client is not None and self._client.connected:
+                return self._client
+            await self.close()
+            self._connected.clear()
+            from nagaya.plane.client import PlaneClient
+
+            try:
+                self._client = await PlaneClient.connect(self._paths.plane_socket)
+            except UnavailableError:
+                if not start:
+                    return None
+                from nagaya.plane.launch import ensure_holder
+
+                await ensure_holder(self._paths)
+                self._client = await PlaneClient.connect(self._paths.plane_socket)
+            self._pid = await self._client.pid()
+            self._connected.set()
+            return self._client
+
+
+class Images:
+    """The image store, as `parts.ImageStore`."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+
+    def list(self) -> Sequence[BaseImage]:
+        """All images, by name."""
+        return [_base(image) for image in self._store().all()]
+
+    def resolve(self, name: str) -> BaseImage:
+        """The image called `name`."""
+        return _base(self._store().resolve(name))
+
+    def blob(self, digest: str) -> Path:
+        """Where the content with this digest is."""
+        return self._paths.images / f"{digest}.raw"
+
+    def remove(self, name: str, in_use: frozenset[str]) -> None:
+        """Remove it, if no machine needs it."""
+        self._store().remove(name, in_use)
+
+    def recipe(self, body: Mapping[str, Any]) -> Recipe:
+        """Parse a recipe."""
+        from pydantic import ValidationError
+
+        from nagaya import validation
+        from nagaya.images.recipe import Recipe
+
+        try:
+            return Recipe.model_validate(body)
+        except ValidationError as error:
+            found = validation.problems(error, Recipe)
+            raise SpecError("\n".join(f"recipe: {problem}" for problem in found)) from error
+
+    def is_current(self, name: str, recipe: Recipe) -> bool:
+        """Whether `name` is there and was built from that recipe."""
+        return any(image.name == name and image.recipe == recipe for image in self._store().all())
+
+    async def build(self, name: str, recipe: Recipe, progress: Progress) -> BaseImage:
+        """Build it."""
+        from nagaya.images.build import build
+
+        return _base(await build(self._paths, name, recipe, progress))
+
+    async def import_file(self, name: str, path: Path, progress: Progress) -> BaseImage:
+        """Copy a raw file into the store."""
+        progress("copy", None)
+        return _base(await asyncio.to_thread(self._store().import_raw, name, path))
+
+    def _store(self) -> Any:
+        from nagaya.images.store import ImageStore
+
+        return ImageStore(self._paths)
+
+
+class Kernels:
+    """The guest kernels, as `parts.KernelStore`."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+
+    def list(self) -> Sequence[KernelInfo]:
+        """All kernels."""
+        from nagaya.images.kernels import default_uml_kernel, list_kernels
+
+        try:
+            default = default_uml_kernel(self._paths).name
+        except UnavailableError:
+            default = ""
+        return [_kernel(kernel, kernel.name == default) for kernel in list_kernels(self._paths)]
+
+    def choose(self, spec: MachineSpec) -> Kernel:
+        """The one that `spec` names, or the default."""
+        from nagaya.images.kernels import default_uml_kernel, find_kernel
+
+        wanted = spec.boot.kernel
+        if not wanted:
+            return default_uml_kernel(self._paths)
+        if not wanted.startswith("/"):
+            return find_kernel(self._paths, wanted)
+        if not Path(wanted).is_file():
+            raise NotFoundError(f"boot.kernel: there is no file {wanted}", field="boot.kernel")
+        return Kernel(wanted, wanted, "a file")
+
+    async def build(self, progress: Progress) -> KernelInfo:
+        """Build our own."""
+        from nagaya.images.kernels import build_uml_kernel
+
+        return _kernel(await build_uml_kernel(self._paths, progress), True)
+
+
+class _GuestAgent:
+    """`nagaya.agent.GuestAgent` as `parts.Agent`."""
+
+    def __init__(self, name: str, paths: MachinePaths) -> None:
+        from nagaya.agent import GuestAgent
+
+        self._client = GuestAgent(str(paths.agent_socket), name)
+
+    async def ping(self, seconds: float) -> None:
+        await self._client.ping(seconds)
+
+    async def shutdown(self) -> None:
+        await self._client.shutdown()
+
+    async def exec(
+        self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, seconds: float
+    ) -> tuple[int, bytes, bytes, bool]:
+        return await self._client.exec(argv, env=env, stdin=stdin, timeout=seconds)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _create_overlay(path: str, size: int, backing_path: str, backing_format: str) -> None:
+    from nagaya._core import qcow2_create
+
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
+    qcow2_create(path, size, backing_path, backing_format)
+
+
+def _base(image: Image) -> BaseImage:
+    recipe = image.recipe.model_dump(mode="json") if image.recipe else None
+    created = datetime.fromisoformat(image.created).timestamp()
+    return BaseImage(image.name, image.digest, Path(image.path), image.size, created, image.os, recipe)
+
+
+def _kernel(kernel: Kernel, default: bool) -> KernelInfo:
+    return KernelInfo(kernel.name, kernel.path, kernel.origin, kernel.builtin_virtio, default)

@@ -1,0 +1,123 @@
+"""The state in SQLite."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from nagaya.daemon import state
+from nagaya.daemon.state import HEAD, JOURNAL_KEPT, MachineRow, State
+from nagaya.errors import ConflictError, ResourceError, UnavailableError
+from nagaya.models import MachineState, OperationInfo, OperationState
+
+
+def row(name: str = "web", machine_id: str = "a" * 12) -> MachineRow:
+    return MachineRow(machine_id, name, {"name": name}, 1000, 1.0, 2.0, images=("d1", ""))
+
+
+def test_a_machine_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    saved = replace(row(), state=MachineState.RUNNING, pid=7, start_time=9, started_at=3.5)
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_machine(saved, "running", "process 7")
+    with State(tmp_path / "state.sqlite") as db:
+        assert db.machines() == [saved]
+        assert [(one.event, one.detail) for one in db.journal(saved.id)] == [("running", "process 7")]
+
+
+def test_a_name_is_taken_once(tmp_path: Path) -> None:
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_machine(row(), "created")
+        with pytest.raises(ConflictError, match="'web' is taken"):
+            db.save_machine(row(machine_id="b" * 12), "created")
+        assert len(db.machines()) == 1
+
+
+def test_deleting_a_machine_forgets_its_journal(tmp_path: Path) -> None:
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_machine(row(), "created")
+        db.delete_machine("a" * 12)
+        assert db.machines() == []
+        assert db.journal("a" * 12) == []
+
+
+def test_the_file_is_for_its_owner_only_and_survives_power_loss(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    with State(path) as db:
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert db._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        assert db._db.execute("PRAGMA synchronous").fetchone()[0] == 2
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_the_journal_and_the_operations_are_bounded(tmp_path: Path) -> None:
+    with State(tmp_path / "state.sqlite") as db:
+        for number in range(JOURNAL_KEPT + 20):
+            db.save_machine(row(), f"event {number}")
+    with State(tmp_path / "state.sqlite") as db:
+        kept = db.journal("a" * 12, 10**6)
+        assert len(kept) == JOURNAL_KEPT
+        assert kept[-1].event == f"event {JOURNAL_KEPT + 19}"
+
+
+def test_an_operation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    saved = OperationInfo(
+        "x", "up", "web", OperationState.FAILED, "start", 0.5, 3, 1.0, 2.0, {"code": "conflict"}, None
+    )
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_operation(saved)
+        assert db.operations() == [saved]
+
+
+def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: Path) -> None:
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_machine(row(), "created")
+        pages = db._db.execute("PRAGMA page_count").fetchone()[0]
+        db._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(ResourceError, match="is full"):
+            db.save_machine(replace(row(), cause="x" * 10**6), "failed")
+        assert db.machines() == [row()]
+
+
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    path.write_bytes(b"not a database, but long enough to look like one" * 10)
+    with pytest.raises(UnavailableError, match=r"state\.sqlite cannot be used"):
+        State(path)
+
+
+def test_a_newer_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    State(path).close()
+    db = sqlite3.connect(path)
+    db.execute("UPDATE alembic_version SET version_num = '9999'")
+    db.commit()
+    db.close()
+    with pytest.raises(UnavailableError, match="'9999', which this version of Nagaya does not know"):
+        State(path)
+
+
+def test_head_is_the_newest_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(state._MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_the_newest_file_is_opened_without_alembic(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    State(tmp_path / "state.sqlite").close()
+    program = (
+        "import sys; from pathlib import Path; from nagaya.daemon.state import State;"
+        "State(Path(sys.argv[1])).close(); print('alembic' in sys.modules, 'sqlalchemy' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "state.sqlite"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == "False False\n"

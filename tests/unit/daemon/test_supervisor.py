@@ -1,0 +1,388 @@
+"""The life of machines, on fakes whose processes are real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from nagaya.daemon import endings
+from nagaya.daemon.adoption import is_alive
+from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.supervised import DOWN, UP
+from nagaya.engines.engine import ProcessId
+from nagaya.errors import (
+    ConflictError,
+    NotFoundError,
+    ResourceError,
+    SpecError,
+    TimeoutExpiredError,
+    UnavailableError,
+    UnsupportedError,
+)
+from nagaya.models import MachineState
+from nagaya.spec import MachineSpec
+from nagaya.testing import FakePlane, Stage, fake_parts
+
+
+def spec(name: str = "web", **parts: object) -> MachineSpec:
+    return MachineSpec.model_validate({"name": name, "memory": "64MiB", **parts})
+
+
+def behaving(how: str, name: str = "web", **parts: object) -> MachineSpec:
+    return spec(name, boot={"cmdline": how}, **parts)
+
+
+def plane_of(daemon: Daemon) -> FakePlane:
+    plane = daemon.parts.plane
+    assert isinstance(plane, FakePlane)
+    return plane
+
+
+def process_of(daemon: Daemon, name: str) -> ProcessId:
+    row = daemon.supervisor.get(name).row
+    assert row.pid is not None
+    assert row.start_time is not None
+    return ProcessId(row.pid, row.start_time)
+
+
+async def events_of(daemon: Daemon, name: str) -> list[str]:
+    return [one.event for one in await daemon.supervisor.journal(name, 100)]
+
+
+def test_a_machine_starts_and_stops_and_every_transition_is_journalled(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        one = await daemon.supervisor.create(spec())
+        await daemon.supervisor.start("web")
+        assert one.row.state == "running"
+        process = process_of(daemon, "web")
+        assert is_alive(process)
+        assert plane_of(daemon).devices.keys() == {f"{one.row.id}/console", f"{one.row.id}/rng"}
+        await daemon.supervisor.stop("web")
+        assert one.row.state == "stopped"
+        assert (one.row.cause, one.row.pid) == ("", None)
+        assert not is_alive(process)
+        assert plane_of(daemon).devices == {}
+        assert await events_of(daemon, "web") == ["created", "starting", "running", "stopping", "stopped"]
+
+    stage.play(scene)
+
+
+def test_pause_and_resume_are_idempotent(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(spec())
+        await daemon.supervisor.start("web")
+        for _ in range(2):
+            assert (await daemon.supervisor.pause("web")).row.state is MachineState.PAUSED
+        for _ in range(2):
+            assert (await daemon.supervisor.resume("web")).row.state is MachineState.RUNNING
+        await daemon.supervisor.pause("web")
+        assert (await daemon.supervisor.stop("web", 5)).row.state is MachineState.STOPPED
+
+    stage.play(scene)
+
+
+def test_a_stubborn_guest_is_killed_at_the_deadline(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.stubborn"))
+        await daemon.supervisor.start("web")
+        begun = time.monotonic()
+        one = await daemon.supervisor.stop("web", 0.2)
+        assert 0.2 <= time.monotonic() - begun < 2
+        assert one.row.state is MachineState.STOPPED
+        assert one.row.cause == "killed: it did not shut down within 0.2 s"
+
+    stage.play(scene)
+
+
+def test_kill_overtakes_a_stop_that_waits(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.stubborn"))
+        await daemon.supervisor.start("web")
+        stopping = asyncio.create_task(daemon.supervisor.stop("web", 30))
+        await daemon.supervisor.wait("web", frozenset({MachineState.STOPPING}), 5)
+        await daemon.supervisor.kill("web")
+        assert (await stopping).row.state is MachineState.STOPPED
+
+    stage.play(scene)
+
+
+def test_a_guest_that_powers_off_leaves_a_stopped_machine(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.end=0.05:0"))
+        await daemon.supervisor.start("web")
+        one = await daemon.supervisor.wait("web", DOWN, 5)
+        assert (one.row.state, one.row.cause) == (MachineState.STOPPED, "")
+        assert plane_of(daemon).devices == {}
+
+    stage.play(scene)
+
+
+def test_a_panic_leaves_a_failed_machine_with_its_cause(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.end=0.05:20"))
+        await daemon.supervisor.start("web")
+        one = await daemon.supervisor.wait("web", DOWN, 5)
+        assert one.row.state is MachineState.FAILED
+        assert one.row.cause == "the guest's kernel panicked: status 20"
+        assert (await daemon.supervisor.stop("web")).row.state is MachineState.STOPPED
+
+    stage.play(scene)
+
+
+def test_a_guest_that_reboots_gets_a_new_process(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.end=0.2:10"))
+        await daemon.supervisor.start("web")
+        first = process_of(daemon, "web")
+        one = daemon.supervisor.get("web")
+        async with asyncio.timeout(5):
+            while one.row.restarts == 0 or one.row.state not in UP:
+                await one.changed.wait()
+        assert process_of(daemon, "web") != first
+        assert "ended: reboot" in await events_of(daemon, "web")
+        await daemon.supervisor.kill("web")
+
+    stage.play(scene)
+
+
+def test_the_restart_policy_starts_a_failed_machine_again_and_waits_longer_each_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "BACKOFF_FIRST", 0.02)
+
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.end=0.02:1", restart="on-failure"))
+        one = await daemon.supervisor.start("web")
+        async with asyncio.timeout(10):
+            while one.row.restarts < 3:
+                await one.changed.wait()
+        planned = [
+            entry.detail
+            for entry in await daemon.supervisor.journal("web", 100)
+            if entry.event == "restart planned"
+        ]
+        assert planned[:3] == ["in 0.02 s", "in 0.04 s", "in 0.08 s"]
+        await daemon.supervisor.wait("web", frozenset({MachineState.FAILED}), 5)
+        await daemon.supervisor.stop("web")
+        await asyncio.sleep(0.4)
+        assert one.row.state is MachineState.STOPPED
+
+    stage.play(scene)
+
+
+def test_policy_on_failure_lets_a_power_off_be(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.end=0.02:0", restart="on-failure"))
+        one = await daemon.supervisor.start("web")
+        await daemon.supervisor.wait("web", DOWN, 5)
+        assert one.row.retry_at is None
+
+    stage.play(scene)
+
+
+def test_a_failed_start_leaves_nothing(stage: Stage) -> None:
+    parts = fake_parts(stage.paths)
+    plane = parts.plane
+    assert isinstance(plane, FakePlane)
+    plane.refuse.add("console")
+
+    async def scene(daemon: Daemon) -> None:
+        one = await daemon.supervisor.create(spec(disks=[{"size": "1MiB"}]))
+        with pytest.raises(UnavailableError, match="told to refuse"):
+            await daemon.supervisor.start("web")
+        assert one.row.state is MachineState.FAILED
+        assert "told to refuse" in one.row.cause
+        assert plane.devices == {}
+        plane.refuse.clear()
+        assert (await daemon.supervisor.start("web")).row.state is MachineState.RUNNING
+
+    stage.play(scene, parts)
+
+
+def test_an_engine_that_refuses_leaves_nothing(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.refuse"))
+        with pytest.raises(UnavailableError):
+            await daemon.supervisor.start("web")
+        assert plane_of(daemon).devices == {}
+
+    stage.play(scene)
+
+
+def test_commands_that_the_state_does_not_allow_are_refused(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        supervisor = daemon.supervisor
+        await supervisor.create(spec())
+        for command in (supervisor.stop, supervisor.kill, supervisor.pause, supervisor.resume):
+            with pytest.raises(ConflictError, match="web is stopped, it cannot be"):
+                await command("web")
+        await supervisor.start("web")
+        with pytest.raises(ConflictError, match="web is running, it cannot be started"):
+            await supervisor.start("web")
+        with pytest.raises(ConflictError, match="web is running, it cannot be deleted"):
+            await supervisor.delete("web")
+
+    stage.play(scene)
+
+
+def test_restart_gives_a_new_process_and_starts_a_machine_that_is_down(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(behaving("fake.stubborn"))
+        await daemon.supervisor.restart("web")
+        first = process_of(daemon, "web")
+        await daemon.supervisor.restart("web", hard=True)
+        assert process_of(daemon, "web") != first
+        assert not is_alive(first)
+
+    stage.play(scene)
+
+
+def test_delete_removes_all_files(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        one = await daemon.supervisor.create(spec(disks=[{"size": "1MiB"}]))
+        await daemon.supervisor.start("web")
+        own = daemon.paths.machine(one.row.id)
+        assert own.disk(0).exists()
+        await daemon.supervisor.delete("web", force=True)
+        assert not own.run.exists()
+        assert not own.state.exists()
+        with pytest.raises(NotFoundError):
+            daemon.supervisor.get("web")
+
+    stage.play(scene)
+
+
+def test_what_cannot_be_created_is_refused_and_leaves_nothing(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        supervisor = daemon.supervisor
+        await supervisor.create(spec())
+        with pytest.raises(ConflictError, match="'web' is taken"):
+            await supervisor.create(spec())
+        with pytest.raises(NotFoundError, match="no image 'nothing'"):
+            await supervisor.create(spec("a", disks=[{"image": "nothing"}]))
+        with pytest.raises(NotFoundError, match=r"disks\[0\].path: there is no file /nonexistent"):
+            await supervisor.create(spec("a", disks=[{"path": "/nonexistent"}]))
+        with pytest.raises(UnsupportedError, match="cpus"):
+            await supervisor.create(spec("a", cpus=2))
+        await daemon.parts.images.build("small", {"kind": "fake"}, lambda _step, _fraction: None)
+        await supervisor.create(spec("b", disks=[{"image": "small"}]))
+        assert [one.name for one in supervisor.all()] == ["b", "web"]
+        assert len(list((daemon.paths.state / "machines").iterdir())) == 2
+
+    stage.play(scene)
+
+
+def test_a_disk_smaller_than_its_image_is_refused(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        image = await daemon.parts.images.build("img", {"kind": "fake"}, lambda _step, _fraction: None)
+        with image.path.open("r+b") as file:
+            file.truncate(2**21)
+        with contextlib.suppress(SpecError):
+            await daemon.supervisor.create(spec(disks=[{"image": "img", "size": "1MiB"}]))
+
+    stage.play(scene)
+
+
+def test_a_full_disk_at_create_leaves_nothing(stage: Stage) -> None:
+    def full(path: str, *_rest: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    from dataclasses import replace
+
+    parts = replace(fake_parts(stage.paths), create_overlay=full)
+
+    async def scene(daemon: Daemon) -> None:
+        with pytest.raises(ResourceError, match=r"disk0 cannot be made in .*: No space left on device"):
+            await daemon.supervisor.create(spec(disks=[{"size": "1MiB"}]))
+        assert daemon.supervisor.all() == []
+        assert list((daemon.paths.state / "machines").iterdir()) == []
+
+    stage.play(scene, parts)
+
+
+def test_memory_beyond_the_host_is_refused_with_the_arithmetic(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(spec(memory="1TiB"))
+        with pytest.raises(ResourceError, match=r"web needs .* are left: the host has"):
+            await daemon.supervisor.start("web")
+        assert daemon.supervisor.get("web").row.state is MachineState.STOPPED
+
+    stage.play(scene)
+
+
+def test_starts_at_the_same_time_cannot_overdraw_the_memory(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nagaya.resources.admission.host_memory", lambda: 512 * 2**20)
+
+    async def scene(daemon: Daemon) -> None:
+        for number in range(4):
+            await daemon.supervisor.create(spec(f"m{number}", memory="100MiB"))
+        starts = (daemon.supervisor.start(f"m{number}") for number in range(4))
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        assert sum(isinstance(result, ResourceError) for result in results) == 2
+
+    stage.play(scene)
+
+
+def test_a_plane_that_dies_takes_its_machines_down_and_policy_brings_them_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "BACKOFF_FIRST", 0.02)
+
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(spec())
+        await daemon.supervisor.create(spec("db", restart="always"))
+        for name in ("web", "db"):
+            await daemon.supervisor.start(name)
+        plane_of(daemon).lose_all()
+        web = await daemon.supervisor.wait("web", DOWN, 5)
+        assert web.row.cause == "the plane ended, and the machine's devices with it"
+        db = daemon.supervisor.get("db")
+        async with asyncio.timeout(5):
+            while db.row.restarts == 0 or db.row.state not in UP:
+                await db.changed.wait()
+
+    stage.play(scene)
+
+
+def test_waiting_for_what_does_not_come_times_out(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(spec())
+        with pytest.raises(TimeoutExpiredError, match=r"web is still stopped after 0\.05 s"):
+            await daemon.supervisor.wait("web", UP, 0.05)
+
+    stage.play(scene)
+
+
+def test_every_machine_has_a_uid_of_its_own_outside_all_other_ranges(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        uids = {(await daemon.supervisor.create(spec(f"m{number}"))).row.uid for number in range(3)}
+        if os.geteuid() == 0:
+            assert len(uids) == 3
+            assert min(uids) >= 0x70000000
+            assert max(uids) < 0x7FFE0000
+
+    stage.play(scene)
+
+
+def test_a_changed_spec_keeps_the_disks_that_are_the_same(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        before = spec(disks=[{"size": "1MiB"}, {"size": "2MiB"}])
+        one = await daemon.supervisor.create(before)
+        own = daemon.paths.machine(one.row.id)
+        own.disk(0).write_bytes(b"precious")
+        own.disk(1).write_bytes(b"doomed")
+        after = spec(memory="128MiB", disks=[{"size": "1MiB"}, {"size": "3MiB"}])
+        await daemon.supervisor.change(one, after, "")
+        assert own.disk(0).read_bytes() == b"precious"
+        assert own.disk(1).read_bytes() != b"doomed"
+        assert one.spec == after
+
+    stage.play(scene)
