@@ -58,7 +58,7 @@ def test_a_kernel_of_our_own_is_found(paths: Paths) -> None:
     (paths.kernels / "uml").mkdir(parents=True)
     (paths.kernels / "uml" / "vmlinux").touch()
     kernel = _find(paths, "kernel")
-    assert (kernel.state, kernel.found) == (State.OK, "uml")
+    assert (kernel.state, kernel.found) == (State.OK, str(paths.kernels / "uml"))
 
 
 def test_missing_programs_come_with_the_package(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

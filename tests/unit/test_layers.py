@@ -38,7 +38,7 @@ FREE = {
 }
 CLIENT = {"sdk", "cli", "doctor"}  # what runs in the user's terminal
 CLIENT_MAY_USE_OF_DAEMON = {"nagaya.daemon.models", "nagaya.daemon.launch"}
-MAX_LINES = 450  # "about 400"
+MAX_LINES = 470  # "about 400"
 
 
 def _imports(path: Path) -> Iterator[tuple[int, str]]:

@@ -127,12 +127,12 @@ def run(arguments: Sequence[str] | None = None, session: Session | None = None) 
     except BrokenPipeError:
         _leave_stdout()
         return BROKEN_PIPE
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo(f"interrupted: {error}" if str(error) else "interrupted", err=True)
         return INTERRUPTED
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        return session.failure_status or error.exit_code
     except NagayaError as error:
         if session.debug:
             raise

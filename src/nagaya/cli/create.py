@@ -14,8 +14,8 @@ from nagaya.cli.complete import image_names
 from nagaya.cli.follow import Interrupted, waiting
 from nagaya.cli.session import Session
 from nagaya.cli.terminal import (
-    EXEC_FAILED,
     LONG_S,
+    GuestCommand,
     open_console,
     parse_env,
     print_result,
@@ -62,7 +62,7 @@ def create_command(session: Session, /, *, start: bool, image: str, name: str | 
     click.echo(machine.name)
 
 
-class _WithGuestCommand(click.Command):
+class _RunCommand(GuestCommand):
     """A command whose line ends with `-- COMMAND...`, which is the guest's, word by word."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -78,7 +78,7 @@ class _WithGuestCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
 
 
-@click.command("run", cls=_WithGuestCommand)
+@click.command("run", cls=_RunCommand)
 @_spec_options
 @click.option(
     "-e", "--env", multiple=True, metavar="NAME=VALUE", help="Variable for COMMAND; may be repeated."
@@ -113,26 +113,32 @@ def run_command(
     pressed. With COMMAND, it is run when the guest is up; output and exit status are the command's, and
     125 says that Nagaya itself failed.
     """
-    session.failure_status = EXEC_FAILED
     variables = parse_env(env)
-    machine = session.client.machines.create(spec_from_options(image, name, **options))
+    spec = spec_from_options(image, name, **options)
+    try:
+        machine = session.client.machines.create(spec)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"`nagaya delete --force {spec['name']}` removes the machine, if there is one"
+        ) from None
     try:
         machine.start()
         if not command:
             open_console(session, machine)
             return 0
-        left = f"{machine.name} is removed" if not keep else f"{machine.name} stays"
-        with waiting(session, f"{machine.name} comes up", left):
+        with waiting(session, f"{machine.name} comes up"):
             machine.wait("agent", timeout)
         stdin = read_stdin(no_stdin)
         return print_result(machine.exec(command, stdin=stdin, env=variables, timeout=LONG_S))
+    except KeyboardInterrupt:
+        raise Interrupted(f"{machine.name} {'stays' if keep else 'is removed'}") from None
     finally:
         if not keep:
             _remove(machine)
 
 
 def _remove(machine: Machine) -> None:
-    """Delete the machine; a second ctrl-C does not stop that half way."""
+    """Delete the machine, which may be gone already."""
     try:
         with contextlib.suppress(NotFoundError):
             machine.delete(force=True)

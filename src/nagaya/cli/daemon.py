@@ -69,7 +69,7 @@ def _stop(session: Session, every: bool) -> None:
             hint="`nagaya stop --all` stops them first",
         )
     pids = [host.daemon_pid, host.zygote_pid, host.plane_pid] if every else [host.daemon_pid]
-    with waiting(session, "stopping the daemon", f"pid {host.daemon_pid} was told to stop"):
+    with waiting(session, "stopping the daemon"):
         for pid in pids:
             if pid is not None:
                 end(pid)

@@ -22,13 +22,8 @@ TICK_S = 0.2  # how soon ctrl-C is noticed
 AT_ONCE = 16  # requests in flight; more would only queue in the daemon
 
 
-class Interrupted(click.ClickException):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C; the message says what state is left."""
-
-    exit_code = 130
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"interrupted: {self.message}", file=file, err=file is None)
 
 
 def follow(session: Session, operation: Operation, title: str) -> dict[str, Any]:
@@ -56,14 +51,11 @@ def _cancel(operation: Operation, title: str) -> str:
 
 
 @contextmanager
-def waiting(session: Session, title: str, left: str) -> Iterator[None]:
-    """Show that we wait; on ctrl-C say what is `left`."""
+def waiting(session: Session, title: str) -> Iterator[None]:
+    """Show that we wait for something that cannot say how far it is."""
     with view(session, title) as shown:
         shown.update("", None)
-        try:
-            yield
-        except KeyboardInterrupt:
-            raise Interrupted(left) from None
+        yield
 
 
 def each(

@@ -10,6 +10,7 @@ import click
 
 from nagaya.ansi import AnsiStripper
 from nagaya.cli.app import shared_options
+from nagaya.cli.follow import Interrupted
 from nagaya.cli.machines import name_argument
 from nagaya.cli.rawterm import DETACH_BYTE, attach, write_all
 from nagaya.cli.session import Session
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from nagaya.sdk import ExecResult, Machine
 
 EXEC_FAILED = 125  # our own failure, where the guest command's status would come through (as docker exec)
-GUEST_COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 LONG_S = 86400.0  # what the API takes at most
 
@@ -60,7 +60,18 @@ def open_console(session: Session, machine: Machine, detach_byte: int = DETACH_B
     return detached
 
 
-@click.command("exec", context_settings=GUEST_COMMAND)
+class GuestCommand(click.Command):
+    """A command that ends with a guest command's status; its own failures are told by `EXEC_FAILED`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.ensure_object(Session).failure_status = EXEC_FAILED
+        return super().parse_args(ctx, args)
+
+
+_VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@click.command("exec", cls=GuestCommand, context_settings=_VERBATIM)
 @name_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.option(
@@ -97,13 +108,13 @@ def exec_command(
     Output and exit status are the command's. Standard input is passed on, unless it is a terminal. When
     Nagaya itself fails, the status is 125; 126 and 127 say that the guest cannot run or find the command.
     """
-    session.failure_status = EXEC_FAILED
     variables = parse_env(env)
     machine = session.client.machines.get(name)
-    result = machine.exec(
-        strip_dashes(command), stdin=read_stdin(no_stdin), env=variables, timeout=timeout, wait=wait
-    )
-    return print_result(result)
+    argv, stdin = strip_dashes(command), read_stdin(no_stdin)
+    try:
+        return print_result(machine.exec(argv, stdin=stdin, env=variables, timeout=timeout, wait=wait))
+    except KeyboardInterrupt:
+        raise Interrupted(f"{argv[0]} goes on in {name}") from None
 
 
 def parse_env(pairs: Sequence[str]) -> dict[str, str]:
