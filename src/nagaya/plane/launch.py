@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ async def _start(paths: Paths) -> None:
             os.close(log)
             os.close(ready_write)
         await process.wait()  # the parent half; the holder itself is nobody's child
-        await _read_line(ready)
+        await _readable(ready)
     finally:
         os.close(ready)
     await _outlast_a_rival(paths)
@@ -74,8 +75,6 @@ async def _outlast_a_rival(paths: Paths) -> None:
 
 
 def _locked(paths: Paths) -> bool:
-    import fcntl
-
     try:
         fd = os.open(paths.run / "plane.lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -89,7 +88,7 @@ def _locked(paths: Paths) -> bool:
     return False
 
 
-async def _read_line(fd: int) -> None:
+async def _readable(fd: int) -> None:
     """Wait until a line or the end comes through the pipe `fd`."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
