@@ -6,11 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nagaya import specfile
+from nagaya import specfile, yamlfile
 from nagaya.errors import NotFoundError, PermissionDeniedError, SpecError
 from nagaya.specfile import parse
 
@@ -163,6 +164,28 @@ def test_the_schema_knows_every_field_and_takes_the_short_forms() -> None:
     assert "name" not in machine["properties"]
     assert {"type": ["string", "integer"]} in machine["properties"]["memory"]["anyOf"]
     assert machine["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        (GOOD, True),
+        ("machines: {web: {memory: 1073741824}}", True),
+        ("machines: {web: {memory: {size: 1GiB, weight: 7}}}", True),
+        ("machines: {Web: {}}", False),
+        ("machines: {web: {memroy: 1GiB}}", False),
+        ("machines: {web: {disks: [{image: a, szie: 1GiB}]}}", False),
+        ("images: {web: {kind: windows}}", False),
+        ("machine: {}", False),
+    ],
+)
+def test_the_schema_and_the_reader_agree(text: str, valid: bool) -> None:
+    checker = jsonschema_rs.validator_for(specfile.json_schema())
+    assert checker.is_valid(yamlfile.read(text).value) is valid
+    if valid:
+        parse(text)
+    else:
+        assert _refused(text)
 
 
 def test_the_example_is_valid() -> None:
