@@ -271,6 +271,20 @@ async def test_shutdown_needs_no_answer(directory: Path) -> None:
     assert [message["arguments"]["mode"] for message in seen] == ["powerdown", "reboot"]
 
 
+async def test_freeze_and_thaw_count_the_file_systems(directory: Path) -> None:
+    counts: list[object] = [3, 3, "3"]
+
+    async def reply(message: dict[str, Any]) -> bytes:
+        assert message["execute"] in ("guest-fsfreeze-freeze", "guest-fsfreeze-thaw")
+        return json.dumps({"return": counts.pop(0)}).encode()
+
+    async with agent_that(directory, reply) as agent:
+        assert await agent.fs_freeze() == 3
+        assert await agent.fs_thaw() == 3
+        with pytest.raises(ProtocolError, match="not a number"):
+            await agent.fs_thaw()
+
+
 async def test_a_machine_that_does_not_run_is_unavailable_at_once(directory: Path) -> None:
     async with GuestAgent("web", directory / "none.sock") as agent:
         with pytest.raises(UnavailableError, match="of web cannot be reached"):

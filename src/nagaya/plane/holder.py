@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from nagaya import __version__
 from nagaya.errors import ConflictError
 from nagaya.paths import Paths
 from nagaya.plane import worker
+from nagaya.plane.log import log_to_stderr
 from nagaya.plane.qmp import QmpServer
 from nagaya.plane.service import Core, Service
 from nagaya.plane.sockets import Listener
@@ -63,19 +62,6 @@ async def serve(listener: socket.socket, core: Core, on_ready: Callable[[], None
         await service.close()
         loop.remove_signal_handler(signal.SIGTERM)
         log.info("plane stopped")
-
-
-def log_to_stderr() -> None:
-    """Events of `nagaya.*` on stderr: text for a terminal, else JSON lines (structlog would cost 9 MiB)."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Text() if sys.stderr.isatty() else _JsonLine())
-    top = logging.getLogger("nagaya")
-    top.handlers = [handler]
-    top.setLevel(logging.INFO)
-    top.propagate = False
-    asyncio_log = logging.getLogger("asyncio")  # failures of callbacks end up here
-    asyncio_log.handlers = [handler]
-    asyncio_log.propagate = False
 
 
 def _core() -> Core:
@@ -126,32 +112,3 @@ def _tell_ready(fd: int) -> None:
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
-
-
-_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-def _facts(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name, value in vars(record).items() if name not in _PLAIN}
-
-
-class _JsonLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
-        line: dict[str, object] = {
-            "timestamp": at,
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line | _facts(record), default=str)
-
-
-class _Text(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
-        text = (
-            f"{time.strftime('%H:%M:%S')} {record.levelname.lower():7} {record.getMessage()} {facts}".rstrip()
-        )
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
