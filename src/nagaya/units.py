@@ -32,7 +32,7 @@ _MAX_SIZE = 2**63 - 1  # what an off_t holds
 
 def parse_size(text: str | int) -> int:
     """Bytes in `text`. Raises `ValueError` that shows the value and examples of what is allowed."""
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, str | int):
         raise ValueError(f"{text!r} is not a size; write for example 512MiB or 1.5GiB")
     if isinstance(text, int):
         if not 0 <= text <= _MAX_SIZE:
