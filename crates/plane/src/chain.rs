@@ -158,6 +158,17 @@ pub fn write_front(buffers: &[libc::iovec], bytes: &[u8]) -> usize {
     done
 }
 
+/// Copy the front of `buffers` to `bytes`, as much as there is.
+pub fn read_front(buffers: &[libc::iovec], bytes: &mut [u8]) {
+    let mut done = 0;
+    for buffer in buffers {
+        let part = buffer.iov_len.min(bytes.len() - done);
+        // SAFETY: as in `take_front`.
+        unsafe { std::ptr::copy_nonoverlapping(buffer.iov_base.cast(), bytes.as_mut_ptr().add(done), part) };
+        done += part;
+    }
+}
+
 /// Remove `count` bytes from the front of `buffers`; fewer if there are fewer.
 pub fn skip_front(buffers: &mut Vec<libc::iovec>, mut count: usize) {
     let mut used = 0;

@@ -3,19 +3,16 @@
 //! A message is complete in itself: the holder can repeat all of them to a new worker at any time.
 
 use std::io;
-use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::DeviceConfig;
+use crate::scm::{self, MAX_FDS};
 
 /// Largest message; the largest one real is a memory table of [`MAX_FDS`] regions, about 5 KiB.
 const MAX_MESSAGE: usize = 64 * 1024;
-
-/// Most fds in a message: memory regions, or layers, and a few more.
-pub const MAX_FDS: usize = 64;
 
 /// A region of guest memory, as the frontend describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -159,29 +156,8 @@ impl Channel {
         if body.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
             return Err(io::Error::other(format!("a message of {} bytes and {} fds", body.len(), fds.len())));
         }
-        let mut iovec = libc::iovec { iov_base: body.as_ptr().cast_mut().cast(), iov_len: body.len() };
-        let mut control = ControlBuffer::new();
-        // SAFETY: all zeroes is a valid msghdr; the pointers stored in it live until after sendmsg, and
-        // ControlBuffer has room for MAX_FDS fds.
-        unsafe {
-            let mut header: libc::msghdr = mem::zeroed();
-            header.msg_iov = &mut iovec;
-            header.msg_iovlen = 1;
-            if !fds.is_empty() {
-                let bytes = mem::size_of_val(fds) as u32;
-                header.msg_control = control.0.as_mut_ptr().cast();
-                header.msg_controllen = libc::CMSG_SPACE(bytes) as usize;
-                let first = libc::CMSG_FIRSTHDR(&header);
-                (*first).cmsg_level = libc::SOL_SOCKET;
-                (*first).cmsg_type = libc::SCM_RIGHTS;
-                (*first).cmsg_len = libc::CMSG_LEN(bytes) as usize;
-                std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(first).cast(), fds.len());
-            }
-            if libc::sendmsg(self.fd.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
+        // A packet goes as a whole.
+        scm::send(&self.fd, &body, fds, libc::MSG_DONTWAIT).map(|_| ())
     }
 
     /// The next message without waiting: `WouldBlock` if there is none, `None` when the other end is closed.
@@ -190,35 +166,8 @@ impl Channel {
     /// What the kernel says, or a message that is none of `M`.
     pub fn receive<M: DeserializeOwned>(&self) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
         let mut body = vec![0u8; MAX_MESSAGE];
-        let mut iovec = libc::iovec { iov_base: body.as_mut_ptr().cast(), iov_len: body.len() };
-        let mut control = ControlBuffer::new();
         let mut fds = Vec::new();
-        // SAFETY: all zeroes is a valid msghdr; the pointers in it outlive recvmsg; the fds that come with a
-        // message are new and ours.
-        let length = unsafe {
-            let mut header: libc::msghdr = mem::zeroed();
-            header.msg_iov = &mut iovec;
-            header.msg_iovlen = 1;
-            header.msg_control = control.0.as_mut_ptr().cast();
-            header.msg_controllen = mem::size_of_val(&control.0);
-            let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-            let length = libc::recvmsg(self.fd.as_raw_fd(), &mut header, flags);
-            if length < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let mut part = libc::CMSG_FIRSTHDR(&header);
-            while !part.is_null() {
-                if (*part).cmsg_level == libc::SOL_SOCKET && (*part).cmsg_type == libc::SCM_RIGHTS {
-                    let bytes = (*part).cmsg_len - libc::CMSG_LEN(0) as usize;
-                    let first: *const RawFd = libc::CMSG_DATA(part).cast();
-                    for index in 0..bytes / mem::size_of::<RawFd>() {
-                        fds.push(OwnedFd::from_raw_fd(first.add(index).read_unaligned()));
-                    }
-                }
-                part = libc::CMSG_NXTHDR(&header, part);
-            }
-            length as usize
-        };
+        let length = scm::receive(&self.fd, &mut body, &mut fds, libc::MSG_DONTWAIT)?;
         if length == 0 {
             return Ok(None);
         }
@@ -235,15 +184,6 @@ impl AsRawFd for Channel {
 impl From<OwnedFd> for Channel {
     fn from(fd: OwnedFd) -> Channel {
         Channel { fd }
-    }
-}
-
-/// Room for the fds of one message; u64 for the alignment of cmsghdr.
-struct ControlBuffer([u64; 2 + MAX_FDS / 2]);
-
-impl ControlBuffer {
-    fn new() -> ControlBuffer {
-        ControlBuffer([0; 2 + MAX_FDS / 2])
     }
 }
 

@@ -3,10 +3,10 @@
 //! General layout, from the wire inwards:
 //!
 //! - [`holder`]: speaks vhost-user, owns what must outlive a crash, keeps workers running; [`control`]: what it tells
-//!   them; [`config`]: what devices are; [`page`]: the memory that a device's holder and worker share.
+//!   them; [`config`]: what devices are; [`scm`]: fds over sockets; [`page`]: the memory that a device's holder and worker share.
 //! - [`worker`]: one thread on one io_uring that serves the virtqueues; [`memory`]: guests' memory and how a worker
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
-//!   [`sandbox`]: what a worker may not do.
+//!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
 //! - The devices: [`block`], [`console`], [`rng`].
 //! - [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
@@ -22,5 +22,7 @@ pub mod memory;
 pub mod page;
 pub mod rng;
 pub mod sandbox;
+pub mod scm;
+pub mod seccomp;
 pub mod uring;
 pub mod worker;

@@ -1,6 +1,8 @@
 //! A raw image, or a block device: guest byte n is file byte n.
 
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,6 +18,9 @@ use crate::uring::Uring;
 /// Alignment of bounce buffers, enough for any device's direct I/O.
 const BOUNCE_ALIGNMENT: usize = 4096;
 
+/// Size of the bounce buffer: a guest must not make us hold more of its memory than this.
+const BOUNCE_SIZE: usize = 256 * 1024;
+
 /// A file or block device.
 pub struct RawDisk {
     uring: Rc<Uring>,
@@ -25,6 +30,9 @@ pub struct RawDisk {
     /// What direct I/O asks of addresses and of lengths; 1 and 1 for buffered.
     memory_alignment: usize,
     offset_alignment: u64,
+    /// Requests that wait for the bounce buffer, and whether a task serves them.
+    bounces: Rc<RefCell<VecDeque<Request>>>,
+    bouncing: Rc<Cell<bool>>,
 }
 
 impl RawDisk {
@@ -45,6 +53,8 @@ impl RawDisk {
             size,
             memory_alignment,
             offset_alignment,
+            bounces: Rc::default(),
+            bouncing: Rc::default(),
         })
     }
 
@@ -53,13 +63,26 @@ impl RawDisk {
         iovecs.iter().all(|iovec| iovec.iov_base as usize & memory == 0 && iovec.iov_len & length == 0)
     }
 
-    /// Through an aligned buffer, for a guest whose own is not. Such guests exist (small writes of boot code), but
-    /// are not the fast path.
+    /// Through an aligned buffer, for a guest whose own is not. Such guests exist (small reads of boot code), but
+    /// are not the fast path: one task and one small buffer serve them all, in order.
     fn bounce(&self, uring: &Rc<Uring>, request: Request) {
+        self.bounces.borrow_mut().push_back(request);
+        if self.bouncing.replace(true) {
+            return;
+        }
         let (ring, file) = (uring.clone(), self.file.clone());
+        let (bounces, bouncing) = (self.bounces.clone(), self.bouncing.clone());
         uring.tasks.spawn_local(async move {
-            let result = bounced(&ring, &file, &request).await;
-            ring.post(request.token, result);
+            let buffer = Aligned::new();
+            loop {
+                let Some(request) = bounces.borrow_mut().pop_front() else { break };
+                let result = match &buffer {
+                    Some(buffer) => bounced(&ring, &file, buffer, &request).await,
+                    None => -libc::ENOMEM,
+                };
+                ring.post(request.token, result);
+            }
+            bouncing.set(false);
         });
     }
 
@@ -125,53 +148,49 @@ impl Drop for RawDisk {
     }
 }
 
-async fn bounced(uring: &Uring, file: &File, request: &Request) -> i32 {
-    let length = request.length as usize;
-    let Some(buffer) = Aligned::new(length) else { return -libc::ENOMEM };
+/// Move `request` piece by piece through `buffer`.
+async fn bounced(uring: &Uring, file: &File, buffer: &Aligned, request: &Request) -> i32 {
     let fd = types::Fd(file.as_raw_fd());
     // SAFETY: the submitter keeps the iovecs valid until the completion is posted.
-    let mut iovecs = unsafe { std::slice::from_raw_parts(request.iovecs, request.iovec_count) }.to_vec();
-    let size = length as u32;
-    if request.operation == Operation::Read {
-        // SAFETY: `buffer` lives until the operation is done: it is dropped after this future.
-        let result =
-            unsafe { uring.op(opcode::Read::new(fd, buffer.pointer(), size).offset(request.offset).build()) }
-                .await;
-        if result > 0 {
-            // SAFETY: `result` bytes have been read into it.
-            let bytes = unsafe { std::slice::from_raw_parts(buffer.pointer(), result as usize) };
-            chain::write_front(&iovecs, bytes);
-        }
-        return result;
-    }
+    let mut rest = unsafe { std::slice::from_raw_parts(request.iovecs, request.iovec_count) }.to_vec();
     let mut done = 0;
-    while let Some(iovec) = iovecs.first() {
-        // SAFETY: a buffer of guest memory; together the buffers are as long as `buffer`.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                iovec.iov_base.cast::<u8>(),
-                buffer.pointer().add(done),
-                iovec.iov_len,
-            );
+    while done < request.length {
+        let part = (request.length - done).min(BOUNCE_SIZE as u64) as usize;
+        let (pointer, offset) = (buffer.pointer(), request.offset + done);
+        let result = if request.operation == Operation::Read {
+            let read = opcode::Read::new(fd, pointer, part as u32).offset(offset).build();
+            // SAFETY: `buffer` has room for `part` and outlives the operation.
+            let result = unsafe { uring.op(read) }.await;
+            // SAFETY: at most `part` bytes, which are initialised: `Aligned` starts zeroed.
+            let bytes = unsafe { std::slice::from_raw_parts(pointer, result.max(0) as usize) };
+            chain::write_front(&rest, bytes);
+            result
+        } else {
+            // SAFETY: as above; nothing else uses the buffer meanwhile.
+            chain::read_front(&rest, unsafe { std::slice::from_raw_parts_mut(pointer, part) });
+            // SAFETY: as above.
+            unsafe { uring.op(opcode::Write::new(fd, pointer, part as u32).offset(offset).build()) }.await
+        };
+        if result <= 0 {
+            return if done > 0 { done as i32 } else { result };
         }
-        done += iovec.iov_len;
-        iovecs.remove(0);
+        chain::skip_front(&mut rest, result as usize);
+        done += result as u64;
     }
-    // SAFETY: as above.
-    unsafe { uring.op(opcode::Write::new(fd, buffer.pointer(), size).offset(request.offset).build()) }.await
+    done as i32
 }
 
-/// Memory for direct I/O.
+/// Memory for direct I/O: `BOUNCE_SIZE` bytes.
 struct Aligned {
     pointer: NonNull<u8>,
     layout: Layout,
 }
 
 impl Aligned {
-    fn new(length: usize) -> Option<Aligned> {
-        let layout = Layout::from_size_align(length.max(1), BOUNCE_ALIGNMENT).ok()?;
+    fn new() -> Option<Aligned> {
+        let layout = Layout::from_size_align(BOUNCE_SIZE, BOUNCE_ALIGNMENT).ok()?;
         // SAFETY: the size is not 0.
-        let pointer = NonNull::new(unsafe { alloc(layout) })?;
+        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         Some(Aligned { pointer, layout })
     }
 

@@ -29,6 +29,10 @@ pub enum Status {
 /// keep a thread of the kernel busy for long.
 pub const MAX_ZERO_SECTORS: u32 = 4 << 20;
 
+/// Bound of one transfer, in bytes. The kernel moves less than 2 GiB in one call; Linux asks for 1.25 MiB at most,
+/// firmware for as much as a file has.
+const MAX_TRANSFER: u64 = 1 << 30;
+
 /// The only flag of a write-zeroes segment (5.2.6: `unmap`).
 const FLAG_UNMAP: u32 = 1;
 
@@ -81,7 +85,7 @@ pub fn parse(buffers: &mut Buffers, size: u64, read_only: bool) -> Result<(Parse
 
 fn transfer(operation: Operation, sector: u64, length: u64, size: u64) -> Parsed {
     // Nothing to move is no request that a driver makes; half a sector is forbidden (5.2.6.1).
-    if length == 0 || !length.is_multiple_of(SECTOR) {
+    if length == 0 || length > MAX_TRANSFER || !length.is_multiple_of(SECTOR) {
         return Parsed::Refused(Status::IoError);
     }
     range(operation, sector, length, size)

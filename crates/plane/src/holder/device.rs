@@ -7,16 +7,20 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vhost::vhost_user::{BackendReqHandler, Error};
+use vhost::vhost_user::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::holder::events::{Events, lock};
 use crate::holder::link::{Link, STACK};
 use crate::holder::offer::Offer;
+use crate::holder::relay::Relay;
 use crate::holder::session::Session;
+
+/// A connection shorter than this is followed by a pause as long.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// A served device.
 pub struct Device {
@@ -93,9 +97,14 @@ impl Device {
 impl Server {
     fn run(&self) {
         while let Some(stream) = self.accept() {
+            let start = Instant::now();
             self.set_connected(true);
             self.serve(stream);
             self.set_connected(false);
+            // Who comes and goes in a loop must not keep us, and those who read our events, busy.
+            if start.elapsed() < SHORTEST {
+                thread::sleep(SHORTEST);
+            }
         }
     }
 
@@ -134,15 +143,18 @@ impl Server {
             Ok(copy) => *lock(&self.stop.stream) = Some(copy),
             Err(error) => return eprintln!("plane: {}: {error}", self.id),
         }
-        let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+        let mut relay = match Relay::new(stream, session.clone()) {
+            Ok(relay) => relay,
+            Err(error) => return eprintln!("plane: {}: {error}", self.id),
+        };
         while !self.stop.flag.load(Ordering::SeqCst) {
-            match handler.handle_request() {
+            match relay.handle_one() {
                 Ok(()) => {}
                 // The frontend has been told, if it asked for an answer; the connection is in order.
-                Err(Error::ReqHandlerError(error)) => eprintln!("plane: {}: refused: {error}", self.id),
-                Err(Error::Disconnected | Error::PartialMessage) => break,
+                Err(Error::ReqHandlerError(error)) => lock(&session).violation("refused", &error.to_string()),
+                Err(Error::Disconnected) => break,
                 Err(error) => {
-                    eprintln!("plane: {}: disconnected: {error}", self.id);
+                    lock(&session).violation("protocol", &error.to_string());
                     break;
                 }
             }

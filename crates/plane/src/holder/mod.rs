@@ -14,18 +14,20 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::DeviceConfig;
-use crate::control::MAX_FDS;
 use crate::holder::device::Device;
 use crate::holder::events::{Events, lock};
 use crate::holder::link::{Link, ask_to_close};
 use crate::holder::offer::Offer;
 use crate::holder::shadow::Shadow;
 use crate::page::Shared;
+use crate::scm::MAX_FDS;
 
 mod device;
 mod events;
+mod fds;
 mod link;
 mod offer;
+mod relay;
 mod session;
 mod shadow;
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::*;
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
@@ -15,6 +15,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use crate::config::MAX_QUEUE_SIZE;
 use crate::control::{QueueSetup, Region};
 use crate::holder::events::Events;
+use crate::holder::fds;
 use crate::holder::link::{Link, State, ask_to_stop};
 use crate::holder::offer::Offer;
 use crate::holder::shadow::RunningQueue;
@@ -27,6 +28,9 @@ const MAX_REGIONS: usize = 32;
 /// How long a queue may take to finish what it has in flight. Longer than any disk that still works needs; a
 /// frontend that waits for us must get an answer some day.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Violations are reported at most this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the frontend has set of a queue.
 #[derive(Default)]
@@ -59,6 +63,7 @@ pub struct Session {
     features: u64,
     vrings: BTreeMap<u16, Vring>,
     inflight: Option<InflightFile>,
+    last_report: Option<Instant>,
 }
 
 fn refused(reason: String) -> Error {
@@ -68,7 +73,16 @@ fn refused(reason: String) -> Error {
 impl Session {
     /// A fresh connection.
     pub fn new(device: u32, link: Arc<Link>, offer: Arc<Offer>, events: Arc<Events>) -> Session {
-        Session { device, link, offer, events, features: 0, vrings: BTreeMap::new(), inflight: None }
+        Session {
+            device,
+            link,
+            offer,
+            events,
+            features: 0,
+            vrings: BTreeMap::new(),
+            inflight: None,
+            last_report: None,
+        }
     }
 
     /// The frontend has gone: finish what is in flight, forget its memory.
@@ -212,10 +226,16 @@ impl Session {
         })
     }
 
-    fn violation(&self, kind: &str, detail: &str) {
+    /// Count a rule broken by the frontend, and say so, but not more often than once a second: a hostile one must not
+    /// fill logs.
+    pub fn violation(&mut self, kind: &str, detail: &str) {
         let mut state = self.link.state();
         let Some(shadow) = state.devices.get_mut(&self.device) else { return };
         shadow.violated(kind, detail);
+        if self.last_report.is_some_and(|last| last.elapsed() < REPORT_INTERVAL) {
+            return;
+        }
+        self.last_report = Some(Instant::now());
         let data =
             serde_json::json!({"id": shadow.config.id(), "queue": null, "kind": kind, "detail": detail});
         self.events.push("DEVICE_VIOLATION", data);
@@ -247,8 +267,9 @@ fn check_regions(memory: &[(Region, Arc<OwnedFd>)]) -> Result<()> {
         if region.size == 0 || end(region.guest).is_none() || end(region.user).is_none() {
             return Err(refused(format!("memory region {index} is empty or wraps: {region:?}")));
         }
-        let length = File::from(fd.try_clone().map_err(Error::ReqHandlerError)?).metadata();
-        let length = length.map_err(Error::ReqHandlerError)?.size();
+        let file = File::from(fd.try_clone().map_err(Error::ReqHandlerError)?);
+        fds::check_memory(&file).map_err(Error::ReqHandlerError)?;
+        let length = file.metadata().map_err(Error::ReqHandlerError)?.size();
         if end(region.offset).is_none_or(|end| end > length) {
             return Err(refused(format!("memory region {index} ends beyond its file of {length} bytes")));
         }
@@ -261,15 +282,17 @@ fn check_regions(memory: &[(Region, Arc<OwnedFd>)]) -> Result<()> {
     Ok(())
 }
 
-/// An fd that a worker writes to: must not block it. (Sockets are written with MSG_DONTWAIT.)
-fn signal_fd(file: Option<File>) -> Option<Arc<OwnedFd>> {
-    let file = file?;
-    // SAFETY: passes no pointer. If it fails the fd is none that can block, or none at all.
+/// A kick, call or err fd.
+fn signal_fd(file: Option<File>) -> Result<Option<Arc<OwnedFd>>> {
+    let Some(file) = file else { return Ok(None) };
+    fds::check_signal(&file).map_err(Error::ReqHandlerError)?;
+    // Lets the ring write it at once; if the frontend clears the flag again, a thread of the kernel waits, not we.
+    // SAFETY: passes no pointer. If it fails the fd is one that does not block.
     unsafe {
         let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
         libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
     }
-    Some(Arc::new(file.into()))
+    Ok(Some(Arc::new(file.into())))
 }
 
 impl VhostUserBackendReqHandlerMut for Session {
@@ -363,6 +386,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let (index, vring) = self.vring(index.into())?;
         let fd =
             fd.ok_or_else(|| refused(format!("queue {index} without a kick fd would have to be polled")))?;
+        fds::check_signal(&fd).map_err(Error::ReqHandlerError)?;
         vring.kick = Some(Arc::new(fd.into()));
         // A ring that runs gets the new fd by starting again.
         self.stop(index);
@@ -371,13 +395,13 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let (index, vring) = self.vring(index.into())?;
-        vring.call = signal_fd(fd);
+        vring.call = signal_fd(fd)?;
         self.sync(index)
     }
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let (index, vring) = self.vring(index.into())?;
-        vring.err = signal_fd(fd);
+        vring.err = signal_fd(fd)?;
         self.sync(index)
     }
 
@@ -385,6 +409,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
@@ -428,6 +453,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let part = inflight::region_size(inflight.queue_size);
         let needed = u64::from(inflight.num_queues) * part;
         let end = inflight.mmap_offset.checked_add(needed.max(inflight.mmap_size));
+        fds::check_memory(&file).map_err(Error::ReqHandlerError)?;
         let length = file.metadata().map_err(Error::ReqHandlerError)?.size();
         if needed > inflight.mmap_size
             || end.is_none_or(|end| end > length)

@@ -15,8 +15,10 @@ pub enum Kind {
     Kick = 1,
     /// A request of a device; the value is the device's own.
     Io = 2,
+    /// An interrupt has been delivered; the value is the queue.
+    Call = 3,
     /// To be ignored.
-    None = 3,
+    None = 4,
 }
 
 /// A completion's token: kind, place of the device in the reactor, and which of those that had this place.
@@ -51,6 +53,7 @@ impl Token {
             0 => Kind::Control,
             1 => Kind::Kick,
             2 => Kind::Io,
+            3 => Kind::Call,
             _ => Kind::None,
         };
         Token { kind, epoch: (token >> 32) as u32 % EPOCHS, slot: (token >> 16) as u16, value: token as u16 }

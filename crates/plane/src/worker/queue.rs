@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
+use io_uring::{opcode, types};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::mmap::MmapRegion;
@@ -17,6 +18,8 @@ use crate::config::MAX_QUEUE_SIZE;
 use crate::control::QueueSetup;
 use crate::inflight::Inflight;
 use crate::memory::Memory;
+use crate::uring::Uring;
+use crate::worker::device::IGNORED;
 
 /// A rule that a guest or a frontend broke; the queue is not served any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct VirtQueue {
     kick: File,
     /// Completions since the driver was last told.
     unannounced: bool,
+    /// A write to the call fd is in the ring.
+    calling: bool,
     /// The driver does not kick while this is set; we look at the ring ourselves.
     polled: bool,
     /// Chains taken and not completed.
@@ -102,6 +107,7 @@ impl VirtQueue {
             inflight,
             // The driver may have missed the interrupt for what was completed last.
             unannounced: true,
+            calling: false,
             again: recovery.heads.into(),
             call,
             err,
@@ -116,11 +122,13 @@ impl VirtQueue {
         })
     }
 
-    /// Take other fds, and other memory; the rings stay where they are.
-    pub fn update(&mut self, setup: &QueueSetup, fds: Vec<OwnedFd>) {
+    /// Take other call and err fds. What is still to come under the old epoch is not for this queue any more.
+    pub fn update(&mut self, setup: &QueueSetup, fds: Vec<OwnedFd>, epoch: u32) {
+        self.epoch = epoch;
         let mut fds = fds.into_iter().map(File::from).skip(2).map(Signal::new);
         self.call = if setup.call { fds.next() } else { None };
         self.err = if setup.err { fds.next() } else { None };
+        self.calling = false;
         // Interrupts between the old fd and the new one may be lost.
         self.unannounced = true;
     }
@@ -223,9 +231,11 @@ impl VirtQueue {
         Ok(())
     }
 
-    /// Tell the driver what was completed, if it wants to know. Never blocks, whatever the fd is.
-    pub fn announce(&mut self) {
-        if !self.unannounced {
+    /// Tell the driver what was completed, if it wants to know. `token` comes back through the ring, and is to be
+    /// given to [`called`](Self::called).
+    pub fn announce(&mut self, uring: &Uring, token: u64) {
+        // One write at a time: a frontend that makes it wait holds up nothing but its own interrupts.
+        if !self.unannounced || self.calling {
             return;
         }
         self.unannounced = false;
@@ -233,15 +243,20 @@ impl VirtQueue {
             return;
         }
         if let Some(call) = &self.call {
-            call.raise();
+            self.calling = call.raise(uring, token);
         }
     }
 
+    /// The write that `announce` started is done.
+    pub fn called(&mut self) {
+        self.calling = false;
+    }
+
     /// Break the queue, and tell the driver so if it gave an err fd.
-    pub fn fail(&mut self) {
+    pub fn fail(&mut self, uring: &Uring) {
         self.broken = true;
         if let Some(err) = &self.err {
-            err.raise();
+            err.raise(uring, IGNORED.pack());
         }
     }
 
@@ -281,6 +296,9 @@ impl VirtQueue {
     }
 }
 
+/// What is written to a call fd.
+static ONE: [u8; 8] = 1u64.to_ne_bytes();
+
 /// The driver's call or err fd: an eventfd, or a pipe or socket as User-mode Linux uses them.
 struct Signal {
     file: File,
@@ -299,17 +317,21 @@ impl Signal {
         Signal { file, socket: result == 0 }
     }
 
-    /// Add one. A frontend that lets its own fd fill up is told later or never; it must not make us wait: sockets
-    /// are told so here, of other fds the holder has set O_NONBLOCK.
-    fn raise(&self) {
-        let (fd, one) = (self.file.as_raw_fd(), 1u64.to_ne_bytes());
-        // SAFETY: eight readable bytes.
-        unsafe {
-            if self.socket {
-                libc::send(fd, one.as_ptr().cast(), one.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
-            } else {
-                libc::write(fd, one.as_ptr().cast(), one.len());
-            }
+    /// Add one, without ever waiting for a frontend that has let its fd fill up. Sockets are told so; other fds are
+    /// written by the ring, for a flag like O_NONBLOCK is the frontend's to change. True if `token` will come back.
+    fn raise(&self, uring: &Uring, token: u64) -> bool {
+        let fd = self.file.as_raw_fd();
+        if self.socket {
+            // SAFETY: eight readable bytes.
+            unsafe {
+                libc::send(fd, ONE.as_ptr().cast(), ONE.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            };
+            return false;
         }
+        // Offset -1: the file's own position, as write() has it.
+        let write = opcode::Write::new(types::Fd(fd), ONE.as_ptr(), ONE.len() as u32).offset(u64::MAX);
+        // SAFETY: the bytes are static; the file is open until after the next submission.
+        unsafe { uring.push(write.build().user_data(token)) };
+        true
     }
 }

@@ -99,6 +99,7 @@ impl Reactor {
             }
             Kind::Kick => self.kicked(token, result, flags),
             Kind::Io => self.completed(token, result),
+            Kind::Call => self.called(token),
             Kind::None => {}
         }
         Ok(())
@@ -114,6 +115,14 @@ impl Reactor {
         // A kick fd that cannot be polled would come back at once for ever.
         if !cqueue::more(flags) && result >= 0 {
             self.poll(kick, token);
+        }
+    }
+
+    fn called(&mut self, token: Token) {
+        let Some(queue) = self.queue(token.slot, token.value) else { return };
+        if queue.epoch == token.epoch {
+            queue.called();
+            self.touched.push(token.slot);
         }
     }
 
@@ -173,7 +182,11 @@ impl Reactor {
         let mut touched = std::mem::take(&mut self.touched);
         for slot in touched.drain(..) {
             let Some(entry) = self.devices[usize::from(slot)].as_mut() else { continue };
-            entry.queues.iter_mut().flatten().for_each(VirtQueue::announce);
+            for (index, queue) in entry.queues.iter_mut().enumerate() {
+                let Some(queue) = queue else { continue };
+                let token = Token { kind: Kind::Call, epoch: queue.epoch, slot, value: index as u16 };
+                queue.announce(&self.uring, token.pack());
+            }
             self.finish_stops(slot);
         }
         self.touched = touched;
@@ -182,14 +195,35 @@ impl Reactor {
     /// Answer for queues that were asked to stop and are idle.
     fn finish_stops(&mut self, slot: u16) {
         let Some(entry) = self.devices[usize::from(slot)].as_mut() else { return };
-        for place in &mut entry.queues {
-            let Some(queue) = place else { continue };
-            if let (Some(serial), 0) = (queue.stopping, queue.taken()) {
+        let mut idle = Vec::new();
+        for (index, queue) in entry.queues.iter().enumerate() {
+            if let Some(queue) = queue
+                && let (Some(serial), 0) = (queue.stopping, queue.taken())
+            {
+                idle.push(index as u16);
                 self.outbox.push_back(FromWorker::Stopped { serial, base: queue.next_avail() });
-                *place = None;
             }
         }
         entry.release_retired();
+        for index in idle {
+            self.let_go_of_fds(slot, index);
+            if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
+                entry.queues[usize::from(index)] = None;
+            }
+        }
+    }
+
+    /// Before a queue's fds are closed: what names them must be with the kernel, which then keeps the files, and an
+    /// interrupt that the frontend keeps from being delivered is given up.
+    fn let_go_of_fds(&mut self, slot: u16, index: u16) {
+        let Some(epoch) = self.queue(slot, index).map(|queue| queue.epoch) else { return };
+        for kind in [Kind::Kick, Kind::Call] {
+            let cancel = opcode::AsyncCancel::new(Token { kind, epoch, slot, value: index }.pack()).build();
+            // SAFETY: names no memory.
+            unsafe { self.uring.push(cancel.user_data(IGNORED.pack())) };
+        }
+        // If the ring is broken, the next turn ends the worker.
+        let _ = self.uring.submit();
     }
 
     /// Sleep, after looking around for a while if work has come quickly of late.
@@ -311,13 +345,12 @@ impl Reactor {
     fn start(&mut self, device: u32, setup: &QueueSetup, fds: Vec<OwnedFd>) {
         self.epoch = (self.epoch + 1) % EPOCHS;
         let epoch = self.epoch;
+        let Some(&slot) = self.slots.get(&device) else { return };
+        if self.queue(slot, setup.index).is_some() {
+            return self.update(slot, setup, fds);
+        }
         let Some((slot, entry)) = self.entry(device) else { return };
         let Some(place) = entry.queues.get_mut(usize::from(setup.index)) else { return };
-        if let Some(queue) = place {
-            queue.update(setup, fds);
-            self.touched.push(slot);
-            return;
-        }
         let memory = entry.memory.clone();
         let started = memory
             .ok_or_else(|| io::Error::other("no guest memory"))
@@ -335,6 +368,18 @@ impl Reactor {
         }
     }
 
+    /// The driver wants its interrupts elsewhere.
+    fn update(&mut self, slot: u16, setup: &QueueSetup, fds: Vec<OwnedFd>) {
+        self.let_go_of_fds(slot, setup.index);
+        self.epoch = (self.epoch + 1) % EPOCHS;
+        let epoch = self.epoch;
+        let Some(queue) = self.queue(slot, setup.index) else { return };
+        queue.update(setup, fds, epoch);
+        let kick = queue.kick().as_raw_fd();
+        self.poll(kick, Token { kind: Kind::Kick, epoch, slot, value: setup.index });
+        self.touched.push(slot);
+    }
+
     fn stop(&mut self, device: u32, index: u16, serial: u64) {
         let Some((slot, entry)) = self.entry(device) else {
             return self.outbox.push_back(FromWorker::Stopped { serial, base: 0 });
@@ -343,9 +388,6 @@ impl Reactor {
             return self.outbox.push_back(FromWorker::Stopped { serial, base: 0 });
         };
         queue.stopping = Some(serial);
-        let token = Token { kind: Kind::Kick, epoch: queue.epoch, slot, value: index };
-        // SAFETY: names no memory.
-        unsafe { self.uring.push(opcode::AsyncCancel::new(token.pack()).build().user_data(IGNORED.pack())) };
         let mut wake = Vec::new();
         if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
             entry.with(&self.uring, slot, &mut wake, |device, context| device.stopping(context, index));
@@ -367,11 +409,12 @@ impl Reactor {
 
     /// Serve the queue no more. What is in flight completes.
     fn fail(&mut self, slot: u16, index: u16, violation: &Violation) {
+        let uring = self.uring.clone();
         let Some(queue) = self.queue(slot, index) else { return };
         if queue.broken {
             return;
         }
-        queue.fail();
+        queue.fail(&uring);
         if let Some(number) = self.devices[usize::from(slot)].as_ref().map(|entry| entry.number) {
             self.report(number, Some(index), violation.kind, &violation.detail);
         }

@@ -1,0 +1,170 @@
+//! Between the frontend's socket and the `vhost` crate's handler: whole messages, one at a time.
+//!
+//! User-mode Linux always sends SET_MEM_TABLE with room for two regions, however many it has (`vhost_user_mem_regions` in
+//! arch/um/drivers/vhost_user.h). The crate takes only messages of the exact size, so here they get it. User-mode Linux
+//! also needs a channel for requests of the backend (without one its interrupt number is 0, `vhost_user_init_slave_req`),
+//! and passes a pipe, where the crate takes only sockets: we keep the fd here, and have nothing to say on it. And the
+//! handler never waits for the second half of a message.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::{BackendReqHandler, Error, Result};
+
+use crate::holder::session::Session;
+use crate::scm;
+
+/// Request, flags, size: u32 each (vhost-user, "Header").
+const HEADER: usize = 12;
+
+/// Bits of the flags.
+const VERSION: u32 = 1;
+const FLAG_REPLY: u32 = 1 << 2;
+const FLAG_NEED_REPLY: u32 = 1 << 3;
+
+/// Largest message that the crate takes (its MAX_MSG_SIZE).
+const MAX_BODY: usize = 0x1000;
+
+/// A memory table: number of regions and padding, then the regions (vhost-user, "Memory regions description").
+const TABLE_HEADER: usize = 8;
+const TABLE_REGION: usize = 32;
+
+/// A connection.
+pub struct Relay {
+    frontend: UnixStream,
+    inside: UnixStream,
+    handler: BackendReqHandler<Mutex<Session>>,
+    /// The frontend takes its closing for our end.
+    backend_channel: Option<OwnedFd>,
+}
+
+impl Relay {
+    /// Have `session` answer what `frontend` asks.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new(frontend: UnixStream, session: Arc<Mutex<Session>>) -> io::Result<Relay> {
+        let (inside, end) = UnixStream::pair()?;
+        inside.set_nonblocking(true)?;
+        Ok(Relay {
+            frontend,
+            inside,
+            handler: BackendReqHandler::from_stream(end, session),
+            backend_channel: None,
+        })
+    }
+
+    /// Wait for a message, handle it, pass the answer back.
+    ///
+    /// # Errors
+    /// What the handler says; `Disconnected` at the end of the connection.
+    pub fn handle_one(&mut self) -> Result<()> {
+        let (message, mut fds) = self.receive()?;
+        if word(&message, 0) == FrontendReq::SET_BACKEND_REQ_FD as u32 {
+            self.backend_channel = fds.pop();
+            return self.acknowledge(&message);
+        }
+        let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        // A message is smaller than a socket's buffer, so it goes as a whole.
+        scm::send(&self.inside, &message, &raw, 0).map_err(Error::SocketError)?;
+        drop(fds);
+        let outcome = self.handler.handle_request();
+        self.pass_answers()?;
+        outcome
+    }
+
+    fn receive(&mut self) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut message = vec![0; HEADER];
+        let mut fds = Vec::new();
+        let first = scm::receive(&self.frontend, &mut message, &mut fds, 0).map_err(Error::SocketBroken)?;
+        if first == 0 {
+            return Err(Error::Disconnected);
+        }
+        self.frontend.read_exact(&mut message[first..]).map_err(|_| Error::Disconnected)?;
+        let size = word(&message, 8) as usize;
+        if size > MAX_BODY {
+            return Err(Error::OversizedMsg);
+        }
+        message.resize(HEADER + size, 0);
+        self.frontend.read_exact(&mut message[HEADER..]).map_err(|_| Error::Disconnected)?;
+        trim_memory_table(&mut message);
+        Ok((message, fds))
+    }
+
+    /// Answer `message` with success, if it asks for that.
+    fn acknowledge(&self, message: &[u8]) -> Result<()> {
+        if word(message, 4) & FLAG_NEED_REPLY == 0 {
+            return Ok(());
+        }
+        let mut answer = message[..4].to_vec();
+        answer.extend((FLAG_REPLY | VERSION).to_ne_bytes());
+        answer.extend(8u32.to_ne_bytes());
+        answer.extend(0u64.to_ne_bytes());
+        // Less than a socket holds, so it goes as a whole.
+        scm::send(&self.frontend, &answer, &[], 0).map_err(Error::SocketBroken)?;
+        Ok(())
+    }
+
+    fn pass_answers(&mut self) -> Result<()> {
+        let mut buffer = [0; HEADER + MAX_BODY];
+        loop {
+            let mut fds = Vec::new();
+            let length = match scm::receive(&self.inside, &mut buffer, &mut fds, 0) {
+                Ok(0) => return Ok(()),
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(Error::SocketError(error)),
+            };
+            let mut raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+            let mut sent = 0;
+            while sent < length {
+                sent +=
+                    scm::send(&self.frontend, &buffer[sent..length], &raw, 0).map_err(Error::SocketBroken)?;
+                raw.clear();
+            }
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Cut off what follows the last region of a memory table.
+fn trim_memory_table(message: &mut Vec<u8>) {
+    if word(message, 0) != FrontendReq::SET_MEM_TABLE as u32 || message.len() < HEADER + TABLE_HEADER {
+        return;
+    }
+    let regions = word(message, HEADER) as usize;
+    let size = TABLE_HEADER.saturating_add(regions.saturating_mul(TABLE_REGION));
+    if HEADER.saturating_add(size) < message.len() {
+        message.truncate(HEADER + size);
+        message[8..12].copy_from_slice(&(size as u32).to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_table_with_room_to_spare_is_cut() {
+        let table = |regions: u32, room: usize| {
+            let size = TABLE_HEADER + room * TABLE_REGION;
+            let mut message = Vec::new();
+            message.extend((FrontendReq::SET_MEM_TABLE as u32).to_ne_bytes());
+            message.extend(1u32.to_ne_bytes());
+            message.extend((size as u32).to_ne_bytes());
+            message.extend(regions.to_ne_bytes());
+            message.resize(HEADER + size, 0);
+            trim_memory_table(&mut message);
+            (message.len(), word(&message, 8) as usize)
+        };
+        assert_eq!(table(1, 2), (HEADER + 40, 40));
+        assert_eq!(table(2, 2), (HEADER + 72, 72));
+        assert_eq!(table(u32::MAX, 2), (HEADER + 72, 72));
+    }
+}
