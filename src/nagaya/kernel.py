@@ -14,3 +14,4 @@ class Kernel:
     origin: str = ""  # "built from linux-source-6.1 6.1.176-1", "package user-mode-linux 6.1um4"
     builtin_virtio: bool = True  # False: virtio drivers are modules, and `initrd` loads them
     initrd: str = ""  # absolute path of the initial RAM disk that this kernel needs; empty: none
+    cmdline: str = ""  # what this kernel wants on its command line, before anything else: "lpj=33931264"

@@ -1,0 +1,181 @@
+"""Building our own User-mode Linux kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from nagaya.errors import BuildError
+from nagaya.images.initramfs import BOOT_MARKER, write_boot_test
+from nagaya.images.tools import Runner, find_tool, missing
+from nagaya.images.workarea import WorkArea, replace_file, sync
+from nagaya.paths import Paths
+from nagaya.progress import Progress
+
+UML_NAME = "uml"
+_SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
+_PACKAGE = "linux-source-6.1"
+_DATA = Path(__file__).parent / "data"
+_TOOLS = ("tar", "xz", "make", "gcc", "flex", "bison", "bc", "perl", "patch", "setpriv", "busybox")
+_OBJECTS = 1420  # files that a build compiles, for the progress only
+_LPJ = re.compile(r"\(lpj=(\d+)\)")
+# The same kernel from the same source and compiler, whoever builds it, wherever and whenever.
+_FIXED = {
+    "KBUILD_BUILD_TIMESTAMP": "@0",
+    "KBUILD_BUILD_USER": "nagaya",
+    "KBUILD_BUILD_HOST": "nagaya",
+    "KBUILD_BUILD_VERSION": "1",
+    "LOCALVERSION": "",
+}
+
+
+def build_uml(paths: Paths, progress: Progress, runner: Runner, rebuild: bool) -> None:
+    """Build the kernel and make it kernels/uml. Nothing to do if that is what is there, unless `rebuild`."""
+    for tool in _TOOLS:
+        find_tool(tool)
+    if not _SOURCE.exists():
+        raise missing(str(_SOURCE), _PACKAGE)
+    version = _package_version()
+    key = _key(version)
+    installed = paths.kernels / f"{UML_NAME}-{key[:12]}"
+    area = WorkArea(paths.cache / "kernel-build")
+
+    def waiting() -> None:
+        runner.check()
+        progress("wait for another build of the kernel", None)
+
+    with area.locked("uml", waiting):
+        if rebuild or not (installed / "meta.json").exists():
+            with area.work() as work:
+                runner.work = work
+                vmlinux, config = _compile(work.path, progress, runner)
+                progress("boot it once", 0.95)
+                lpj = _boot_once(work.path, vmlinux)
+                meta = {"origin": f"built from {_PACKAGE} {version}", "key": key, "cmdline": f"lpj={lpj}"}
+                _install(installed, vmlinux, config, meta)
+        _switch(paths.kernels, installed)
+    progress("done", 1.0)
+
+
+def _key(version: str) -> str:
+    compiler = subprocess.run(
+        ["gcc", "--version"], capture_output=True, check=True, text=True
+    ).stdout.splitlines()[0]
+    linker = subprocess.run(
+        ["ld", "--version"], capture_output=True, check=True, text=True
+    ).stdout.splitlines()[0]
+    files = [(_DATA / name).read_text() for name in ("uml.config", "uml.patch")]
+    body = json.dumps([version, compiler, linker, *files, _FIXED])
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _package_version() -> str:
+    """Of the source's package; without dpkg the archive's size and time stand for it."""
+    query = ["dpkg-query", "-W", "-f", "${Version}", _PACKAGE]
+    try:
+        return subprocess.run(query, capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        status = _SOURCE.stat()
+        return f"{status.st_size}-{int(status.st_mtime)}"
+
+
+def _compile(work: Path, progress: Progress, runner: Runner) -> tuple[Path, Path]:
+    progress("unpack the source", 0.0)
+    runner.run("unpack the source", ["tar", "-C", work, "-xf", _SOURCE])
+    source, output = work / "linux-source-6.1", work / "build"
+    output.mkdir()
+    runner.run("patch the source", ["patch", "-d", source, "-p1", "-i", _DATA / "uml.patch"])
+    progress("configure", 0.10)
+    make: list[str | Path] = ["make", "-C", source, "ARCH=um", f"O={output}"]
+    allconfig = f"KCONFIG_ALLCONFIG={_DATA / 'uml.config'}"
+    runner.run("configure", [*make, allconfig, "allnoconfig"], env=_FIXED)
+    _check_config(output / ".config")
+
+    compiled = 0
+
+    def count(line: bytes) -> None:
+        nonlocal compiled
+        if line.startswith(b"  CC "):
+            compiled += 1
+            progress("compile", 0.12 + 0.8 * min(1, compiled / _OBJECTS))
+
+    jobs = f"-j{len(os.sched_getaffinity(0))}"
+    runner.run("compile", ["nice", "-n", "5", *make, jobs, "linux"], env=_FIXED, on_line=count)
+    return output / "linux", output / ".config"
+
+
+def _check_config(config: Path) -> None:
+    """Kconfig drops a wish silently when something it depends on is missing: refuse that."""
+    have = set(config.read_text().splitlines())
+    wishes = [line for line in (_DATA / "uml.config").read_text().splitlines() if line.startswith("CONFIG_")]
+    lost = [wish for wish in wishes if wish not in have]
+    if lost:
+        raise BuildError(
+            f"this source does not take {', '.join(lost)}", hint=f"look at {_DATA / 'uml.config'}"
+        )
+
+
+def _boot_once(work: Path, vmlinux: Path) -> int:
+    """Boot the new kernel to its first program. Returns its loops per jiffy: later boots need not measure."""
+    initrd = work / "initrd"
+    write_boot_test(initrd)
+    command: list[str | Path] = [
+        vmlinux,
+        "mem=64M",
+        f"initrd={initrd}",
+        "con=null",
+        "con0=null,fd:1",
+        "console=tty0",
+        f"uml_dir={work}/",
+    ]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+            text=True,
+            env={"TMPDIR": "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(work)},  # noqa: S108
+        )
+        printed = done.stdout + done.stderr
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(
+            "the new kernel did not boot within 60 s", hint="the build log has its configuration"
+        ) from error
+    lpj = _LPJ.search(printed)
+    if BOOT_MARKER not in printed or lpj is None:
+        tail = "\n".join(printed.splitlines()[-20:])
+        raise BuildError("the new kernel does not boot", hint=f"its last output:\n{tail}", log=tail)
+    return int(lpj[1])
+
+
+def _install(target: Path, vmlinux: Path, config: Path, meta: dict[str, str]) -> None:
+    half = target.with_name(f".{target.name}")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    shutil.copyfile(config, half / "config")
+    shutil.copyfile(vmlinux, half / "vmlinux")
+    (half / "vmlinux").chmod(0o755)
+    replace_file(half / "meta.json", json.dumps(meta, indent=1) + "\n")
+    for file in half.iterdir():
+        sync(file)
+    shutil.rmtree(target, ignore_errors=True)
+    half.rename(target)
+    sync(target.parent)
+
+
+def _switch(kernels: Path, installed: Path) -> None:
+    """Make kernels/uml point at `installed` and drop the others; running machines keep theirs open."""
+    link, new = kernels / UML_NAME, kernels / f".{UML_NAME}.link"
+    new.unlink(missing_ok=True)
+    new.symlink_to(installed.name)
+    new.rename(link)
+    for old in kernels.glob(f"{UML_NAME}-*"):
+        if old != installed and re.fullmatch(rf"{UML_NAME}-[0-9a-f]{{12}}", old.name):
+            shutil.rmtree(old, ignore_errors=True)

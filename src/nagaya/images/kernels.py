@@ -1,0 +1,110 @@
+"""Guest kernels: what there is, and which one a machine gets.
+
+kernels/uml              link to the newest build
+kernels/uml-<key>/       vmlinux, config, meta.json
+kernels/uml-debian/      the initial RAM disk that Debian's kernel needs
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nagaya.errors import NotFoundError, UnavailableError
+from nagaya.images.initramfs import write_module_loader
+from nagaya.images.kernel_build import UML_NAME, build_uml
+from nagaya.images.tools import in_thread
+from nagaya.kernel import Kernel
+from nagaya.paths import Paths
+from nagaya.progress import Progress
+
+DEBIAN_NAME = "uml-debian"
+_DEBIAN_KERNEL = Path("/usr/bin/linux.uml")
+_DEBIAN_MODULES = Path("/usr/lib/uml/modules")
+_BUILD_HINT = "build one: nagaya kernel build uml"
+
+
+async def build_uml_kernel(paths: Paths, progress: Progress, *, rebuild: bool = False) -> Kernel:
+    """Build User-mode Linux from Debian's source, about three minutes; at once if it was built before.
+
+    Raises `BuildError`, `ResourceError`, or `UnavailableError` naming the Debian package that is missing.
+    """
+    await in_thread(lambda runner: build_uml(paths, progress, runner, rebuild))
+    return find_kernel(paths, UML_NAME)
+
+
+def list_kernels(paths: Paths) -> list[Kernel]:
+    """Our kernel if it was built, then Debian's if its package is installed."""
+    kernels = []
+    meta = paths.kernels / UML_NAME / "meta.json"
+    if meta.exists():
+        kernels.append(_built(meta.resolve()))
+    if _DEBIAN_KERNEL.exists():
+        kernels.append(_debian(paths))
+    return kernels
+
+
+def find_kernel(paths: Paths, name: str) -> Kernel:
+    """The kernel called `name`. Raises `NotFoundError` that lists what there is."""
+    kernels = list_kernels(paths)
+    for kernel in kernels:
+        if kernel.name == name:
+            return kernel
+    known = ", ".join(kernel.name for kernel in kernels) or "none"
+    raise NotFoundError(f"no kernel is called {name!r}; there is: {known}", hint=_BUILD_HINT, kernel=name)
+
+
+def default_uml_kernel(paths: Paths) -> Kernel:
+    """Ours if built, else Debian's where it can run. Raises `UnavailableError` that says what to do."""
+    kernels = list_kernels(paths)
+    if not kernels:
+        raise UnavailableError(
+            "there is no User-mode Linux kernel", hint=f"{_BUILD_HINT}; or apt-get install user-mode-linux"
+        )
+    if kernels[0].name == DEBIAN_NAME and (reason := debian_obstacle()):
+        raise UnavailableError(
+            f"Debian's User-mode Linux does not run on this host: {reason}", hint=_BUILD_HINT
+        )
+    return kernels[0]
+
+
+def debian_obstacle(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Why Debian's kernel cannot run on this host; empty if it can.
+
+    It writes the registers of a guest process with PTRACE_SETREGSET and a fixed size of 2696 bytes, which
+    Linux refuses (EFAULT) where the processor's state is larger. Only AMX makes it larger (11008 bytes).
+    """
+    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
+    if "amx_tile" in flags.split():
+        return "its CPU has AMX, whose registers that kernel cannot save (ours can)"
+    return ""
+
+
+def _built(meta: Path) -> Kernel:
+    body = json.loads(meta.read_text())
+    return Kernel(
+        name=UML_NAME,
+        path=str(meta.parent / "vmlinux"),
+        origin=body["origin"],
+        cmdline=body["cmdline"],
+    )
+
+
+def _debian(paths: Paths) -> Kernel:
+    versions = sorted(_DEBIAN_MODULES.iterdir()) if _DEBIAN_MODULES.is_dir() else []
+    if not versions:
+        raise UnavailableError(
+            f"{_DEBIAN_KERNEL} is there, its modules in {_DEBIAN_MODULES} are not",
+            hint="apt-get install --reinstall user-mode-linux",
+        )
+    initrd = paths.kernels / DEBIAN_NAME / f"initrd-{versions[-1].name}"
+    if not initrd.exists():
+        initrd.parent.mkdir(parents=True, exist_ok=True)
+        write_module_loader(initrd, versions[-1])
+    return Kernel(
+        name=DEBIAN_NAME,
+        path=str(_DEBIAN_KERNEL),
+        origin=f"package user-mode-linux, Linux {versions[-1].name}",
+        builtin_virtio=False,
+        initrd=str(initrd),
+    )
