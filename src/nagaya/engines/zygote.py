@@ -144,8 +144,9 @@ class Zygote:
                 self._answer(client, {"pid": os.getpid(), "cgroups": groups, "missing": missing})
             else:
                 self._answer(client, {"error": f"unknown request {action!r}", "step": "read the request"})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            self._answer(client, {"error": f"malformed request: {error!r}", "step": "read the request"})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = f"malformed request: {type(error).__name__}: {str(error)[:200]}"
+            self._answer(client, {"error": reason, "step": "read the request"})
         except OSError as error:
             self._answer(client, {"error": str(error), "step": "prepare the launch"})
 
