@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from nagaya.images import Recipe, build
+from nagaya.images.build import build
 from nagaya.images.kernels import build_uml_kernel
+from nagaya.images.recipe import Recipe
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
@@ -79,10 +80,10 @@ def uml_kernel(shared_paths: Paths) -> Kernel:
 @pytest.fixture(scope="session")
 def busybox_image(shared_paths: Paths) -> Image:
     """The minimal guest."""
-    return asyncio.run(build(shared_paths, Recipe(kind="busybox", name="busybox"), _quiet))
+    return asyncio.run(build(shared_paths, "busybox", Recipe(kind="busybox"), _quiet))
 
 
 @pytest.fixture(scope="session")
 def debian_image(shared_paths: Paths) -> Image:
     """Debian with systemd."""
-    return asyncio.run(build(shared_paths, Recipe(kind="debian", name="debian"), _quiet))
+    return asyncio.run(build(shared_paths, "debian", Recipe(kind="debian"), _quiet))

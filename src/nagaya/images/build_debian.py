@@ -117,7 +117,7 @@ class _Build:
         self.runner.run(step, ["tar", "-C", self.root, "--numeric-owner", "--xattrs", "-xpf", archive])
 
     def configure(self) -> int:
-        """Add the recipe's packages and our files, run its commands. Returns the time of the newest package file."""
+        """Add the recipe's packages and our files, run its commands; the newest package file's time."""
         epoch_file = self.runner.work.path / "epoch"
         packages = self.cache.directory(f"packages-{self.recipe.suite}")
         name = self.recipe.hostname or self.recipe.kind
@@ -156,7 +156,9 @@ class _Build:
             *("mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"),
             *(f"--include={','.join(_BASE)}", f"--aptopt={self._apt_options()}"),
             "--customize-hook=rm -f $1/etc/apt/apt.conf.d/99mmdebstrap",
-            *(self.recipe.suite, self.root, *mirrors),
+            self.recipe.suite,
+            self.root,
+            *mirrors,
         ]
         self.runner.run(
             step,

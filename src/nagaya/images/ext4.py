@@ -33,7 +33,7 @@ def make_ext4(
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, f"{label}.nagaya")
     with image.open("wb") as file:
         file.truncate(size)
-    extended = f"hash_seed={identity},lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+    extended = f"hash_seed={identity},assume_storage_prezeroed=1,nodiscard"
     runner.run(
         "write the file system",
         [

@@ -39,8 +39,9 @@ def list_kernels(paths: Paths) -> list[Kernel]:
     meta = paths.kernels / UML_NAME / "meta.json"
     if meta.exists():
         kernels.append(_built(meta.resolve()))
-    if _DEBIAN_KERNEL.exists():
-        kernels.append(_debian(paths))
+    modules = sorted(_DEBIAN_MODULES.iterdir()) if _DEBIAN_MODULES.is_dir() else []
+    if _DEBIAN_KERNEL.exists() and modules:
+        kernels.append(_debian(paths, modules[-1]))
     return kernels
 
 
@@ -90,21 +91,15 @@ def _built(meta: Path) -> Kernel:
     )
 
 
-def _debian(paths: Paths) -> Kernel:
-    versions = sorted(_DEBIAN_MODULES.iterdir()) if _DEBIAN_MODULES.is_dir() else []
-    if not versions:
-        raise UnavailableError(
-            f"{_DEBIAN_KERNEL} is there, its modules in {_DEBIAN_MODULES} are not",
-            hint="apt-get install --reinstall user-mode-linux",
-        )
-    initrd = paths.kernels / DEBIAN_NAME / f"initrd-{versions[-1].name}"
+def _debian(paths: Paths, modules: Path) -> Kernel:
+    initrd = paths.kernels / DEBIAN_NAME / f"initrd-{modules.name}"
     if not initrd.exists():
         initrd.parent.mkdir(parents=True, exist_ok=True)
-        write_module_loader(initrd, versions[-1])
+        write_module_loader(initrd, modules)
     return Kernel(
         name=DEBIAN_NAME,
         path=str(_DEBIAN_KERNEL),
-        origin=f"package user-mode-linux, Linux {versions[-1].name}",
+        origin=f"package user-mode-linux, Linux {modules.name}",
         builtin_virtio=False,
         initrd=str(initrd),
     )
