@@ -1,0 +1,136 @@
+"""The daemon is killed at every step of a create, start, stop and delete; the next one finishes or undoes it.
+
+Fakes below, so that what is tested is the order of the daemon's own steps; processes and files are real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from nagaya.daemon.failpoint import Step
+from nagaya.errors import NagayaError, NotFoundError
+from nagaya.paths import Paths
+from nagaya.sdk import Client, ensure_daemon
+
+PROGRAM = ("-m", "nagaya.testing.daemon")
+SPEC = {"name": "web", "memory": "64MiB", "disks": [{"size": "1MiB"}]}
+
+
+@pytest.fixture
+def own_paths() -> Iterator[Paths]:
+    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    yield Paths(top / "r", top / "s", top / "c")
+    shutil.rmtree(top)
+
+
+def processes_of(machine_id: str) -> list[int]:
+    marker = f"nagaya-fake-machine-{machine_id}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and marker in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"the daemon {pid} was not killed at the failpoint")
+
+
+def live_through(step: str, paths: Paths) -> None:
+    """A machine's whole life with a daemon that dies at `step`, and as much of it again with the next."""
+    with Client(paths) as client:
+        for act in ("create", "start", "stop", "start", "delete"):
+            try:
+                if act == "create":
+                    client.machines.create(SPEC)
+                elif act == "delete":
+                    client.machines.get("web").delete(force=True)
+                else:
+                    getattr(client.machines.get("web"), act)()
+            except NagayaError:
+                return
+    pytest.fail(f"nothing reached {step}")
+
+
+@pytest.mark.parametrize("step", get_args(Step))
+def test_whatever_step_it_is_killed_at_the_next_daemon_converges(
+    step: str, own_paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAGAYA_FAILPOINT", step)
+    first = ensure_daemon(own_paths, program=PROGRAM)
+    live_through(step, own_paths)
+    wait_for_end(first)
+    monkeypatch.delenv("NAGAYA_FAILPOINT")
+    second = ensure_daemon(own_paths, program=PROGRAM)
+    try:
+        assert second != first
+        with Client(own_paths) as client:
+            check(client, own_paths, step)
+    finally:
+        os.kill(second, signal.SIGTERM)
+        wait_for_end(second)
+
+
+def check(client: Client, paths: Paths, step: str) -> None:
+    """The machine is as it was before the command or after it, and everything around it agrees."""
+    if step.startswith("delete:"):
+        with pytest.raises(NotFoundError):
+            client.machines.get("web")
+        assert directories(paths) == []
+        assert devices(paths) == set()
+        return
+    machine = client.machines.get("web")
+    if step.startswith("stop:"):
+        machine.wait("stopped", 20)
+    expected = "running" if step.startswith("start:") else "stopped"
+    assert (machine.refresh().state, machine.info.cause) == (expected, "")
+    names = {"disk0", "console", "rng"} if expected == "running" else set()
+    assert devices(paths) == {f"{machine.id}/{name}" for name in names}
+    assert processes_of(machine.id) == ([machine.info.pid] if expected == "running" else [])
+    assert directories(paths) in ([machine.id], [] if step == "create:recorded" else [machine.id])
+    if expected == "stopped":
+        machine.start()
+    assert [file.name for file in paths.machine(machine.id).state.glob("disk*")] == ["disk0.qcow2"]
+    machine.stop()
+    machine.delete()
+    assert directories(paths) == []
+    assert rows(paths) == []
+
+
+def devices(paths: Paths) -> set[str]:
+    file = paths.run / "fake-plane.json"
+    return set(json.loads(file.read_text())) if file.exists() else set()
+
+
+def directories(paths: Paths) -> list[str]:
+    return sorted(one.name for one in (paths.state / "machines").glob("*"))
+
+
+def rows(paths: Paths) -> list[tuple[object, ...]]:
+    db = sqlite3.connect(f"file:{paths.database}?mode=ro", uri=True)
+    try:
+        return db.execute("SELECT id FROM machines").fetchall()
+    finally:
+        db.close()
