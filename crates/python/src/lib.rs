@@ -1,9 +1,13 @@
 //! `nagaya._core`: what Python may ask of the plane. The contract is `src/nagaya/_core.pyi`.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
+use nagaya_plane::block::qcow2;
 use nagaya_plane::holder::{self, PlaneError};
+use nagaya_plane::seccomp;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 
@@ -12,6 +16,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<Plane>()?;
     module.add_function(wrap_pyfunction!(worker_main, module)?)?;
+    module.add_function(wrap_pyfunction!(qcow2_create, module)?)?;
+    module.add_function(wrap_pyfunction!(seccomp_compile, module)?)?;
     Ok(())
 }
 
@@ -71,4 +77,21 @@ fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 #[pyfunction]
 fn worker_main(py: Python<'_>, control_fd: RawFd) -> i32 {
     py.detach(|| nagaya_plane::worker::main(control_fd))
+}
+
+#[pyfunction]
+fn qcow2_create(
+    py: Python<'_>,
+    path: PathBuf,
+    size: u64,
+    backing_path: &str,
+    backing_format: &str,
+) -> PyResult<()> {
+    let backing = (!backing_path.is_empty()).then_some((backing_path, backing_format));
+    Ok(py.detach(|| qcow2::layout::create(&path, size, backing))?)
+}
+
+#[pyfunction]
+fn seccomp_compile(policy: &str) -> PyResult<Cow<'static, [u8]>> {
+    Ok(Cow::Owned(seccomp::compile(policy).map_err(PyValueError::new_err)?))
 }
