@@ -297,7 +297,8 @@ def _own_groups(proc: Path) -> dict[str, Path]:
             if name in mounts:
                 root, point = mounts[name]
                 inside = os.path.relpath(path, root)
-                directory = Path(point) if inside.startswith("..") else Path(point, inside)
+                outside = ".." in path.split("/") or inside.startswith("..")  # of this cgroup namespace
+                directory = Path(point) if outside else Path(point, inside)
                 if directory.is_dir():
                     own[name] = directory
     return own
