@@ -129,7 +129,9 @@ def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def yard(paths: Paths, uml_kernel: Kernel, initrd: Path) -> Iterator[Callable[[Callable[[Yard], Awaitable[T]]], T]]:
+def yard(
+    paths: Paths, uml_kernel: Kernel, initrd: Path
+) -> Iterator[Callable[[Callable[[Yard], Awaitable[T]]], T]]:
     """Runs a coroutine function with a `Yard`, and cleans up after it."""
 
     def run(test: Callable[[Yard], Coroutine[Any, Any, T]]) -> T:

@@ -90,7 +90,9 @@ def test_every_process_of_a_machine_is_unprivileged_and_confined(yard: Run) -> N
         pids = _group(machine).pids()
         assert len(pids) > 1
         for pid in pids:
-            status = dict(re.findall(r"^(\w+):[ \t]*(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
+            status = dict(
+                re.findall(r"^(\w+):[ \t]*(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+            )
             assert set(status["Uid"].split()) == {str(machine.uid)}
             assert set(status["Gid"].split()) == {str(machine.gid)}
             assert status["Groups"].strip() == ""
@@ -175,7 +177,15 @@ def test_a_step_that_fails_is_named(yard: Run) -> None:
 def test_the_zygote_refuses_what_it_does_not_understand(yard: Run) -> None:
     async def test(yard: Yard) -> None:
         await yard.engine.prepare()
-        messages = (b"", b"{", b"[]", b"null", b'{"do": "eat"}', b'{"do": "launch"}', b'{"do": "launch", "plan": {}}')
+        messages = (
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b'{"do": "eat"}',
+            b'{"do": "launch"}',
+            b'{"do": "launch", "plan": {}}',
+        )
         for message in (*messages, b"\xff" * 1000, b"[" * 100_000):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
                 client.connect(str(yard.paths.zygote_socket))
@@ -243,7 +253,9 @@ async def _probe(yard: Yard, machine: Machine, *arguments: str) -> dict[str, Any
 
 def _python_files() -> list[str]:
     wanted = dict.fromkeys(("/usr", "/lib", "/lib64", sys.base_prefix))
-    return [path for path in wanted if Path(path).is_dir() and not (path != "/usr" and path.startswith("/usr/"))]
+    return [
+        path for path in wanted if Path(path).is_dir() and not (path != "/usr" and path.startswith("/usr/"))
+    ]
 
 
 @contextlib.contextmanager

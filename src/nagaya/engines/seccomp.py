@@ -72,10 +72,7 @@ PANIC_STATUS = 127
 @functools.cache
 def uml_filters() -> tuple[bytes, ...]:
     """The programs to install, in order."""
-    try:
-        from nagaya._core import seccomp_compile  # here, so that the zygote does not map the Rust core
-    except ImportError:  # INTERIM, goes when the core has it
-        return (assemble(ARGUMENT_RULES),)
+    from nagaya._core import seccomp_compile  # here, so that the zygote does not map the Rust core
 
     names = [name for group in UML_SYSCALLS.values() for name in group.split()]
     allow = {"default": f"errno:{errno.ENOSYS}", "on_match": "allow", "syscalls": names}

@@ -1,0 +1,64 @@
+"""What the engine refuses before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nagaya.engines.select import select_engine
+from nagaya.engines.uml import UmlEngine
+from nagaya.errors import UnsupportedError
+from nagaya.paths import Paths
+from nagaya.spec import MachineSpec
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> UmlEngine:
+    return UmlEngine(Paths(tmp_path / "r", tmp_path / "s", tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("cpus", {"cpus": 2}),
+        ("nics", {"nics": ({},)}),
+        ("memory.size", {"memory": "16MiB"}),
+        ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
+        ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
+        ("disk", {"disk": {"weight": 200}}),
+        ("network", {"network": {"limit": "1MiB"}}),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    engine: UmlEngine, field: str, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(UnsupportedError, match=f"web: {field}: ") as caught:
+        engine.check(MachineSpec(name="web", **fields))
+    assert caught.value.facts["field"] == field
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"memory": "24MiB"},
+        {"memory": {"size": "512MiB", "limit": "512MiB"}},
+        {"cpu": {"weight": 500, "limit": 0.5}},
+        {"disks": ({"image": "debian"}, {"size": "1GiB"})},
+    ],
+)
+def test_what_can_be_done_passes(engine: UmlEngine, fields: dict[str, Any]) -> None:
+    engine.check(MachineSpec(name="web", **fields))
+
+
+@pytest.mark.parametrize("name", ["auto", "uml"])
+def test_uml_is_the_engine_there_is(engine: UmlEngine, name: Any) -> None:
+    assert select_engine(MachineSpec(name="web", engine=name), engine) is engine
+
+
+@pytest.mark.parametrize("name", ["kvm", "qemu"])
+def test_engines_to_come_say_so(engine: UmlEngine, name: Any) -> None:
+    with pytest.raises(UnsupportedError, match=f"web: engine: '{name}' is not built yet"):
+        select_engine(MachineSpec(name="web", engine=name), engine)
