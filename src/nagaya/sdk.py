@@ -107,9 +107,9 @@ class Client:
     ) -> Operation:
         """Make it so: build missing images, create, update and start machines. Idempotent.
 
-        The operation's result is `{"machines": [{"name", "action", "detail"}], "images": [...]}`. A running machine
-        whose spec changed is a `ConflictError` unless `recreate`; `prune` deletes what an earlier `apply` with the
-        same `source` made and this one leaves out.
+        The operation's result is `{"machines": [{"name", "action"}], "images": [{"name", "action"}]}`. A
+        running machine whose spec changed is a `ConflictError` unless `recreate`; `prune` deletes what an
+        earlier `apply` with the same `source` made and this one leaves out.
         """
         body = {
             "machines": [_json(spec) for spec in machines],
@@ -121,12 +121,12 @@ class Client:
         return Operation(self, OperationInfo.from_json(self.request("POST", "/v1/apply", body=body)))
 
     def down(self, machines: Sequence[str], *, keep: bool = False, timeout: float = 30.0) -> Operation:
-        """Stop the named machines and delete them (`keep`: only stop). Names that do not exist are passed over."""
+        """Stop the named machines and delete them (`keep`: only stop); unknown names are passed over."""
         body = {"machines": list(machines), "keep": keep, "timeout": timeout}
         return Operation(self, OperationInfo.from_json(self.request("POST", "/v1/down", body=body)))
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Events as they happen: `{"event": "machine" | "operation" | "deleted", ...}`; ends with the daemon."""
+        """Events as they come: `{"event": "machine" | "operation" | "deleted", ...}`; ends with the daemon."""
         with self.websocket("/v1/events") as connection:
             for message in connection:
                 yield json.loads(message)
@@ -266,7 +266,7 @@ class Machine:
         self._client.request("DELETE", _machine(self.id), query={"force": force}, within=120)
 
     def wait(self, what: WaitFor = "running", timeout: float = 60.0) -> Self:
-        """Wait until it runs, is stopped (or failed), or its guest agent answers. Raises `TimeoutExpiredError`."""
+        """Wait until it runs, is down, or its guest agent answers. Raises `TimeoutExpiredError`."""
         deadline = time.monotonic() + timeout
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -288,7 +288,7 @@ class Machine:
         timeout: float = 60.0,
         wait: float = 0.0,
     ) -> ExecResult:
-        """Run a command in the guest through its agent, as root. `wait`: seconds to wait for the agent to come up."""
+        """Run a command in the guest, as root, through its agent, which has `wait` seconds to come up."""
         body = {
             "argv": list(argv),
             "stdin": base64.b64encode(stdin).decode(),
@@ -310,7 +310,7 @@ class Machine:
     def logs(
         self, *, tail: int | None = None, raw: bool = False, source: Literal["console", "engine"] = "console"
     ) -> bytes:
-        """What it printed: the last `tail` lines or all that is kept; control sequences removed unless `raw`."""
+        """What it printed, all or the last `tail` lines; without control sequences unless `raw`."""
         return b"".join(self._client.stream(f"{_machine(self.id)}/logs", tail=tail, raw=raw, source=source))
 
     def follow_logs(
@@ -323,7 +323,7 @@ class Machine:
 
     @contextmanager
     def console(self) -> Iterator[Any]:
-        """Its console as a `websockets.sync` connection: binary messages both ways, the scrollback's end first."""
+        """Its console as a `websockets.sync` connection: binary messages, the scrollback's end first."""
         with self._client.websocket(f"{_machine(self.id)}/console") as connection:
             yield connection
 

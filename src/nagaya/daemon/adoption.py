@@ -77,7 +77,7 @@ class Adoption:
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
 
     async def _prepare(self) -> None:
-        """Start the helper processes; at once if a start was cut short, because the zygote knows what came of it."""
+        """Start the helper processes. If a start was cut short, wait: the zygote knows what came of it."""
         prepared = self._supervisor.spawn(self._prepare_parts())
         if any(one.row.state is MachineState.STARTING for one in self._supervisor.all()):
             await asyncio.wait([prepared])
@@ -120,7 +120,7 @@ class Adoption:
             await self._supervisor.launch(one, restarts=0)
 
     async def _start_again(self, one: Supervised) -> None:
-        """A start was cut short: clear what there is, then start, or give up if daemons keep dying over it."""
+        """A start was cut short: clear what there is and start, or give up if daemons keep dying over it."""
         await self._clear(one)
         attempts = one.row.attempts + 1
         if attempts < ATTEMPTS:

@@ -1,4 +1,4 @@
-"""News for whoever listens, through bounded queues: a listener who does not read loses news, never stops the rest."""
+"""News for whoever listens, through bounded queues: who does not read loses news, and stops nobody."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BACKLOG = 256  # events that a slow listener may be behind; each is about 1 KiB
 
 
 class Subscription:
-    """One listener's queue. Iterate over it; when it overflowed, the next event is `{"event": "lost", "count"}`."""
+    """One listener's queue, to iterate over. After an overflow comes `{"event": "lost", "count"}`."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Event] = asyncio.Queue(BACKLOG)

@@ -7,6 +7,7 @@ between any two lines.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import Awaitable, Iterable
@@ -98,10 +99,8 @@ class Launcher:
         await asyncio.to_thread(shutil.rmtree, self.paths.machine(row.id).jail, ignore_errors=True)
 
     async def _remove_device(self, device_id: str) -> None:
-        try:
+        with contextlib.suppress(NotFoundError):
             await self.parts.plane.device_del(device_id)
-        except NotFoundError:
-            pass
 
     def _make_disks(self, row: MachineRow, spec: MachineSpec) -> None:
         paths = self.paths.machine(row.id)

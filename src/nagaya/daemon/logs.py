@@ -40,7 +40,7 @@ def tail_start(files: list[Path], lines: int) -> tuple[int, int]:
 
 
 async def read(path: Path, *, tail: int | None, raw: bool, follow: bool) -> AsyncIterator[bytes]:
-    """The log's content, cleaned of control sequences unless `raw`, and with `follow` what is added, for ever."""
+    """The log, cleaned of control sequences unless `raw`; with `follow` what is added too, for ever."""
     clean = _cleaner(raw)
     files = await asyncio.to_thread(halves, path)
     index, offset = (0, 0) if tail is None else await asyncio.to_thread(tail_start, files, tail)

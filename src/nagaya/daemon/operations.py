@@ -1,4 +1,4 @@
-"""Long jobs: they have steps and a progress, can be watched and cancelled, and outlive the client who asked."""
+"""Long jobs: they have steps and progress, can be watched and cancelled, and outlive who asked for them."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     stopped -> starting -> running <-> paused -> stopping -> stopped | failed
 
-A start is: record it, overlays, directories, devices in the plane, the engine's process, record that. A daemon that
-dies on the way leaves `starting` behind, and the next one clears what is there and starts again (`adoption`).
+A start is: record it, overlays, directories, devices in the plane, the engine's process, record that. A
+daemon that dies on the way leaves `starting` behind; the next one clears what is there and starts again
+(`adoption`).
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Supervisor:
     # -- commands
 
     async def create(self, spec: MachineSpec, source: str = "") -> Supervised:
-        """Make a machine, stopped. Raises `ConflictError` if the name is taken; nothing is left if it fails."""
+        """Make a machine, stopped. Raises `ConflictError` if the name is taken; a failure leaves nothing."""
         self.parts.engine(spec).check(spec)
         if any(one.name == spec.name for one in self._machines.values()):
             raise _taken(spec.name)
@@ -166,7 +167,7 @@ class Supervisor:
         return one
 
     async def stop(self, name: str, within: float = STOP_TIME) -> Supervised:
-        """Ask the guest to shut down, end it after `within` seconds. A failed machine becomes a stopped one."""
+        """Ask the guest to shut down, end it after `within` seconds. A failed machine becomes stopped."""
         one = self.get(name)
         async with one.lock:
             if one.row.state is MachineState.FAILED:

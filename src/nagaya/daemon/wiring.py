@@ -48,7 +48,7 @@ def real_parts(paths: Paths) -> Parts:
 
 
 class PlaneLink:
-    """One connection to the plane, made at first use and again when it is lost; starts the plane if none runs."""
+    """One connection to the plane, made at first use and when it was lost; starts the plane if none runs."""
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
@@ -213,7 +213,7 @@ class _GuestAgent:
     def __init__(self, name: str, paths: MachinePaths) -> None:
         from nagaya.agent import GuestAgent
 
-        self._client = GuestAgent(str(paths.agent_socket), name)
+        self._client = GuestAgent(name, paths.agent_socket)
 
     async def ping(self, seconds: float) -> None:
         await self._client.ping(seconds)

@@ -21,7 +21,7 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, "state")
 
     async def call(self, method: Callable[Concatenate[State, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`await writer.call(State.save_machine, row, "started")`; finishes even if the caller is cancelled."""
+        """`await writer.call(State.save_machine, row, "x")` finishes even if the caller is cancelled."""
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._thread, lambda: method(self.state, *args, **kwargs))
         return await asyncio.shield(work)

@@ -43,7 +43,7 @@ def need(guest_memory: int) -> int:
 
 
 def admit(name: str, guest_memory: int, others: Mapping[str, int], total: int) -> None:
-    """Raise `ResourceError` with the arithmetic unless machine `name` fits beside `others` (name to guest memory)."""
+    """Raise `ResourceError` with the arithmetic unless `name` fits beside `others` (name to guest memory)."""
     promised = sum(need(memory) for memory in others.values())
     limit = memory_limit(total)
     if promised + need(guest_memory) <= limit:
@@ -51,8 +51,9 @@ def admit(name: str, guest_memory: int, others: Mapping[str, int], total: int) -
     holders = ", ".join(f"{other} {human_size(size)}" for other, size in sorted(others.items())[:8])
     free = max(0, limit - promised)
     raise ResourceError(
-        f"{name} needs {human_size(need(guest_memory))} of memory ({human_size(guest_memory)} and its overhead), "
-        f"{human_size(free)} are left: the host has {human_size(total)}, {human_size(total - limit)} stay with it, "
+        f"{name} needs {human_size(need(guest_memory))} of memory ({human_size(guest_memory)} and its "
+        f"overhead), {human_size(free)} are left: the host has {human_size(total)}, "
+        f"{human_size(total - limit)} stay with it, "
         f"{human_size(promised)} are promised{f' ({holders})' if holders else ''}",
         hint="stop a machine, or give this one less memory",
         machine=name,

@@ -1,9 +1,9 @@
-"""An engine whose machines are sleeping processes: they start, pause, end and survive the daemon like real ones.
+"""An engine whose machines are sleeping processes, which start, pause and end, and outlive the daemon.
 
 What a machine does is said in `spec.boot.cmdline`:
 
 - `fake.stubborn` does not shut down when asked;
-- `fake.end=SECONDS:STATUS` ends by itself: status 0 powers off, 10 asks for a reboot, 20 panics, others crash;
+- `fake.end=SECONDS:STATUS` ends by itself: 0 powers off, 10 asks for a reboot, 20 panics, others crash;
 - `fake.refuse` cannot be started.
 """
 

@@ -15,7 +15,7 @@ from nagaya.plane.config import ConsoleDevice, Device
 
 
 class FakePlane:
-    """Devices outlive the daemon, as in the real plane. `refuse` names devices that cannot be added ("disk0")."""
+    """Devices outlive the daemon, as in the real plane. Devices in `refuse` ("disk0") cannot be added."""
 
     def __init__(self, paths: Paths) -> None:
         self.refuse: set[str] = set()

@@ -51,7 +51,7 @@ def test_a_running_machine_is_adopted_and_can_be_commanded(stage: Stage) -> None
 
     async def second(daemon: Daemon) -> None:
         one = daemon.supervisor.get("web")
-        assert one.row.state is MachineState.RUNNING
+        assert one.row.state == "running"
         assert pid_of(daemon) == pids[0]
         await daemon.supervisor.stop("web", 5)
         assert one.row.state == "stopped"

@@ -98,7 +98,7 @@ def router(daemon: Daemon) -> APIRouter:
         until: Literal["running", "stopped", "agent"] = "running",
         timeout: Annotated[float, Query(ge=0, le=60, description="seconds")] = 20.0,  # noqa: ASYNC109
     ) -> MachineInfo:
-        """Answer when it runs, is stopped or failed, or its guest agent answers; error `timeout` otherwise."""
+        """Answer when it runs, is down, or its guest agent answers; the error `timeout` otherwise."""
         if until == "agent":
             agent = await daemon.agent(supervisor.get(name), timeout)
             await agent.close()
