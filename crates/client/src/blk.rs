@@ -6,15 +6,14 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
-    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT,
+    VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
 };
 
 use crate::device::{Device, Queue};
@@ -46,13 +45,7 @@ pub struct BlkOptions {
 
 impl Default for BlkOptions {
     fn default() -> Self {
-        Self {
-            slots: 32,
-            buffer_len: 4096,
-            queue_size: 128,
-            indirect: false,
-            event_idx: true,
-        }
+        Self { slots: 32, buffer_len: 4096, queue_size: 128, indirect: false, event_idx: true }
     }
 }
 
@@ -149,8 +142,7 @@ impl Blk {
         wanted |= u64::from(options.indirect) << VIRTIO_RING_F_INDIRECT_DESC;
         wanted |= u64::from(options.event_idx) << VIRTIO_RING_F_EVENT_IDX;
         let slots = u64::from(options.slots);
-        let memory_len =
-            0x10_0000 + slots * (CELL + u64::from(options.buffer_len).next_multiple_of(4096));
+        let memory_len = 0x10_0000 + slots * (CELL + u64::from(options.buffer_len).next_multiple_of(4096));
         let device = Device::connect(path, wanted, memory_len)?;
         device.share_memory()?;
         Self::start(device, options)
@@ -159,22 +151,11 @@ impl Blk {
     /// Start the first queue of a connected device that has its memory.
     pub fn start(mut device: Device, options: BlkOptions) -> io::Result<Self> {
         let indirect = device.has(VIRTIO_RING_F_INDIRECT_DESC);
-        let needed = if indirect {
-            options.slots
-        } else {
-            CHAIN * options.slots
-        };
-        assert!(
-            needed <= options.queue_size,
-            "{} slots need {needed} descriptors",
-            options.slots
-        );
+        let needed = if indirect { options.slots } else { CHAIN * options.slots };
+        assert!(needed <= options.queue_size, "{} slots need {needed} descriptors", options.slots);
         let slots = u64::from(options.slots);
         let cells = device.memory.alloc(slots * CELL, 4096);
-        let buffers = device.memory.alloc(
-            slots * u64::from(options.buffer_len).next_multiple_of(4096),
-            4096,
-        );
+        let buffers = device.memory.alloc(slots * u64::from(options.buffer_len).next_multiple_of(4096), 4096);
         let queue = device.start_queue(0, options.queue_size)?;
         let event_idx = device.has(VIRTIO_RING_F_EVENT_IDX);
         let blk = Self {
@@ -197,9 +178,7 @@ impl Blk {
     /// Capacity in sectors, from the configuration space.
     pub fn capacity(&mut self) -> io::Result<u64> {
         let bytes = self.device.config(0, 8)?;
-        Ok(u64::from_le_bytes(
-            bytes.try_into().map_err(|_| io::ErrorKind::InvalidData)?,
-        ))
+        Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| io::ErrorKind::InvalidData)?))
     }
 
     /// Guest physical address of a slot's buffer.
@@ -219,10 +198,7 @@ impl Blk {
 
     /// Lay a request out in a free slot and put it into the available ring, unpublished until [`Blk::kick`].
     pub fn submit(&mut self, slot: u16, request: Request) {
-        assert!(
-            !self.in_flight[usize::from(slot)],
-            "slot {slot} is in flight"
-        );
+        assert!(!self.in_flight[usize::from(slot)], "slot {slot} is in flight");
         self.in_flight[usize::from(slot)] = true;
         self.in_flight_count += 1;
         let head = self.lay(slot, request);
@@ -242,18 +218,11 @@ impl Blk {
         fence(Ordering::SeqCst);
         let wanted = if self.event_idx {
             let published = self.next_avail.wrapping_sub(old);
-            self.next_avail
-                .wrapping_sub(ring.avail_event())
-                .wrapping_sub(1)
-                < published
+            self.next_avail.wrapping_sub(ring.avail_event()).wrapping_sub(1) < published
         } else {
             u32::from(ring.used_flags()) & VRING_USED_F_NO_NOTIFY == 0
         };
-        if wanted {
-            self.queue.kick.write(1)
-        } else {
-            Ok(())
-        }
+        if wanted { self.queue.kick.write(1) } else { Ok(()) }
     }
 
     /// Take one completion, if there is one. Fails if the device returns a head that is not in flight.
@@ -263,19 +232,13 @@ impl Blk {
             return Ok(None);
         }
         let (head, len) = self.queue.ring.used_element(self.last_used);
-        let slot = if self.indirect {
-            head
-        } else {
-            head / u32::from(CHAIN)
-        };
+        let slot = if self.indirect { head } else { head / u32::from(CHAIN) };
         let known = self.indirect || head % u32::from(CHAIN) == 0;
         match self.in_flight.get_mut(slot as usize) {
             Some(busy) if known && *busy => *busy = false,
             _ => {
                 let at = self.last_used;
-                return Err(io::Error::other(format!(
-                    "used ring, index {at}: head {head} is not in flight"
-                )));
+                return Err(io::Error::other(format!("used ring, index {at}: head {head} is not in flight")));
             }
         }
         self.in_flight_count -= 1;
@@ -309,10 +272,7 @@ impl Blk {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("{request:?} did not complete"),
-                ));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{request:?} did not complete")));
             }
             self.wait(left)?;
         }
@@ -333,13 +293,9 @@ impl Blk {
     fn disarm(&self) {
         if self.event_idx {
             // Behind what was used: crossed again only after 65,535 more, and then once.
-            self.queue
-                .ring
-                .set_used_event(self.last_used.wrapping_sub(1));
+            self.queue.ring.set_used_event(self.last_used.wrapping_sub(1));
         } else {
-            self.queue
-                .ring
-                .set_avail_flags(VRING_AVAIL_F_NO_INTERRUPT as u16);
+            self.queue.ring.set_avail_flags(VRING_AVAIL_F_NO_INTERRUPT as u16);
         }
     }
 
@@ -351,30 +307,17 @@ impl Blk {
     fn lay(&self, slot: u16, request: Request) -> u16 {
         let (memory, cell) = (&self.device.memory, self.cell(slot));
         let (kind, sector, body) = self.parts(slot, request);
-        memory.put(
-            cell + HEADER,
-            [kind, 0, sector as u32, (sector >> 32) as u32],
-        );
+        memory.put(cell + HEADER, [kind, 0, sector as u32, (sector >> 32) as u32]);
         memory.put(cell + STATUS, UNWRITTEN);
         let first = if self.indirect { 0 } else { CHAIN * slot };
         let mut chain = [Descriptor::default(); CHAIN as usize];
         let mut count = 0;
-        for (addr, len, write) in [
-            Some((cell + HEADER, 16, false)),
-            body,
-            Some((cell + STATUS, 1, true)),
-        ]
-        .into_iter()
-        .flatten()
+        for (addr, len, write) in
+            [Some((cell + HEADER, 16, false)), body, Some((cell + STATUS, 1, true))].into_iter().flatten()
         {
             let flags = if write { VRING_DESC_F_WRITE as u16 } else { 0 };
             let next = first + count as u16 + 1;
-            chain[count] = Descriptor {
-                addr,
-                len,
-                flags: flags | VRING_DESC_F_NEXT as u16,
-                next,
-            };
+            chain[count] = Descriptor { addr, len, flags: flags | VRING_DESC_F_NEXT as u16, next };
             count += 1;
         }
         chain[count - 1].flags &= !(VRING_DESC_F_NEXT as u16);
@@ -384,15 +327,7 @@ impl Blk {
         }
         memory.put(cell, chain);
         let (len, flags) = (16 * count as u32, VRING_DESC_F_INDIRECT as u16);
-        self.queue.ring.set_desc(
-            slot,
-            Descriptor {
-                addr: cell,
-                len,
-                flags,
-                next: 0,
-            },
-        );
+        self.queue.ring.set_desc(slot, Descriptor { addr: cell, len, flags, next: 0 });
         slot
     }
 
@@ -401,21 +336,15 @@ impl Blk {
         let buffer = self.buffer(slot);
         let range = |kind, sector: u64, sectors: u32| {
             let at = self.cell(slot) + RANGE;
-            self.device
-                .memory
-                .put(at, [sector as u32, (sector >> 32) as u32, sectors, 0]);
+            self.device.memory.put(at, [sector as u32, (sector >> 32) as u32, sectors, 0]);
             (kind, 0, Some((at, 16, false)))
         };
         match request {
             Request::Read { sector, len } => (VIRTIO_BLK_T_IN, sector, Some((buffer, len, true))),
-            Request::Write { sector, len } => {
-                (VIRTIO_BLK_T_OUT, sector, Some((buffer, len, false)))
-            }
+            Request::Write { sector, len } => (VIRTIO_BLK_T_OUT, sector, Some((buffer, len, false))),
             Request::Flush => (VIRTIO_BLK_T_FLUSH, 0, None),
             Request::Discard { sector, sectors } => range(VIRTIO_BLK_T_DISCARD, sector, sectors),
-            Request::WriteZeroes { sector, sectors } => {
-                range(VIRTIO_BLK_T_WRITE_ZEROES, sector, sectors)
-            }
+            Request::WriteZeroes { sector, sectors } => range(VIRTIO_BLK_T_WRITE_ZEROES, sector, sectors),
             Request::GetId => (VIRTIO_BLK_T_GET_ID, 0, Some((buffer, 20, true))),
         }
     }

@@ -62,21 +62,14 @@ impl Device {
             let known = VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::CONFIG
                 | VhostUserProtocolFeatures::REPLY_ACK;
-            let ours = frontend
-                .get_protocol_features()
-                .map_err(told("GET_PROTOCOL_FEATURES"))?
-                & known;
-            frontend
-                .set_protocol_features(ours)
-                .map_err(told("SET_PROTOCOL_FEATURES"))?;
+            let ours = frontend.get_protocol_features().map_err(told("GET_PROTOCOL_FEATURES"))? & known;
+            frontend.set_protocol_features(ours).map_err(told("SET_PROTOCOL_FEATURES"))?;
             if ours.contains(VhostUserProtocolFeatures::REPLY_ACK) {
                 frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
             }
             device.protocol = ours;
         }
-        frontend
-            .set_features(device.features)
-            .map_err(told("SET_FEATURES"))?;
+        frontend.set_features(device.features).map_err(told("SET_FEATURES"))?;
         Ok(device)
     }
 
@@ -102,9 +95,7 @@ impl Device {
 
     /// Send the memory table: the one region.
     pub fn share_memory(&self) -> io::Result<()> {
-        self.frontend
-            .set_mem_table(&[self.memory.region()])
-            .map_err(told("SET_MEM_TABLE"))
+        self.frontend.set_mem_table(&[self.memory.region()]).map_err(told("SET_MEM_TABLE"))
     }
 
     /// Set up and enable queue `index` with a fresh ring of `size` descriptors.
@@ -115,35 +106,16 @@ impl Device {
 
     /// Set up and enable queue `index` on a ring that the caller laid out.
     pub fn start_ring(&mut self, index: usize, ring: Ring) -> io::Result<Queue> {
-        let queue = Queue {
-            ring,
-            kick: EventFd::new(0)?,
-            call: EventFd::new(0)?,
-            err: EventFd::new(0)?,
-        };
+        let queue = Queue { ring, kick: EventFd::new(0)?, call: EventFd::new(0)?, err: EventFd::new(0)? };
         let frontend = &mut self.frontend;
-        frontend
-            .set_vring_num(index, queue.ring.size)
-            .map_err(told("SET_VRING_NUM"))?;
-        frontend
-            .set_vring_base(index, 0)
-            .map_err(told("SET_VRING_BASE"))?;
-        frontend
-            .set_vring_addr(index, &queue.ring.addresses())
-            .map_err(told("SET_VRING_ADDR"))?;
-        frontend
-            .set_vring_call(index, &queue.call)
-            .map_err(told("SET_VRING_CALL"))?;
-        frontend
-            .set_vring_err(index, &queue.err)
-            .map_err(told("SET_VRING_ERR"))?;
-        frontend
-            .set_vring_kick(index, &queue.kick)
-            .map_err(told("SET_VRING_KICK"))?;
+        frontend.set_vring_num(index, queue.ring.size).map_err(told("SET_VRING_NUM"))?;
+        frontend.set_vring_base(index, 0).map_err(told("SET_VRING_BASE"))?;
+        frontend.set_vring_addr(index, &queue.ring.addresses()).map_err(told("SET_VRING_ADDR"))?;
+        frontend.set_vring_call(index, &queue.call).map_err(told("SET_VRING_CALL"))?;
+        frontend.set_vring_err(index, &queue.err).map_err(told("SET_VRING_ERR"))?;
+        frontend.set_vring_kick(index, &queue.kick).map_err(told("SET_VRING_KICK"))?;
         if self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0 {
-            frontend
-                .set_vring_enable(index, true)
-                .map_err(told("SET_VRING_ENABLE"))?;
+            frontend.set_vring_enable(index, true).map_err(told("SET_VRING_ENABLE"))?;
         }
         Ok(queue)
     }
@@ -187,14 +159,8 @@ impl Device {
             }
             let mut bytes = [MaybeUninit::<u8>::uninit(); 512];
             // SAFETY: the buffer is as long as stated.
-            let got = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    bytes.as_mut_ptr().cast(),
-                    bytes.len(),
-                    0,
-                )
-            };
+            let got =
+                unsafe { libc::recv(self.socket.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0) };
             match got {
                 0 => return Ok(true),
                 1.. => {}
@@ -242,15 +208,9 @@ impl Queue {
 
 /// Wait up to `timeout` until `fd` is readable or hung up.
 pub(crate) fn readable(fd: RawFd, timeout: Duration) -> io::Result<bool> {
-    let mut poll = libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let time = libc::timespec {
-        tv_sec: timeout.as_secs() as i64,
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    };
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let time =
+        libc::timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
     // SAFETY: one pollfd, one timespec, no signal mask.
     match unsafe { libc::ppoll(&mut poll, 1, &time, std::ptr::null()) } {
         0 => Ok(false),

@@ -52,13 +52,7 @@ impl Memory {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self {
-            file,
-            base: base.cast(),
-            len,
-            start,
-            free: AtomicU64::new(start),
-        })
+        Ok(Self { file, base: base.cast(), len, start, free: AtomicU64::new(start) })
     }
 
     /// Guest physical address of the first byte.
@@ -90,9 +84,7 @@ impl Memory {
 
     /// The address in this process of `len` bytes at guest physical address `gpa`; panics outside the region.
     pub fn ptr(&self, gpa: u64, len: u64) -> *mut u8 {
-        let offset = gpa
-            .checked_sub(self.start)
-            .expect("address below guest memory");
+        let offset = gpa.checked_sub(self.start).expect("address below guest memory");
         assert!(
             offset.checked_add(len).is_some_and(|end| end <= self.len),
             "{len} bytes at {gpa:#x}: outside"
@@ -109,15 +101,15 @@ impl Memory {
     /// Store a value, unordered.
     pub fn put<T: Copy>(&self, gpa: u64, value: T) {
         let at = self.ptr(gpa, size_of::<T>() as u64).cast::<T>();
-        // SAFETY: inside the mapping; unaligned volatile access is what a guest may do on this architecture.
-        unsafe { at.write_volatile(value) }
+        // SAFETY: inside the mapping; a guest may store anywhere.
+        unsafe { if at.is_aligned() { at.write_volatile(value) } else { at.write_unaligned(value) } }
     }
 
     /// Load a value, unordered. `T` must be plain integers.
     pub fn get<T: Copy>(&self, gpa: u64) -> T {
         let at = self.ptr(gpa, size_of::<T>() as u64).cast::<T>();
         // SAFETY: inside the mapping; T is plain data by contract.
-        unsafe { at.read_volatile() }
+        unsafe { if at.is_aligned() { at.read_volatile() } else { at.read_unaligned() } }
     }
 
     /// Copy bytes into guest memory.

@@ -44,13 +44,7 @@ impl Ring {
         let desc = memory.alloc(16 * count, 64);
         let avail = memory.alloc(6 + 2 * count, 64);
         let used = memory.alloc(6 + 8 * count, 64);
-        Self {
-            memory: Arc::clone(memory),
-            size,
-            desc,
-            avail,
-            used,
-        }
+        Self { memory: Arc::clone(memory), size, desc, avail, used }
     }
 
     /// The addresses as SET_VRING_ADDR wants them; a hostile test edits the fields.
@@ -68,8 +62,7 @@ impl Ring {
 
     /// Write descriptor `index` of the table.
     pub fn set_desc(&self, index: u16, descriptor: Descriptor) {
-        self.memory
-            .put(self.desc + 16 * u64::from(index), descriptor);
+        self.memory.put(self.desc + 16 * u64::from(index), descriptor);
     }
 
     /// Write descriptors from `first` on, one behind the other.
@@ -81,8 +74,7 @@ impl Ring {
 
     /// Put a head into the available ring's place for the running index `at`; not visible before [`Ring::publish`].
     pub fn set_avail(&self, at: u16, head: u16) {
-        self.memory
-            .put(self.avail + 4 + 2 * u64::from(at % self.size), head);
+        self.memory.put(self.avail + 4 + 2 * u64::from(at % self.size), head);
     }
 
     /// Store the available index: all before it is visible to the device.
@@ -114,8 +106,7 @@ impl Ring {
 
     /// The used element for the running index `at`: head and length written.
     pub fn used_element(&self, at: u16) -> (u32, u32) {
-        self.memory
-            .get(self.used + 4 + 8 * u64::from(at % self.size))
+        self.memory.get(self.used + 4 + 8 * u64::from(at % self.size))
     }
 
     /// The device's flags: VRING_USED_F_NO_NOTIFY.
@@ -125,14 +116,12 @@ impl Ring {
 
     /// The available index whose publication the device wants to be kicked for.
     pub fn avail_event(&self) -> u16 {
-        self.index(self.used + 4 + 8 * u64::from(self.size))
-            .load(Ordering::Relaxed)
+        self.index(self.used + 4 + 8 * u64::from(self.size)).load(Ordering::Relaxed)
     }
 
     /// Ask for an interrupt once the used index goes beyond `index`, and order that before what is read next.
     pub fn set_used_event(&self, index: u16) {
-        self.index(self.avail + 4 + 2 * u64::from(self.size))
-            .store(index, Ordering::Relaxed);
+        self.index(self.avail + 4 + 2 * u64::from(self.size)).store(index, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 

@@ -48,10 +48,7 @@ enum Job {
 impl Stamper {
     /// Work on the first `blocks` blocks of the disk, with as many requests in flight as the driver has slots.
     pub fn new(blk: Blk, slots: u16, blocks: usize, seed: u64) -> Self {
-        assert!(
-            blocks > 2 * usize::from(slots),
-            "{blocks} blocks are too few for {slots} slots"
-        );
+        assert!(blocks > 2 * usize::from(slots), "{blocks} blocks are too few for {slots} slots");
         Self {
             blk,
             blocks: vec![0; blocks],
@@ -108,15 +105,10 @@ impl Stamper {
             }
             let job = match self.random() % 64 {
                 0 => Job::Flush,
-                1..24 => Job::Read {
-                    block: self.idle_block(),
-                },
+                1..24 => Job::Read { block: self.idle_block() },
                 _ => {
                     self.sequence += 1;
-                    Job::Write {
-                        block: self.idle_block(),
-                        sequence: self.sequence,
-                    }
+                    Job::Write { block: self.idle_block(), sequence: self.sequence }
                 }
             };
             self.start(slot, job);
@@ -131,24 +123,12 @@ impl Stamper {
         let request = match job {
             Job::Read { block } => {
                 // What the last request left there must not pass for an answer.
-                self.blk
-                    .device
-                    .memory
-                    .put_bytes(buffer, &[0xee; BLOCK as usize]);
-                Request::Read {
-                    sector: sector(block),
-                    len: BLOCK,
-                }
+                self.blk.device.memory.put_bytes(buffer, &[0xee; BLOCK as usize]);
+                Request::Read { sector: sector(block), len: BLOCK }
             }
             Job::Write { block, sequence } => {
-                self.blk
-                    .device
-                    .memory
-                    .put_bytes(buffer, &stamped(block, sequence));
-                Request::Write {
-                    sector: sector(block),
-                    len: BLOCK,
-                }
+                self.blk.device.memory.put_bytes(buffer, &stamped(block, sequence));
+                Request::Write { sector: sector(block), len: BLOCK }
             }
             Job::Flush => Request::Flush,
         };
@@ -162,25 +142,16 @@ impl Stamper {
             let stuck = self.blk.in_flight();
             return Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!(
-                    "{stuck} requests in flight and no completion for {} ms",
-                    waited.as_millis()
-                ),
+                format!("{stuck} requests in flight and no completion for {} ms", waited.as_millis()),
             ));
         }
         while let Some(done) = self.blk.poll()? {
             let stall = self.last_completion.elapsed();
             self.tally.longest_stall = self.tally.longest_stall.max(stall);
             self.last_completion = Instant::now();
-            let job = self.slots[usize::from(done.slot)]
-                .take()
-                .expect("the driver knows what is in flight");
+            let job = self.slots[usize::from(done.slot)].take().expect("the driver knows what is in flight");
             if done.status != 0 {
-                return Err(io::Error::other(format!(
-                    "status {} of a {}",
-                    done.status,
-                    job.describe()
-                )));
+                return Err(io::Error::other(format!("status {} of a {}", done.status, job.describe())));
             }
             self.finish(done.slot, done.len, job)?;
         }
@@ -197,16 +168,10 @@ impl Stamper {
             Job::Read { block } => {
                 self.tally.reads += 1;
                 if len != BLOCK + 1 {
-                    return Err(io::Error::other(format!(
-                        "{len} bytes written for a {}",
-                        job.describe()
-                    )));
+                    return Err(io::Error::other(format!("{len} bytes written for a {}", job.describe())));
                 }
                 let mut got = [0; BLOCK as usize];
-                self.blk
-                    .device
-                    .memory
-                    .get_bytes(self.blk.buffer(slot), &mut got);
+                self.blk.device.memory.get_bytes(self.blk.buffer(slot), &mut got);
                 let want = self.blocks[block];
                 if want != 0 && got != stamped(block, want) {
                     return Err(io::Error::other(format!(
@@ -223,12 +188,7 @@ impl Stamper {
     fn idle_block(&mut self) -> usize {
         loop {
             let block = self.random() as usize % self.blocks.len();
-            if !self
-                .slots
-                .iter()
-                .flatten()
-                .any(|job| job.block() == Some(block))
-            {
+            if !self.slots.iter().flatten().any(|job| job.block() == Some(block)) {
                 return block;
             }
         }
@@ -274,11 +234,5 @@ fn stamped(block: usize, sequence: u64) -> [u8; BLOCK as usize] {
 fn read_stamp(bytes: &[u8; BLOCK as usize]) -> String {
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
     let last = BLOCK as usize - 16;
-    format!(
-        "block {} write {} .. block {} write {}",
-        word(0),
-        word(8),
-        word(last),
-        word(last + 8)
-    )
+    format!("block {} write {} .. block {} write {}", word(0), word(8), word(last), word(last + 8))
 }

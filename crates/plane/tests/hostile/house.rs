@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +37,13 @@ pub struct Disk {
     pub image: PathBuf,
 }
 
+/// A console or a random number generator.
+pub struct Chars {
+    pub socket: PathBuf,
+    /// Our ends of the ports.
+    pub ports: Vec<UnixStream>,
+}
+
 /// How a disk's image is used.
 #[derive(Clone, Copy, Default)]
 pub struct Access {
@@ -53,7 +60,7 @@ pub struct Neighbour {
 
 impl House {
     pub fn new() -> Self {
-        let plane = Plane::new(vec![env!("CARGO_BIN_EXE_plane-worker").to_owned()]).expect("plane");
+        let plane = Plane::new(vec![env!("CARGO_BIN_EXE_nagaya-worker").to_owned()]).expect("plane");
         // Short: a socket's path must fit in 107 bytes.
         let directory = tempfile::Builder::new().prefix("ng").tempdir_in("/tmp").expect("directory");
         let mut house = Self { plane, directory, worker: (0, 0) };
@@ -72,17 +79,37 @@ impl House {
 
     /// Add a disk made of open layers, the top one first.
     pub fn add(&self, id: &str, access: Access, formats: &[&str], layers: &[&File]) -> Disk {
-        let socket = self.path(&format!("{id}.sock"));
-        let listener = UnixListener::bind(&socket).expect("listen");
         let formats: Vec<_> = formats.iter().map(|format| json!({ "format": format })).collect();
         let config = json!({
             "driver": "blk", "id": id, "worker": "one", "queues": 1, "queue_size": 256,
             "read_only": access.read_only, "direct": access.direct, "serial": "hostile", "layers": formats,
         });
-        let mut fds = vec![listener.as_raw_fd()];
-        fds.extend(layers.iter().map(|layer| layer.as_raw_fd()));
-        self.plane.device_add(&config.to_string(), &fds).expect("device_add");
+        let files = layers.iter().map(|layer| layer.as_fd().try_clone_to_owned().expect("fd"));
+        let socket = self.add_device(id, &config, files);
         Disk { id: id.to_owned(), socket, image: self.path(&format!("{id}.raw")) }
+    }
+
+    /// Add a console with two ports, as a machine's.
+    pub fn console(&self, id: &str) -> Chars {
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().expect("sockets")).unzip();
+        let ports = json!([{ "name": "", "console": true }, { "name": "org.qemu.guest_agent.0", "console": false }]);
+        let config = json!({ "driver": "console", "id": id, "worker": "one", "ports": ports });
+        let socket = self.add_device(id, &config, theirs.into_iter().map(OwnedFd::from));
+        Chars { socket, ports: ours }
+    }
+
+    /// Add a random number generator.
+    pub fn rng(&self, id: &str) -> Chars {
+        let config = json!({ "driver": "rng", "id": id, "worker": "one" });
+        Chars { socket: self.add_device(id, &config, std::iter::empty()), ports: Vec::new() }
+    }
+
+    fn add_device(&self, id: &str, config: &Value, backend: impl Iterator<Item = OwnedFd>) -> PathBuf {
+        let socket = self.path(&format!("{id}.sock"));
+        let listener = UnixListener::bind(&socket).expect("listen");
+        let fds = std::iter::once(OwnedFd::from(listener)).chain(backend).collect();
+        self.plane.device_add(&config.to_string(), fds).expect("device_add");
+        socket
     }
 
     /// A path in the house's own directory.
@@ -122,6 +149,12 @@ impl House {
     /// Violations counted for a device, by kind.
     pub fn violations_by_kind(&self, id: &str) -> BTreeMap<String, u64> {
         serde_json::from_value(self.device(id)["violations"].clone()).expect("violations")
+    }
+
+    /// Requests of a disk that have been answered.
+    pub fn completions(&self, id: &str) -> u64 {
+        let device = self.device(id);
+        ["reads", "writes", "flushes"].iter().filter_map(|counter| device[counter].as_u64()).sum()
     }
 
     /// What the plane tells about a device.

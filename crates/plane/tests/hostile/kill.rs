@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nagaya_client::stamp::{Stamper, Tally};
 use nagaya_client::{Blk, BlkOptions, Request};
 
-use crate::house::{Access, DISK_LEN, House};
+use crate::house::{Access, DISK_LEN, Disk, House};
 
 const DEPTH: u16 = 32;
 const BLOCKS: usize = (DISK_LEN / 4096) as usize;
@@ -26,7 +26,7 @@ const KILLS: u64 = 60;
 fn a_raw_disk_survives_the_killing_of_its_worker() {
     let house = House::new();
     let disk = house.disk("victim", false);
-    let tally = work_under_fire(&house, &disk.socket, BlkOptions::default());
+    let tally = work_under_fire(&house, &disk, BlkOptions::default());
     println!("raw: {tally:?}");
 }
 
@@ -38,7 +38,7 @@ fn a_direct_disk_with_indirect_descriptors_survives_the_killing_of_its_worker() 
     file.set_len(DISK_LEN).unwrap();
     let disk = house.add("direct", Access { direct: true, ..Access::default() }, &["raw"], &[&file]);
     let options = BlkOptions { indirect: true, queue_size: 64, ..BlkOptions::default() };
-    let tally = work_under_fire(&house, &disk.socket, options);
+    let tally = work_under_fire(&house, &disk, options);
     println!("direct: {tally:?}");
 }
 
@@ -50,7 +50,7 @@ fn an_overlay_survives_the_killing_of_its_worker_and_stays_sound() {
     qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", text(&base), text(&top)]);
     let layers = [open(&top, 0), open(&base, 0)];
     let disk = house.add("overlay", Access::default(), &["qcow2", "raw"], &[&layers[0], &layers[1]]);
-    let tally = work_under_fire(&house, &disk.socket, BlkOptions::default());
+    let tally = work_under_fire(&house, &disk, BlkOptions::default());
     println!("overlay: {tally:?}");
     let _images = house.close();
     // Leaked clusters cost space, not data: a writer that is killed may leave some. Errors may not be.
@@ -65,7 +65,7 @@ fn frontends_that_come_and_go_meet_a_dying_worker() {
     let disk = house.disk("victim", false);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let killer = scope.spawn(|| kill_until(&house, &stop, u64::MAX));
+        let killer = scope.spawn(|| kill_until(&house, &disk.id, &stop, u64::MAX));
         for turn in 0..40_u32 {
             let mut blk = Blk::open(&disk.socket, BlkOptions::default()).unwrap();
             for slot in 0..DEPTH {
@@ -86,14 +86,14 @@ fn frontends_that_come_and_go_meet_a_dying_worker() {
 }
 
 /// Work at depth 32 while the worker is killed [`KILLS`] times, then verify every block.
-fn work_under_fire(house: &House, socket: &Path, options: BlkOptions) -> Tally {
-    let blk = Blk::open(socket, options).unwrap();
+fn work_under_fire(house: &House, disk: &Disk, options: BlkOptions) -> Tally {
+    let blk = Blk::open(&disk.socket, options).unwrap();
     let mut stamper = Stamper::new(blk, DEPTH, BLOCKS, 11);
     let stop = AtomicBool::new(false);
     let started = Instant::now();
     thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let kills = kill_until(house, &stop, KILLS);
+            let kills = kill_until(house, &disk.id, &stop, KILLS);
             stop.store(true, Ordering::Relaxed);
             kills
         });
@@ -111,7 +111,7 @@ fn work_under_fire(house: &House, socket: &Path, options: BlkOptions) -> Tally {
 }
 
 /// Kill the worker at random moments until told to stop or `most` are dead; returns how many.
-fn kill_until(house: &House, stop: &AtomicBool, most: u64) -> u64 {
+fn kill_until(house: &House, id: &str, stop: &AtomicBool, most: u64) -> u64 {
     let mut random = 0x9e37_79b9_u64;
     let mut kills = 0;
     let (mut pid, _) = house.current_worker();
@@ -119,8 +119,14 @@ fn kill_until(house: &House, stop: &AtomicBool, most: u64) -> u64 {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        // Some while it still recovers, some in the middle of its work.
-        thread::sleep(Duration::from_micros(random % 60_000));
+        // Most in the middle of its work, some while it still recovers or before it has begun to.
+        let end = Instant::now() + PATIENCE;
+        let done = house.completions(id);
+        while random % 4 != 0 && house.completions(id) == done && !stop.load(Ordering::Relaxed) {
+            assert!(Instant::now() < end, "worker {pid}, after {kills} kills, does nothing");
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_micros((random >> 8) % 30_000));
         // SAFETY: passes no pointer; the process is a child of this one and not yet waited for.
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
         kills += 1;

@@ -5,6 +5,7 @@
 //! that is given up, counted, told by its err eventfd, and served again after a reconnect.
 
 mod chains;
+mod chars;
 mod house;
 mod kill;
 mod memory;

@@ -41,10 +41,7 @@ pub fn run(options: &Options) -> io::Result<Value> {
     };
     let cpu = cpu_seconds();
     let start = Instant::now();
-    bench.work(
-        depth,
-        Duration::from_secs_f64(options.float("seconds", 2.0)?),
-    )?;
+    bench.work(depth, Duration::from_secs_f64(options.float("seconds", 2.0)?))?;
     let seconds = start.elapsed().as_secs_f64();
     let ios = bench.latencies.count;
     Ok(json!({
@@ -84,14 +81,10 @@ impl Bench {
             let mut now = None;
             while let Some(done) = self.blk.poll()? {
                 if done.status != 0 {
-                    return Err(io::Error::other(format!(
-                        "status {} of a request",
-                        done.status
-                    )));
+                    return Err(io::Error::other(format!("status {} of a request", done.status)));
                 }
                 let now = *now.get_or_insert_with(Instant::now);
-                self.latencies
-                    .add(now - self.started[usize::from(done.slot)]);
+                self.latencies.add(now - self.started[usize::from(done.slot)]);
                 if now < end {
                     self.submit(done.slot);
                 }
@@ -104,10 +97,7 @@ impl Bench {
                 None if self.polling => std::hint::spin_loop(),
                 None if self.blk.wait(PATIENCE)? => {}
                 None => {
-                    return Err(io::Error::other(format!(
-                        "no completion for {} s",
-                        PATIENCE.as_secs()
-                    )));
+                    return Err(io::Error::other(format!("no completion for {} s", PATIENCE.as_secs())));
                 }
             }
         }
@@ -119,11 +109,7 @@ impl Bench {
         self.random ^= self.random << 17;
         let sector = self.random % self.blocks * u64::from(self.block) / SECTOR;
         let len = self.block;
-        let request = if self.write {
-            Request::Write { sector, len }
-        } else {
-            Request::Read { sector, len }
-        };
+        let request = if self.write { Request::Write { sector, len } } else { Request::Read { sector, len } };
         self.started[usize::from(slot)] = Instant::now();
         self.blk.submit(slot, request);
     }
@@ -138,11 +124,7 @@ struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            buckets: vec![0; 64 * 16],
-            count: 0,
-            max: 0,
-        }
+        Self { buckets: vec![0; 64 * 16], count: 0, max: 0 }
     }
 }
 
@@ -172,10 +154,7 @@ impl Histogram {
 
 /// CPU time of this process so far.
 fn cpu_seconds() -> f64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a valid clock and a timespec to fill.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9

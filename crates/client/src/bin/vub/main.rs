@@ -39,9 +39,7 @@ fn run(command: &str, options: &Options) -> io::Result<Value> {
         "bench" => bench::run(options),
         "stamp" => stamp(options),
         "config" => config(options),
-        other => Err(invalid(format!(
-            "no command {other:?}; bench, stamp or config"
-        ))),
+        other => Err(invalid(format!("no command {other:?}; bench, stamp or config"))),
     }
 }
 
@@ -51,10 +49,7 @@ fn stamp(options: &Options) -> io::Result<Value> {
     let blocks = options.number("blocks", 4096)? as usize;
     let mut stamper = Stamper::new(blk, slots, blocks, options.number("seed", 1)?);
     let patience = Duration::from_secs(5);
-    stamper.run(
-        Duration::from_secs_f64(options.float("seconds", 2.0)?),
-        patience,
-    )?;
+    stamper.run(Duration::from_secs_f64(options.float("seconds", 2.0)?), patience)?;
     let tally = stamper.verify(patience)?;
     Ok(json!({
         "reads": tally.reads,
@@ -92,35 +87,26 @@ impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> io::Result<Self> {
         let mut options = HashMap::new();
         while let Some(name) = arguments.next() {
-            let key = name
-                .strip_prefix("--")
-                .ok_or_else(|| invalid(format!("unexpected {name:?}")))?;
-            let value = arguments
-                .next()
-                .ok_or_else(|| invalid(format!("{name} needs a value")))?;
+            let key = name.strip_prefix("--").ok_or_else(|| invalid(format!("unexpected {name:?}")))?;
+            let value = arguments.next().ok_or_else(|| invalid(format!("{name} needs a value")))?;
             options.insert(key.to_owned(), value);
         }
         Ok(Self(options))
     }
 
     fn text(&self, name: &str) -> io::Result<&str> {
-        self.0
-            .get(name)
-            .map(String::as_str)
-            .ok_or_else(|| invalid(format!("--{name} is required")))
+        self.0.get(name).map(String::as_str).ok_or_else(|| invalid(format!("--{name} is required")))
     }
 
     fn number(&self, name: &str, default: u64) -> io::Result<u64> {
         self.0.get(name).map_or(Ok(default), |text| {
-            text.parse()
-                .map_err(|_| invalid(format!("--{name} {text}: want a whole number")))
+            text.parse().map_err(|_| invalid(format!("--{name} {text}: want a whole number")))
         })
     }
 
     fn float(&self, name: &str, default: f64) -> io::Result<f64> {
         self.0.get(name).map_or(Ok(default), |text| {
-            text.parse()
-                .map_err(|_| invalid(format!("--{name} {text}: want a number")))
+            text.parse().map_err(|_| invalid(format!("--{name} {text}: want a number")))
         })
     }
 }
