@@ -185,3 +185,137 @@ pub fn skip_front(buffers: &mut Vec<libc::iovec>, mut count: usize) {
     }
     buffers.drain(..used);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use virtio_bindings::bindings::virtio_ring::{
+        VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    };
+    use virtio_queue::desc::split::Descriptor;
+    use virtio_queue::{Queue, QueueOwnedT, QueueT};
+    use vm_memory::{Bytes, GuestAddress};
+
+    const SIZE: u16 = 16;
+    const TABLE: u64 = 0x1000;
+    const INDIRECT: u64 = 0x2000;
+    const AVAIL: u64 = 0x3000;
+    const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+    const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+    const TABLE_ELSEWHERE: u16 = VRING_DESC_F_INDIRECT as u16;
+
+    /// Guest memory with a hole: 64 KiB at 0, and 64 KiB right behind it as a region of its own.
+    fn memory() -> GuestMemoryMmap<()> {
+        let ranges = [(GuestAddress(0), 0x10000), (GuestAddress(0x10000), 0x10000)];
+        GuestMemoryMmap::from_ranges(&ranges).unwrap()
+    }
+
+    fn fill(table: &[Descriptor], indirect: &[Descriptor]) -> (Buffers, Result<(), ChainError>) {
+        let memory = memory();
+        for (base, descriptors) in [(TABLE, table), (INDIRECT, indirect)] {
+            for (index, descriptor) in descriptors.iter().enumerate() {
+                memory.write_obj(*descriptor, GuestAddress(base + 16 * index as u64)).unwrap();
+            }
+        }
+        memory.write_obj(1u16.to_le(), GuestAddress(AVAIL + 2)).unwrap();
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(AVAIL)).unwrap();
+        queue.set_ready(true);
+        let chain = queue.iter(&memory).unwrap().next().unwrap();
+        let mut buffers = Buffers::default();
+        let result = buffers.fill(&memory, chain, SIZE);
+        (buffers, result)
+    }
+
+    fn error(table: &[Descriptor], indirect: &[Descriptor]) -> ChainError {
+        fill(table, indirect).1.unwrap_err()
+    }
+
+    #[test]
+    fn an_honest_chain_becomes_its_buffers() {
+        let table = [
+            Descriptor::new(0x4000, 16, NEXT, 1),
+            // Over the border of two regions: two pieces.
+            Descriptor::new(0xff00, 0x200, NEXT | WRITE, 2),
+            Descriptor::new(0x5000, 1, WRITE, 0),
+        ];
+        let (buffers, result) = fill(&table, &[]);
+        result.unwrap();
+        assert_eq!((total(&buffers.readable), total(&buffers.writable)), (16, 0x201));
+        assert_eq!((buffers.readable.len(), buffers.writable.len()), (1, 3));
+        let indirect = [Descriptor::new(0x4000, 16, NEXT, 1), Descriptor::new(0x5000, 1, WRITE, 0)];
+        let (buffers, result) = fill(&[Descriptor::new(INDIRECT, 32, TABLE_ELSEWHERE, 0)], &indirect);
+        result.unwrap();
+        assert_eq!((buffers.readable.len(), buffers.writable.len()), (1, 1));
+    }
+
+    #[test]
+    fn each_broken_rule_has_its_name() {
+        let one = |address, length, flags, next| [Descriptor::new(address, length, flags, next)];
+        assert_eq!(error(&one(0x4000, 16, NEXT, 0), &[]), ChainError::Broken, "a loop");
+        assert_eq!(error(&one(0x4000, 16, NEXT, SIZE), &[]), ChainError::Broken, "next beyond the table");
+        assert_eq!(error(&one(0x4000, 0, 0, 0), &[]), ChainError::Empty);
+        assert_eq!(error(&one(0x1f000, 0x2000, 0, 0), &[]), ChainError::OutOfRange);
+        assert_eq!(error(&one(u64::MAX - 8, 16, 0, 0), &[]), ChainError::OutOfRange, "wraps");
+        let order = [Descriptor::new(0x4000, 1, NEXT | WRITE, 1), Descriptor::new(0x4000, 1, 0, 0)];
+        assert_eq!(error(&order, &[]), ChainError::Order);
+        let table = |length| one(INDIRECT, length, TABLE_ELSEWHERE, 0);
+        assert_eq!(error(&table(32), &table(16)), ChainError::Broken, "indirect in indirect");
+        assert_eq!(error(&table(24), &one(0x4000, 1, 0, 0)), ChainError::Broken, "half a descriptor");
+        assert_eq!(error(&table(0), &one(0x4000, 1, 0, 0)), ChainError::Broken, "an empty table");
+        let far = one(1 << 40, 16, TABLE_ELSEWHERE, 0);
+        assert_eq!(error(&far, &[]), ChainError::Broken, "a table outside memory");
+        let long: Vec<_> = (1..=17).map(|next| Descriptor::new(0x4000, 1, NEXT, next)).collect();
+        assert_eq!(error(&one(INDIRECT, 17 * 16, TABLE_ELSEWHERE, 0), &long), ChainError::TooLong);
+        let huge = [Descriptor::new(0, 0x1_0000, NEXT, 1), Descriptor::new(0, u32::MAX, 0, 0)];
+        assert!(matches!(error(&huge, &[]), ChainError::Broken | ChainError::OutOfRange));
+    }
+
+    fn descriptor() -> impl Strategy<Value = Descriptor> {
+        let address = prop_oneof![0..0x20000u64, any::<u64>(), Just(INDIRECT)];
+        let length = prop_oneof![0..64u32, any::<u32>()];
+        (address, length, 0..8u16, 0..20u16)
+            .prop_map(|(address, length, flags, next)| Descriptor::new(address, length, flags, next))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_guest_writes_buffers_are_in_its_memory(
+            table in prop::collection::vec(descriptor(), 16),
+            indirect in prop::collection::vec(descriptor(), 16),
+        ) {
+            let (buffers, result) = fill(&table, &indirect);
+            if result.is_ok() {
+                let all: Vec<_> = buffers.readable.iter().chain(&buffers.writable).collect();
+                // Each descriptor spans at most two regions here.
+                prop_assert!(!all.is_empty() && all.len() <= 2 * usize::from(SIZE));
+                prop_assert!(all.iter().all(|buffer| buffer.iov_len > 0 && buffer.iov_len <= 0x10000));
+            }
+        }
+
+        #[test]
+        fn cutting_and_copying_keep_every_byte(
+            lengths in prop::collection::vec(1usize..40, 1..8), count in 0usize..400, skip in 0usize..400,
+        ) {
+            let mut memory: Vec<Vec<u8>> = Vec::new();
+            let mut next = 0u8;
+            for length in &lengths {
+                memory.push((0..*length).map(|_| { next = next.wrapping_add(1); next }).collect());
+            }
+            let flat: Vec<u8> = memory.concat();
+            let mut buffers: Vec<libc::iovec> = memory.iter_mut()
+                .map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() })
+                .collect();
+            skip_front(&mut buffers, skip);
+            let rest = &flat[skip.min(flat.len())..];
+            prop_assert_eq!(total(&buffers), rest.len() as u64);
+            let mut copy = vec![0; count.min(rest.len())];
+            read_front(&buffers, &mut copy);
+            prop_assert_eq!(&copy[..], &rest[..copy.len()]);
+            let front = take_front::<16>(&mut buffers);
+            prop_assert_eq!(front.map(Vec::from), (rest.len() >= 16).then(|| rest[..16].to_vec()));
+        }
+    }
+}

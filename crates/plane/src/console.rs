@@ -122,7 +122,11 @@ impl Console {
                     Held { head, rest }
                 }
             };
-            let Some(head) = port.send(held, sent)? else {
+            let before = chain::total(&held.rest);
+            let sending = port.send(held, sent).inspect_err(|_| queue.give_up())?;
+            let after = port.held.as_ref().map_or(0, |held| chain::total(&held.rest));
+            context.page.written_bytes.fetch_add(before - after, Relaxed);
+            let Some(head) = sending else {
                 port.poll(context, number, libc::POLLOUT);
                 return Ok(false);
             };
@@ -148,7 +152,7 @@ impl Console {
                 return Ok(false);
             }
             let Some(head) = queue.take(&mut self.buffers)? else { return Ok(false) };
-            let length = port.receive(&self.buffers.writable)?;
+            let length = port.receive(&self.buffers.writable).inspect_err(|_| queue.give_up())?;
             queue.complete(head, length)?;
             context.page.reads.fetch_add(1, Relaxed);
             context.page.read_bytes.fetch_add(length.into(), Relaxed);

@@ -195,3 +195,174 @@ impl Drop for Inflight {
         unsafe { libc::munmap(self.map.as_ptr().cast(), self.length) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::sealed_memfd;
+    use proptest::prelude::*;
+    use std::collections::{HashSet, VecDeque};
+
+    const SIZE: u16 = 8;
+
+    /// A queue and its driver: what is in guest memory, which outlives the worker.
+    #[derive(Default)]
+    struct Rings {
+        available: Vec<u16>,
+        used: Vec<u16>,
+    }
+
+    /// A worker in the making: what dies with it.
+    struct Worker {
+        inflight: Inflight,
+        next_avail: usize,
+        again: VecDeque<u16>,
+        taken: VecDeque<u16>,
+    }
+
+    impl Worker {
+        fn start(file: &File, rings: &Rings) -> Worker {
+            let mut inflight = Inflight::map(file, 64, SIZE).unwrap();
+            let recovery = inflight.recover(rings.used.len() as u16, 0);
+            let next_avail = recovery.next_avail.into();
+            Worker { inflight, next_avail, again: recovery.heads.into(), taken: VecDeque::new() }
+        }
+
+        /// Take a chain; false if there is none.
+        fn take(&mut self, rings: &Rings) -> bool {
+            if let Some(head) = self.again.pop_front() {
+                self.taken.push_back(head);
+                return true;
+            }
+            let Some(head) = rings.available.get(self.next_avail) else { return false };
+            self.inflight.take(*head);
+            self.next_avail += 1;
+            self.taken.push_back(*head);
+            true
+        }
+
+        /// Complete the chain at `place`, but die after `steps` of the four steps.
+        fn complete(&mut self, rings: &mut Rings, place: usize, steps: usize) {
+            let Some(head) = self.taken.remove(place % self.taken.len().max(1)) else { return };
+            let (header, entry) = (self.inflight.header(), self.inflight.entry(head));
+            if steps >= 1 {
+                entry.next.store(header.last_batch_head.load(Relaxed), Release);
+            }
+            if steps >= 2 {
+                header.last_batch_head.store(head, Release);
+            }
+            if steps >= 3 {
+                rings.used.push(head);
+            }
+            if steps >= 4 {
+                entry.inflight.store(0, Release);
+            }
+            if steps >= 5 {
+                header.used_idx.store(rings.used.len() as u16, Release);
+            }
+        }
+    }
+
+    fn region() -> File {
+        sealed_memfd(c"test", 64 + region_size(SIZE)).unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Offer,
+        Take,
+        Complete(usize),
+        CompleteAndDie(usize, usize),
+        Die,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Offer),
+            4 => Just(Step::Take),
+            3 => any::<usize>().prop_map(Step::Complete),
+            1 => (any::<usize>(), 0..5usize).prop_map(|(place, steps)| Step::CompleteAndDie(place, steps)),
+            1 => Just(Step::Die),
+        ]
+    }
+
+    proptest! {
+        /// Wherever workers die, each chain that the driver offered is used exactly once.
+        #[test]
+        fn every_chain_completes_exactly_once(steps in prop::collection::vec(step(), 1..200)) {
+            let file = region();
+            let mut rings = Rings::default();
+            let mut worker = Worker::start(&file, &rings);
+            for step in steps {
+                match step {
+                    Step::Offer => {
+                        let used: HashSet<u16> = free_heads(&rings);
+                        if let Some(head) = used.iter().min() {
+                            rings.available.push(*head);
+                        }
+                    }
+                    Step::Take => { worker.take(&rings); }
+                    Step::Complete(place) => worker.complete(&mut rings, place, 5),
+                    Step::CompleteAndDie(place, steps) => {
+                        worker.complete(&mut rings, place, steps);
+                        worker = Worker::start(&file, &rings);
+                    }
+                    Step::Die => worker = Worker::start(&file, &rings),
+                }
+                prop_assert!(rings.used.len() <= rings.available.len());
+            }
+            worker = Worker::start(&file, &rings);
+            while worker.take(&rings) {
+                worker.complete(&mut rings, 0, 5);
+            }
+            let (mut offered, mut used) = (rings.available.clone(), rings.used.clone());
+            offered.sort_unstable();
+            used.sort_unstable();
+            prop_assert_eq!(offered, used);
+        }
+
+        /// The region may be the frontend's: whatever is in it, a worker ends its work.
+        #[test]
+        fn a_region_of_noise_is_survived(noise in prop::collection::vec(any::<u8>(), 16 + 16 * 8), used: u16) {
+            use std::os::unix::fs::FileExt;
+            let file = region();
+            file.write_all_at(&noise, 64).unwrap();
+            // Version 1 and the right number of entries, or all of it would be ignored.
+            file.write_all_at(&[1, 0, SIZE as u8, 0], 64 + 8).unwrap();
+            let mut inflight = Inflight::map(&file, 64, SIZE).unwrap();
+            let recovery = inflight.recover(used, 0);
+            prop_assert!(recovery.heads.len() <= usize::from(SIZE));
+            prop_assert!(recovery.heads.iter().all(|head| *head < SIZE));
+        }
+    }
+
+    /// Heads that the driver has not offered, or that came back.
+    fn free_heads(rings: &Rings) -> HashSet<u16> {
+        let mut owed = vec![0i32; SIZE.into()];
+        rings.available.iter().for_each(|head| owed[usize::from(*head)] += 1);
+        rings.used.iter().for_each(|head| owed[usize::from(*head)] -= 1);
+        (0..SIZE).filter(|head| owed[usize::from(*head)] == 0).collect()
+    }
+
+    #[test]
+    fn a_new_region_starts_at_the_base_and_an_old_one_in_the_order_of_taking() {
+        let file = region();
+        let mut inflight = Inflight::map(&file, 64, SIZE).unwrap();
+        assert_eq!(inflight.recover(7, 9), Recovery { heads: vec![], next_avail: 9 });
+        for head in [5, 1, 3] {
+            inflight.take(head);
+        }
+        drop(inflight);
+        let mut inflight = Inflight::map(&file, 64, SIZE).unwrap();
+        assert_eq!(inflight.recover(7, 0), Recovery { heads: vec![5, 1, 3], next_avail: 10 });
+        assert!(inflight.is_taken(3) && !inflight.is_taken(2));
+    }
+
+    #[test]
+    fn a_region_beyond_its_file_is_refused() {
+        let file = region();
+        assert!(Inflight::map(&file, 128, SIZE).is_err());
+        assert!(Inflight::map(&file, 4, SIZE).is_err());
+        assert!(Inflight::map(&file, u64::MAX - 7, SIZE).is_err());
+    }
+}

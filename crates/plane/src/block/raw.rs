@@ -21,6 +21,9 @@ const BOUNCE_ALIGNMENT: usize = 4096;
 /// Size of the bounce buffer: a guest must not make us hold more of its memory than this.
 const BOUNCE_SIZE: usize = 256 * 1024;
 
+/// Longest transfer that the page cache may serve while it is submitted; a thread of the kernel copies longer ones.
+const INLINE: u64 = 1 << 20;
+
 /// A file or block device.
 pub struct RawDisk {
     uring: Rc<Uring>,
@@ -134,6 +137,11 @@ impl Disk for RawDisk {
             (Operation::WriteZeroes { unmap: false }, _) => {
                 self.zero(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, request)
             }
+        };
+        let sqe = if self.offset_alignment == 1 && request.length > INLINE {
+            sqe.flags(squeue::Flags::ASYNC)
+        } else {
+            sqe
         };
         // SAFETY: the caller vouches for the buffers; the file is registered.
         unsafe { uring.push(sqe.user_data(request.token)) };

@@ -45,6 +45,10 @@ impl Offer {
     }
 }
 
+/// Where an O_DIRECT file can be read to.
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
 fn disk_size(config: &BlkConfig, backend: &[OwnedFd]) -> io::Result<u64> {
     let (Some(layer), Some(fd)) = (config.layers.first(), backend.first()) else {
         return Err(io::Error::other("a disk without an image"));
@@ -54,9 +58,10 @@ fn disk_size(config: &BlkConfig, backend: &[OwnedFd]) -> io::Result<u64> {
         return block::raw::file_size(&file);
     }
     // Magic at 0, virtual size at 24, big-endian (QEMU docs/interop/qcow2.txt, "Header").
-    let mut header = [0; 32];
-    file.read_exact_at(&mut header, 0)?;
-    if header[..4] != *b"QFI\xfb" {
+    let mut page = Page([0; 4096]);
+    let read = file.read_at(&mut page.0, 0)?;
+    let header = &page.0[..32];
+    if read < header.len() || header[..4] != *b"QFI\xfb" {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the image is not qcow2"));
     }
     let mut size = [0; 8];

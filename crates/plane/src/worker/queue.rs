@@ -216,6 +216,11 @@ impl VirtQueue {
             .map_err(|error| Violation::new(error.kind(), error.to_string()))
     }
 
+    /// A chain that was taken breaks a rule and will never be completed.
+    pub fn give_up(&mut self) {
+        self.taken -= 1;
+    }
+
     /// The chain at `head` is done, with `length` bytes written into it.
     ///
     /// # Errors

@@ -229,6 +229,8 @@ impl Reactor {
     /// Sleep, after looking around for a while if work has come quickly of late.
     fn rest(&mut self) -> io::Result<()> {
         self.uring.submit()?;
+        // However busy others keep us.
+        self.look();
         if self.busy() {
             return Ok(());
         }
@@ -257,6 +259,16 @@ impl Reactor {
         !self.ready.is_empty() || self.uring.has_completions() || self.uring.tasks.has_ready() || self.closed
     }
 
+    /// Look at the rings whose drivers do not kick.
+    fn look(&mut self) {
+        for place in 0..self.polled.len() {
+            let (slot, index) = self.polled[place];
+            if self.queue(slot, index).is_some_and(|queue| queue.has_work()) {
+                self.wake(slot, index);
+            }
+        }
+    }
+
     /// Spin for the window; true if there is work.
     fn look_around(&mut self, start: Instant) -> bool {
         let window = self.polling.window();
@@ -264,12 +276,7 @@ impl Reactor {
             return false;
         }
         loop {
-            for place in 0..self.polled.len() {
-                let (slot, index) = self.polled[place];
-                if self.queue(slot, index).is_some_and(|queue| queue.has_work()) {
-                    self.wake(slot, index);
-                }
-            }
+            self.look();
             if self.busy() {
                 return true;
             }
