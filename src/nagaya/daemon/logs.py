@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 from nagaya.ansi import AnsiStripper
@@ -39,7 +39,7 @@ def tail_start(files: list[Path], lines: int) -> tuple[int, int]:
     return 0, 0
 
 
-async def read(path: Path, *, tail: int | None, raw: bool, follow: bool) -> AsyncIterator[bytes]:
+async def read(path: Path, *, tail: int | None, raw: bool, follow: bool) -> AsyncGenerator[bytes, None]:
     """The log, cleaned of control sequences unless `raw`; with `follow` what is added too, for ever."""
     clean = _cleaner(raw)
     files = await asyncio.to_thread(halves, path)

@@ -73,7 +73,7 @@ def test_following_goes_on_over_a_rotation(tmp_path: Path) -> None:
         path.write_bytes(b"d\n")
         while b"d" not in seen:
             seen += await anext(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         return seen
 
     assert asyncio.run(scene()) == b"a\nb\nc\nd\n"
