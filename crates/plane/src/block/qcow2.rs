@@ -12,7 +12,9 @@
 mod allocate;
 pub mod layout;
 mod map;
+mod plan;
 mod slow;
+pub mod tables;
 
 use std::cell::RefCell;
 use std::io;
@@ -28,6 +30,7 @@ use io_uring::{opcode, squeue};
 use self::allocate::Allocator;
 use self::layout::Layout;
 use self::map::{ClusterMap, Place};
+use self::tables::Tables;
 use super::storage::{FileStorage, iovec};
 use super::{Disk, Operation, Request, SECTOR};
 use crate::config::Format;
@@ -57,7 +60,8 @@ struct Shared {
     align: usize,
     size: u64,
     cluster_bits: u32,
-    writable: bool,
+    /// Of a disk that is writable.
+    tables: Option<Rc<Tables>>,
     map: RefCell<ClusterMap>,
     allocator: Allocator,
     sync: squeue::Entry,
@@ -87,25 +91,22 @@ impl Qcow2Disk {
             return Err(invalid("the top layer is not qcow2"));
         }
         let mut files = Vec::new();
-        let mut align = 1;
-        let mut cluster_bits = READ_ONLY_CLUSTER_BITS;
-        let mut sync = None;
-        let mut below = None;
+        let (mut align, mut cluster_bits) = (1, READ_ONLY_CLUSTER_BITS);
+        let (mut sync, mut tables, mut below) = (None, None, None);
         for (index, layer) in layers.into_iter().enumerate().rev() {
-            let file = FileStorage::new(uring, layer.fd, index, direct && index == 0)?;
+            let mut file = FileStorage::new(uring, layer.fd, index, direct && index == 0)?;
             files.insert(0, file.fixed());
             align = align.max(file.align());
-            if index == 0 {
-                sync = Some(file.sync_sqe());
-                if writable {
-                    let verified = uring.block_on(Layout::verify(async |offset, length| {
-                        let mut bytes = vec![0; length];
-                        imago::StorageExt::read(&file, bytes.as_mut_slice(), offset).await.map(|()| bytes)
-                    }))??;
-                    cluster_bits = verified.cluster_bits;
-                }
+            sync = Some(file.sync_sqe());
+            let writable = writable && index == 0;
+            if writable {
+                let layout = uring.block_on(verify(&file))??;
+                cluster_bits = layout.cluster_bits;
+                let of_file = Rc::new(Tables::new(&layout));
+                file = file.with_tables(of_file.clone());
+                tables = Some(of_file);
             }
-            below = Some(uring.block_on(open_layer(file, layer.format, below, writable && index == 0))??);
+            below = Some(uring.block_on(open_layer(file, layer.format, below, writable))??);
         }
         let (Some(image), Some(sync)) = (below, sync) else {
             return Err(invalid("a disk without layers"));
@@ -121,7 +122,7 @@ impl Qcow2Disk {
             align,
             size,
             cluster_bits,
-            writable,
+            tables,
             map: RefCell::new(ClusterMap::new(size.div_ceil(1 << cluster_bits))),
             allocator: Allocator::default(),
             sync,
@@ -206,7 +207,7 @@ impl Disk for Qcow2Disk {
     }
 
     fn close(&self) -> io::Result<()> {
-        if !self.0.writable {
+        if self.0.tables.is_none() {
             return Ok(());
         }
         self.0.uring.block_on(allocate::flush(&self.0))?
@@ -282,6 +283,14 @@ impl<'a> Pieces<'a> {
         self.used += length;
         Some(iovec(base.cast(), length))
     }
+}
+
+async fn verify(file: &FileStorage) -> io::Result<Layout> {
+    Layout::verify(async |offset, length| {
+        let mut bytes = vec![0; length];
+        imago::StorageExt::read(file, bytes.as_mut_slice(), offset).await.map(|()| bytes)
+    })
+    .await
 }
 
 async fn open_layer(

@@ -13,6 +13,7 @@ use imago::storage::drivers::CommonStorageHelper;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 
+use super::qcow2::tables::Tables;
 use crate::uring::Uring;
 
 /// Alignment of memory, offsets and lengths that O_DIRECT needs. Files that ask for more are opened buffered.
@@ -39,6 +40,7 @@ struct File {
     fd: OwnedFd,
     fixed: Fixed,
     direct: bool,
+    tables: Option<Rc<Tables>>,
 }
 
 impl FileStorage {
@@ -46,8 +48,14 @@ impl FileStorage {
     pub fn new(uring: &Rc<Uring>, fd: OwnedFd, layer: usize, direct: bool) -> io::Result<FileStorage> {
         let direct = settle_direct(&fd, direct)?;
         let fixed = uring.register_fd(fd.as_fd())?;
-        let file = File { uring: uring.clone(), fd, fixed, direct };
+        let file = File { uring: uring.clone(), fd, fixed, direct, tables: None };
         Ok(FileStorage { layer, file: ThreadBound::new(file), helper: CommonStorageHelper::default() })
+    }
+
+    /// Makes it the top layer of an overlay that is written, with these tables.
+    pub fn with_tables(mut self, tables: Rc<Tables>) -> FileStorage {
+        self.file.get_mut().tables = Some(tables);
+        self
     }
 
     /// The registered file, for SQEs that go past imago.
@@ -124,6 +132,20 @@ impl FileStorage {
         opcode::Fsync::new(self.file.get().fixed).flags(FsyncFlags::DATASYNC).build()
     }
 
+    async fn write_table(&self, tables: &Tables, table: &[u8], offset: u64) -> io::Result<()> {
+        tables.admit(offset).await?;
+        let range = tables.changed(offset, table);
+        if !range.is_empty() {
+            let part = &table[range.clone()];
+            let iovecs = vec![iovec(part.as_ptr().cast_mut(), part.len())];
+            // SAFETY: imago's caller holds the table across this await.
+            let result = unsafe { self.write(iovecs, offset + range.start as u64) }.await;
+            result.inspect_err(|_| tables.forget(offset))?;
+        }
+        tables.remember(offset, table);
+        Ok(())
+    }
+
     async fn write_zeroes_as_data(&self, offset: u64, length: u64) -> io::Result<()> {
         let size = ZEROES.min(usize::try_from(length).unwrap_or(ZEROES));
         let mut zeroes = IoBuffer::new(size, DIRECT_ALIGN)?;
@@ -169,13 +191,26 @@ impl Storage for FileStorage {
     }
 
     async unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
-        let iovecs = bufv.into_inner().iter_mut().map(|b| iovec(b.as_mut_ptr(), b.len())).collect();
+        let mut buffers = bufv.into_inner();
+        let iovecs = buffers.iter_mut().map(|b| iovec(b.as_mut_ptr(), b.len())).collect();
         // SAFETY: imago's caller holds the buffers across this await.
-        unsafe { self.read(iovecs, offset) }.await
+        unsafe { self.read(iovecs, offset) }.await?;
+        if let (Some(tables), [table]) = (&self.file.get().tables, &buffers[..])
+            && tables.covers(offset, table.len())
+        {
+            tables.remember(offset, table);
+        }
+        Ok(())
     }
 
     async unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
-        let iovecs = bufv.into_inner().iter().map(|b| iovec(b.as_ptr().cast_mut(), b.len())).collect();
+        let buffers = bufv.into_inner();
+        if let (Some(tables), [table]) = (&self.file.get().tables, &buffers[..])
+            && tables.covers(offset, table.len())
+        {
+            return self.write_table(tables, table, offset).await;
+        }
+        let iovecs = buffers.iter().map(|b| iovec(b.as_ptr().cast_mut(), b.len())).collect();
         // SAFETY: imago's caller holds the buffers across this await.
         unsafe { self.write(iovecs, offset) }.await
     }
@@ -239,6 +274,11 @@ unsafe impl<T> Sync for ThreadBound<T> {}
 impl<T> ThreadBound<T> {
     fn new(value: T) -> Self {
         ThreadBound { value: ManuallyDrop::new(value), thread: thread::current().id() }
+    }
+
+    fn get_mut(&mut self) -> &mut T {
+        assert!(thread::current().id() == self.thread, "a disk is used outside of its worker's thread");
+        &mut self.value
     }
 
     fn get(&self) -> &T {

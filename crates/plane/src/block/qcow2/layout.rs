@@ -9,6 +9,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -44,8 +45,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of an overlay of `size` bytes, with the smallest clusters that [`MAX_L2_TABLES`] allows.
-    fn new(size: u64) -> io::Result<Layout> {
+    /// The layout of an overlay of `size` bytes, with the smallest clusters that keep imago's caches from filling.
+    ///
+    /// # Errors
+    /// `InvalidData` for more than 50 TiB.
+    pub fn new(size: u64) -> io::Result<Layout> {
         (MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS)
             .map(|cluster_bits| Layout::with_clusters(size, cluster_bits))
             .find(|layout| layout.l2_tables <= MAX_L2_TABLES)
@@ -70,6 +74,16 @@ impl Layout {
         layout.refcount_blocks = (clusters + clusters / (cluster / 2) + 1).div_ceil(cluster / 2);
         layout.refcount_table_clusters = (layout.refcount_blocks * 8).div_ceil(cluster);
         layout
+    }
+
+    /// Where all tables are, the header aside.
+    pub fn tables(&self) -> Range<u64> {
+        self.refcount_table()..self.l2_table(self.l2_tables)
+    }
+
+    /// Where the L2 tables are.
+    pub fn l2_tables(&self) -> Range<u64> {
+        self.l2_table(0)..self.l2_table(self.l2_tables)
     }
 
     fn cluster(&self) -> u64 {

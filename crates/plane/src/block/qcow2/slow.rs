@@ -169,7 +169,7 @@ async fn zero(shared: &Rc<Shared>, offset: u64, length: u64, unmap: bool, discar
         let known = shared.before_unsettled(at, known);
         match source {
             _ if known == 0 => continue,
-            Source::File(file, place) if file.layer == 0 && shared.writable => {
+            Source::File(file, place) if file.layer == 0 && shared.tables.is_some() => {
                 jobs.push(Box::pin(file.zero(place, known, unmap)));
                 at += known;
             }
@@ -216,7 +216,7 @@ impl Shared {
         }
         let source = match mapping {
             Mapping::Raw { storage, writable, offset, .. } => {
-                if storage.layer == 0 && self.writable && !writable {
+                if storage.layer == 0 && self.tables.is_some() && !writable {
                     return Err(io::Error::other(format!("byte {offset} of the top layer is shared")));
                 }
                 Source::File(storage, offset)

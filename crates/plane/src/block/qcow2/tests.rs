@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::*;
 use proptest::prelude::*;
 
+mod hostile;
 mod kill;
 
 const CLUSTER: u64 = 64 << 10;
