@@ -1,7 +1,12 @@
-"""Runs inside a machine's jail in the kernel's place, and tries what a guest that took over its kernel would try.
+"""Runs inside a machine's jail in the kernel's place, and tries what a guest that took over its kernel would
+try.
 
-Prints one JSON object: what it saw, and for each attempt the name of the error, or "done" if nothing stopped it.
+Prints one JSON object: what it saw, and for each attempt the name of the error, or "done" if nothing stopped
+it.
 """
+
+# System calls are what is tested, so no pathlib.
+# ruff: noqa: PTH108, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from collections.abc import Callable
 libc = ctypes.CDLL(None, use_errno=True)
 
 # x86-64 system calls that no User-mode Linux needs, by number (asm/unistd_64.h), with harmless arguments
-FORBIDDEN = {
+FORBIDDEN: dict[str, tuple[int, *tuple[int | bytes, ...]]] = {
     "chroot": (161, b"/ram"),
     "pivot_root": (155, b"/ram", b"/ram"),
     "mount": (165, b"none", b"/ram", b"tmpfs", 0, 0),

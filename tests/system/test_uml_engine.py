@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from conftest import Yard, end_of, said, wait_until
 from nagaya.engines.command import host_memory
 from nagaya.engines.engine import ExitReason, GuestState, Machine, ProcessId
 from nagaya.engines.launch import ZygoteClient, ensure_zygote
@@ -21,6 +20,7 @@ from nagaya.engines.uml import UmlEngine
 from nagaya.errors import UnavailableError
 from nagaya.resources.cgroups import Cgroup
 from nagaya.resources.placement import move_to_cpu
+from nagaya.testing.yard import Yard, end_of, said, wait_until
 
 Run = Callable[[Callable[[Yard], Any]], Any]
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]

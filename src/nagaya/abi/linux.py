@@ -1,7 +1,7 @@
-"""Linux system calls and constants that Python 3.11 does not offer. Every function raises `OSError` on failure.
+"""Linux system calls and constants that Python 3.11 does not offer. Every function raises `OSError`.
 
-Man pages: unshare(2), setns(2), mount(2), pivot_root(2), prctl(2), seccomp(2), close_range(2), personality(2),
-capabilities(7).
+Man pages: unshare(2), setns(2), mount(2), pivot_root(2), prctl(2), seccomp(2), close_range(2),
+personality(2), capabilities(7).
 """
 
 from __future__ import annotations
@@ -163,6 +163,6 @@ def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
 
 
 def seccomp_install(program: bytes) -> None:
-    """Add a seccomp filter (array of `struct sock_filter`) to this process; needs no_new_privs or CAP_SYS_ADMIN."""
+    """Add a seccomp filter, an array of `struct sock_filter`; needs no_new_privs or CAP_SYS_ADMIN."""
     fprog = SockFprog(len(program) // 8, program)
     _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(fprog), 0, 0)

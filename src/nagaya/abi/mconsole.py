@@ -1,4 +1,4 @@
-"""User-mode Linux's management console: datagrams on a unix socket (arch/um/drivers/mconsole.h, version 2)."""
+"""User-mode Linux's management console: datagrams on a unix socket (arch/um/drivers/mconsole.h)."""
 
 from __future__ import annotations
 

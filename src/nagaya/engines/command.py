@@ -21,8 +21,9 @@ UMID = "0"
 MCONSOLE = f"{RAM_DIR}/{UMID}/mconsole"  # inside; made by the guest's kernel
 RAM_SLACK = 2 * MIB  # the memory file, and the umid directory beside it
 LOG_LIMIT = 256 * 1024
-# What a machine's processes take of the host beyond the guest's memory: the kernel's image and tables, and for each
-# guest process a host process with its page tables. Measured: 14 MiB idle, 30 to 60 KiB a guest process.
+# What a machine's processes take of the host beyond the guest's memory: the kernel's image and tables, and
+# for each guest process a host process with its page tables. Measured: 14 MiB idle, 30 to 60 KiB a guest
+# process.
 OVERHEAD = 64 * MIB
 OVERHEAD_SHARE = 8
 PIDS_MIN = 4096

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from nagaya.kernel import Kernel as Kernel
+from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths
 from nagaya.spec import EngineName, MachineSpec
 
@@ -21,7 +21,7 @@ class GuestState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process, safe against reuse of its number: `start_time` is field 22 of /proc/PID/stat (clock ticks)."""
+    """A process, safe against a reused number: `start_time` is field 22 of /proc/PID/stat, clock ticks."""
 
     pid: int
     start_time: int
@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Raise `UnsupportedError` naming the field if this engine or host cannot do what `spec` says."""
 
     async def start(self, machine: Machine) -> ProcessId:
-        """Launch the jailed process; its vhost-user sockets already listen. Returns when the process exists."""
+        """Launch the jailed process; its vhost-user sockets listen already. Returns when it exists."""
 
     async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
         """Press the power button. Returns at once; the guest decides."""
@@ -91,4 +91,4 @@ class Engine(Protocol):
         """Wait until the process has ended and say why. Works for an adopted process too (pidfd)."""
 
     async def cleanup(self, machine: Machine) -> None:
-        """Remove everything `start` made (cgroup, jail, leftovers of a start that was cut short). Idempotent."""
+        """Remove all that `start` made (cgroup, leftovers of a start that was cut short). Idempotent."""

@@ -13,8 +13,8 @@ _TAIL = 16 * 1024  # the end is what tells why a machine died
 class EngineLog:
     """Drains the read end of a pipe into `path`.
 
-    The first `limit` bytes go to the file at once; of what follows the last 16 KiB are kept and written when the
-    process has ended. A writer that floods it waits for the pipe and costs at most one read a `drain`.
+    The first `limit` bytes go to the file at once; of what follows the last 16 KiB are kept and written when
+    the process has ended. A writer that floods it waits for the pipe and costs at most one read a `drain`.
     """
 
     def __init__(self, path: Path, limit: int) -> None:

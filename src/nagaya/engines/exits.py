@@ -14,8 +14,8 @@ from nagaya.engines.seccomp import PANIC_STATUS
 
 _TAIL_BYTES = 64 * 1024
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
-# A restarting guest executes its own binary again. The name it was given is found nowhere in the jail, so it prints
-# this and ends with status 0.
+# A restarting guest executes its own binary again. The name it was given is found nowhere in the jail, so it
+# prints this and ends with status 0.
 _REBOOT = "Failed to exec kernel"
 _POWEROFF = re.compile(r"reboot: (System halted|Power down)")
 _PREFIX = re.compile(r"^(<\d+>)?(\[ *\d+\.\d+\] )?")
@@ -51,24 +51,29 @@ def read_tail(log: Path) -> str:
 
 
 def classify(status: Status | None, tail: str, *, killed: bool, oom_kills: int) -> Exit:
-    """Why it ended. `killed`: we were asked to. `oom_kills`: processes of it that the host's OOM killer took."""
+    """Why it ended. `killed`: we were asked to. `oom_kills`: processes that the host's OOM killer took."""
     if status is None:
         return Exit(ExitReason.KILLED) if killed else _from_log(tail)
     if status.signal is not None:
-        if oom_kills:
-            return Exit(
-                ExitReason.CRASHED, "the host's out-of-memory killer took it: its memory limit was reached"
-            )
-        name = signal.Signals(status.signal).name
-        if killed or status.signal == signal.SIGKILL:
-            return Exit(ExitReason.KILLED, "" if killed else f"{name}, not sent by Nagaya")
-        return Exit(ExitReason.CRASHED, f"signal {name}{_comma(_last_line(tail))}")
+        return _from_signal(status.signal, tail, killed, oom_kills)
     if status.code == 0:
         return Exit(ExitReason.REBOOT if _REBOOT in tail[-512:] else ExitReason.POWEROFF)
     panic = _PANIC.search(tail)
     if panic or status.code == PANIC_STATUS:
         return Exit(ExitReason.PANIC, panic.group(1).strip() if panic else "")
     return Exit(ExitReason.CRASHED, f"status {status.code}{_comma(_last_line(tail))}")
+
+
+def _from_signal(number: int, tail: str, killed: bool, oom_kills: int) -> Exit:
+    if oom_kills:
+        detail = "the host's out-of-memory killer took it: its memory limit was reached"
+        return Exit(ExitReason.CRASHED, detail)
+    if killed:
+        return Exit(ExitReason.KILLED)
+    name = signal.Signals(number).name
+    if number == signal.SIGKILL:
+        return Exit(ExitReason.KILLED, f"{name}, not sent by Nagaya")
+    return Exit(ExitReason.CRASHED, f"signal {name}{_comma(_last_line(tail))}")
 
 
 def _from_log(tail: str) -> Exit:

@@ -33,7 +33,7 @@ class ZygoteInfo:
 
 @dataclass(frozen=True, slots=True)
 class ZygoteClient:
-    """Requests to the zygote of `paths`, one connection each. All raise `UnavailableError` if it does not answer."""
+    """Requests to the zygote of `paths`, one connection each. No answer raises `UnavailableError`."""
 
     paths: Paths
 
@@ -52,7 +52,7 @@ class ZygoteClient:
         }
 
     async def launch(self, plan: LaunchPlan) -> ProcessId:
-        """Fork and execute. Raises `MachineFailedError` or `PermissionDeniedError` naming the step that failed."""
+        """Fork and execute. Raises `MachineFailedError` or `PermissionDeniedError` that names the step."""
         answer = await self._ask({"do": "launch", "plan": plan.to_json()})
         if "error" not in answer:
             return ProcessId(int(answer["pid"]), int(answer["start_time"]))

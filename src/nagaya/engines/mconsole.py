@@ -1,8 +1,8 @@
 """Sends commands to a User-mode Linux guest's management console.
 
-The socket lies in the jail, where a hostile guest can put anything in its place. So the path is walked without
-following links, and what is found must be a socket of the machine's own uid. The guest cannot answer: its
-answers would go to an address outside its jail.
+The socket lies in the jail, where a hostile guest can put anything in its place. So the path is walked
+without following links, and what is found must be a socket of the machine's own uid. The guest cannot answer:
+its answers would go to an address outside its jail.
 """
 
 from __future__ import annotations

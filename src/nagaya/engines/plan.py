@@ -24,7 +24,8 @@ class Bind:
 class LaunchPlan:
     """One jailed process. Paths are the host's unless they say "inside".
 
-    The jail is an empty read-only tmpfs with `binds`, `files` and a private tmpfs of `ram_bytes` at `ram_dir`.
+    The jail is an empty read-only tmpfs with `binds`, `files` and a private tmpfs of `ram_bytes` at
+    `ram_dir`.
     """
 
     machine: str  # id, for logs and `list`

@@ -1,9 +1,10 @@
-"""Processes by /proc; imported by the zygote, so it imports nothing itself."""
+"""Processes by /proc."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 def start_time_of(pid: int) -> int:
     """Field 22 of /proc/PID/stat, clock ticks since boot. Raises `OSError` if there is no such process."""
-    with open(f"/proc/{pid}/stat") as file:
-        return int(file.read().rpartition(")")[2].split()[19])
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

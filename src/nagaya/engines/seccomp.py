@@ -1,9 +1,10 @@
 """The seccomp filters of a User-mode Linux machine: what its host processes may ask of the host's kernel.
 
-Guest programs' own system calls never get here: ptrace takes them before seccomp looks. What is listed is what
-the guest's kernel needs, a process of the host that a hostile guest must be assumed to control. Two filters, both
-of which must allow a call: a list of numbers (compiled by `nagaya._core`), and rules on arguments (below).
-The rest fails with ENOSYS, so that a C library with newer habits falls back instead of dying.
+Guest programs' own system calls never get here: ptrace takes them before seccomp looks. What is listed is
+what the guest's kernel needs, a process of the host that a hostile guest must be assumed to control. Two
+filters, both of which must allow a call: a list of numbers (compiled by `nagaya._core`), and rules on
+arguments (below). The rest fails with ENOSYS, so that a C library with newer habits falls back instead of
+dying.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from dataclasses import dataclass
 
 from nagaya.abi import linux
 
-# Seen in strace of boot, load, restart and panic of a 6.1 kernel, static and Debian's, and in arch/um/os-Linux.
+# Seen in strace of boot, load, restart and panic of a 6.1 kernel, static and Debian's, and in
+# arch/um/os-Linux.
 UML_SYSCALLS = {
     "start and end of a process": "execve brk arch_prctl set_tid_address set_robust_list rseq prlimit64 uname"
     " getrandom setsid exit exit_group restart_syscall",
-    "guest memory, one tmpfs file that every process maps": "mmap munmap mprotect mremap madvise fallocate lseek",
-    "the loader, the initrd, the log, the umid directory": "openat access readlink read pread64 write close fsync"
-    " fstat newfstatat statfs mkdir rmdir unlink getdents64",
+    "guest memory, one tmpfs file that all map": "mmap munmap mprotect mremap madvise fallocate lseek",
+    "the loader, the initrd, the log, the umid directory": "openat access readlink read pread64 write close"
+    " fsync fstat newfstatat statfs mkdir rmdir unlink getdents64",
     "guest processes are ptraced children": "ptrace clone wait4 kill tgkill getpid getppid gettid",
     "made by the stub in a guest process on its behalf": "modify_ldt",
-    "interrupts are signals and poll": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigsuspend sigaltstack poll"
-    " ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait fcntl ioctl eventfd2 pipe pipe2 dup futex",
+    "interrupts are signals and poll": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigsuspend sigaltstack"
+    " poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait fcntl ioctl eventfd2 pipe pipe2"
+    " dup futex",
     "time": "timer_create timer_settime timer_gettime timer_delete clock_gettime clock_getres clock_nanosleep"
     " nanosleep",
     "vhost-user and the management console": "socket socketpair connect bind sendmsg recvmsg sendto recvfrom",
@@ -62,8 +65,8 @@ ARGUMENT_RULES = (
     ArgumentRule(linux.NR_CLONE, 0, "has any bit of", _NEW_NAMESPACES),
     ArgumentRule(linux.NR_SOCKET, 0, "is not", socket.AF_UNIX),
     ArgumentRule(linux.NR_SOCKETPAIR, 0, "is not", socket.AF_UNIX),
-    # A panicking kernel sends itself SIGABRT until it dies, which process 1 of a pid namespace does not. Refused,
-    # it ends with status 127 (arch/um/os-Linux/util.c, uml_abort).
+    # A panicking kernel sends itself SIGABRT until it dies, which process 1 of a pid namespace does not.
+    # Refused, it ends with status 127 (arch/um/os-Linux/util.c, uml_abort).
     ArgumentRule(linux.NR_KILL, 1, "is", signal.SIGABRT),
 )
 PANIC_STATUS = 127
@@ -80,7 +83,7 @@ def uml_filters() -> tuple[bytes, ...]:
 
 
 def assemble(rules: tuple[ArgumentRule, ...]) -> bytes:
-    """A filter that enforces `rules` and allows the rest. Other architectures' calls are left to the other filter."""
+    """A filter that enforces `rules` and allows the rest; the other filter looks at the architecture."""
     code = [(linux.BPF_LD_W_ABS, 0, 0, linux.SECCOMP_DATA_NR)]
     for rule in rules:
         jump = linux.BPF_JSET_K if rule.test == "has any bit of" else linux.BPF_JEQ_K

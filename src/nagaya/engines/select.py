@@ -9,7 +9,7 @@ from nagaya.spec import MachineSpec
 
 
 def select_engine(spec: MachineSpec, uml: UmlEngine) -> Engine:
-    """The engine for `spec.engine`; "auto" is `uml`, the one there is. Raises `UnsupportedError` for the others."""
+    """The engine for `spec.engine`; "auto" is `uml`. Raises `UnsupportedError` for those to come."""
     if spec.engine in ("auto", "uml"):
         return uml
     raise UnsupportedError(

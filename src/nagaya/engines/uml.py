@@ -84,7 +84,7 @@ class UmlEngine:
         return self._zygote
 
     async def start(self, machine: Machine) -> ProcessId:
-        """Launch the jailed process; its vhost-user sockets already listen. Returns when the jail has executed."""
+        """Launch the jailed process; its vhost-user sockets listen already. Returns when it has executed."""
         zygote = await self.prepare()
         _killed_mark(machine.paths).unlink(missing_ok=True)
         cpu = self._placement.choose(machine.id)
@@ -104,8 +104,8 @@ class UmlEngine:
     async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
         """Press ctrl-alt-del. Returns at once; the guest decides.
 
-        Raises `UnavailableError` if the guest's kernel does not listen (yet). A guest without an init that catches
-        it restarts, which ends the process with `ExitReason.REBOOT`.
+        Raises `UnavailableError` if the guest's kernel does not listen (yet). A guest without an init that
+        catches it restarts, which ends the process with `ExitReason.REBOOT`.
         """
         if not _alive(process):
             return
@@ -132,7 +132,7 @@ class UmlEngine:
             )
 
     async def pause(self, machine: Machine, process: ProcessId) -> None:
-        """Freeze the machine's control group: works against the guest's will, and stops all its processes at once."""
+        """Freeze the machine's control group: stops all processes at once, whatever the guest does."""
         await self._freezer(machine, process, "paused", Cgroup.freeze)
 
     async def resume(self, machine: Machine, process: ProcessId) -> None:
@@ -281,7 +281,7 @@ def _start_time(pid: int) -> int | None:
         return None
 
 
-async def _ended(process: ProcessId, timeout: float | None) -> bool:
+async def _ended(process: ProcessId, seconds: float | None) -> bool:
     """Wait until the process has ended; False at the timeout."""
     loop = asyncio.get_running_loop()
     with _pidfd(process) as fd:
@@ -290,7 +290,7 @@ async def _ended(process: ProcessId, timeout: float | None) -> bool:
         ended = asyncio.Event()
         loop.add_reader(fd, ended.set)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 await ended.wait()
         except TimeoutError:
             return False

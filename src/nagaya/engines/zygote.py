@@ -1,9 +1,9 @@
 """The zygote: a small process that forks every machine into its jail and outlives the daemon.
 
-`python -m nagaya.engines.zygote [--ready-fd N] [--detach]` listens on `Paths.zygote_socket` (SOCK_SEQPACKET, one
-JSON object a datagram, requests of the own uid only):
+`python -m nagaya.engines.zygote [--ready-fd N] [--detach]` listens on `Paths.zygote_socket` (SOCK_SEQPACKET,
+one JSON object a datagram, requests of the own uid only):
 
-- `{"do": "launch", "plan": {...}}` -> `{"pid", "start_time"}` once the jail has executed, or `{"error", "step"}`;
+- `{"do": "launch", "plan": {...}}` -> `{"pid", "start_time"}` once it has executed, or `{"error", "step"}`;
 - `{"do": "list"}` -> `{"processes": [{"machine", "pid", "start_time"}]}`;
 - `{"do": "ping"}` -> `{"pid", "cgroups": {controller: directory}, "missing": {controller: reason}}`.
 
@@ -257,7 +257,7 @@ def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> N
     signal.set_wakeup_fd(-1)
     try:
         jail.enter_and_exec(plan, mount_point, log_fd, report_fd)
-    except BaseException as error:  # noqa: BLE001 - nothing may return into the zygote's loop
+    except BaseException as error:  # nothing may return into the zygote's loop
         with contextlib.suppress(OSError):
             os.write(report_fd, str(error).encode()[:4096])
     os._exit(125)

@@ -1,8 +1,8 @@
 """Control groups of machines, on cgroup v1, v2 and a host that has both. Every facility is probed.
 
-Where machines' groups go (`find_base`): below the caller's own group, so that limits set on it hold for machines
-too; on v2 a group that holds processes cannot have controlled children, so there the root's child is used
-unless the own group is ours alone (a service with Delegate=yes).
+Where machines' groups go (`find_base`): below the caller's own group, so that limits set on it hold for
+machines too; on v2 a group that holds processes cannot have controlled children, so there the root's child is
+used unless the own group is ours alone (a service with Delegate=yes).
 
 Freezing and killing use v2's `cgroup.freeze` and `cgroup.kill` wherever a v2 hierarchy is mounted, even one
 without controllers; then v1's freezer; then signals.
@@ -167,7 +167,7 @@ class Cgroup:
         return 0
 
     def remove(self, timeout: float = 2.0) -> None:
-        """Remove the directories, waiting for processes that are just ending. Raises `OSError` if some remain."""
+        """Remove the directories, waiting for processes that are ending. Raises `OSError` if some remain."""
         deadline = time.monotonic() + timeout
         for directory in dict.fromkeys(self.groups.values()):
             while True:
@@ -263,7 +263,7 @@ def _find_v2_base(tag: str, own: Path, proc: Path, groups: dict[str, Path], miss
 
 
 def _make_inner(own: Path, proc: Path) -> bool:
-    """Turn the own v2 group into an inner node: possible if all its processes are ours, that is, only this one."""
+    """Turn the own v2 group into an inner node: possible if no process but this one is in it."""
     pid = (proc / "stat").read_text().split()[0]
     try:
         if (own / "cgroup.procs").read_text().split() != [pid]:

@@ -1,5 +1,5 @@
-"""Which CPU a single-vCPU machine runs on. All its processes share one CPU, which makes its system calls five times
-cheaper (docs/engines.md), so a machine moves as a whole, and seldom.
+"""Which CPU a single-vCPU machine runs on. All its processes share one CPU, which makes its system calls five
+times cheaper (docs/engines.md), so a machine moves as a whole, and seldom.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Move:
 def rebalance(loads: Mapping[int, float], machines: Sequence[Placed]) -> Move | None:
     """The one move that evens out `loads` (CPU to busy part, 0 to 1) best, or None if none is worth it.
 
-    One move a call, then measure again: a decision on stale loads is how machines start to jump back and forth.
+    One move a call, then measure again: a decision on stale loads is how machines start to jump back and
+    forth.
     """
     if len(loads) < 2:
         return None
@@ -68,7 +69,7 @@ class Placement:
         self._measured = clock()
 
     def choose(self, machine: str) -> int:
-        """The CPU with the fewest machines, now also with this one. The same again for a machine that has one."""
+        """The CPU with the fewest machines, now also with this one; for a machine that has one, that."""
         if machine not in self._where:
             counts = Counter(self._where.values())
             self._where[machine] = min(self._cpus, key=lambda cpu: (counts[cpu], cpu))
@@ -88,7 +89,7 @@ class Placement:
         return self._where.get(machine)
 
     def decide(self, usage_us: Mapping[str, int], loads: Mapping[int, float]) -> Move | None:
-        """The move to make now, given each machine's CPU time so far and the CPUs' loads since the last call."""
+        """The move to make now, given machines' CPU time so far and CPUs' loads since the last call."""
         now = self._clock()
         elapsed_us = max(1.0, (now - self._measured) * 1e6)
         machines = [
@@ -134,7 +135,7 @@ class CpuMeter:
 
 
 def move_to_cpu(group: Cgroup, cpu: int) -> None:
-    """Move all tasks of a machine to `cpu`: by cpuset at once, else by affinity until no task is left behind."""
+    """Move all tasks of a machine to `cpu`: by cpuset at once, else by affinity until none is left."""
     if group.set_cpu(cpu):
         return
     for _ in range(_AFFINITY_PASSES):
@@ -144,7 +145,7 @@ def move_to_cpu(group: Cgroup, cpu: int) -> None:
 
 def _tasks(pid: int) -> list[int]:
     try:
-        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
     except (FileNotFoundError, ProcessLookupError):
         return []
 

@@ -86,7 +86,7 @@ def test_what_is_no_executable_is_refused(tmp_path: Path) -> None:
     kernel = tmp_path / "vmlinux"
     kernel.write_text("not a kernel")
     machine = dataclasses.replace(MACHINE, kernel=Kernel("odd", str(kernel)))
-    with pytest.raises(UnavailableError, match="kernel odd: .*not a 64-bit"):
+    with pytest.raises(UnavailableError, match=r"kernel odd: .*not a 64-bit"):
         command.launch_plan(machine, (), None)
 
 
