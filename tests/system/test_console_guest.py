@@ -159,8 +159,9 @@ def _initramfs(top: Path) -> Path:
 
 async def _kill_worker(client: PlaneClient) -> None:
     (pid,) = [worker.pid for worker in await client.query_workers() if worker.name == "chars"]
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _cpu_seconds(pid: int) -> float:

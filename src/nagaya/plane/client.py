@@ -47,7 +47,7 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker process. `generation` counts its restarts from 1."""
+    """A worker process. `generation` counts its starts; `pid` is 0 while it is being replaced."""
 
     name: str
     pid: int
