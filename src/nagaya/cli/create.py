@@ -18,8 +18,7 @@ from nagaya.cli.terminal import (
     GuestCommand,
     open_console,
     parse_env,
-    print_result,
-    read_stdin,
+    run_in_guest,
 )
 from nagaya.errors import NotFoundError, UsageError
 
@@ -128,8 +127,7 @@ def run_command(
             return 0
         with waiting(session, f"{machine.name} comes up"):
             machine.wait("agent", timeout)
-        stdin = read_stdin(no_stdin)
-        return print_result(machine.exec(command, stdin=stdin, env=variables, timeout=LONG_S))
+        return run_in_guest(session, machine, command, no_stdin, env=variables, timeout=LONG_S)
     except KeyboardInterrupt:
         raise Interrupted(f"{machine.name} {'stays' if keep else 'is removed'}") from None
     finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nagaya.cli.progress import GRACE_S, view
-from nagaya.errors import NagayaError
+from nagaya.errors import NagayaError, TimeoutExpiredError
 
 if TYPE_CHECKING:
     from nagaya.cli.session import Session
@@ -42,6 +42,8 @@ def _cancel(operation: Operation, title: str) -> str:
         state = operation.cancel().state
     except KeyboardInterrupt:
         return f"{title} goes on in the daemon: `nagaya operation show {operation.info.id}`"
+    except TimeoutExpiredError:
+        return f"{title} is cancelled, the daemon cleans up: `nagaya operation show {operation.info.id}`"
     except NagayaError as error:
         return f"{title} could not be cancelled: {error.message}"
     return {

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nagaya.cli.session import Session
 
 GRACE_S = 0.5  # a job that ends sooner needs no bar
-LINE_INTERVAL_S = 1.0  # a log of a build stays readable
+LINE_INTERVAL_S = 5.0  # a log of a build stays readable
 
 
 class View(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,12 +14,13 @@ from nagaya.cli.follow import Interrupted
 from nagaya.cli.machines import name_argument
 from nagaya.cli.rawterm import DETACH_BYTE, attach, write_all
 from nagaya.cli.session import Session
-from nagaya.errors import UsageError
+from nagaya.errors import NotFoundError, PermissionDeniedError, UsageError
 
 if TYPE_CHECKING:
     from nagaya.sdk import ExecResult, Machine
 
 EXEC_FAILED = 125  # our own failure, where the guest command's status would come through (as docker exec)
+EXEC_DENIED, EXEC_NOT_FOUND = 126, 127  # as in a shell
 
 LONG_S = 86400.0  # what the API takes at most
 
@@ -110,11 +111,27 @@ def exec_command(
     """
     variables = parse_env(env)
     machine = session.client.machines.get(name)
-    argv, stdin = strip_dashes(command), read_stdin(no_stdin)
+    argv = strip_dashes(command)
     try:
-        return print_result(machine.exec(argv, stdin=stdin, env=variables, timeout=timeout, wait=wait))
+        return run_in_guest(session, machine, argv, no_stdin, env=variables, timeout=timeout, wait=wait)
     except KeyboardInterrupt:
         raise Interrupted(f"{argv[0]} goes on in {name}") from None
+
+
+def run_in_guest(
+    session: Session, machine: Machine, argv: Sequence[str], no_stdin: bool, **options: Any
+) -> int:
+    """Run a command, pass on what it writes; its exit status, or a shell's for what could not be run."""
+    stdin = b"" if no_stdin or sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+    try:
+        result = machine.exec(argv, stdin=stdin, **options)
+    except NotFoundError:
+        session.failure_status = EXEC_NOT_FOUND
+        raise
+    except PermissionDeniedError:
+        session.failure_status = EXEC_DENIED
+        raise
+    return _print_result(result)
 
 
 def parse_env(pairs: Sequence[str]) -> dict[str, str]:
@@ -135,12 +152,7 @@ def strip_dashes(command: Sequence[str]) -> list[str]:
     return list(command[1:] if command[:1] and command[0] == "--" else command)
 
 
-def read_stdin(no_stdin: bool) -> bytes:
-    """What is piped to us; nothing from a terminal."""
-    return b"" if no_stdin or sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
-
-
-def print_result(result: ExecResult) -> int:
+def _print_result(result: ExecResult) -> int:
     """Pass on what a guest command wrote; returns its exit status."""
     for stream, output in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
         stream.flush()

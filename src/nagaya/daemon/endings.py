@@ -40,8 +40,9 @@ class Endings:
         process.ended.set_result(ended)
         async with one.lock:
             if one.process is process:
-                await self.finish(one, process)
-                await self._follow(one, ended)
+                await self.finish(one, process, process.asked)
+                if not process.asked:
+                    await self._follow(one, ended)
 
     async def finish(self, one: Supervised, process: Process, asked: str = "") -> None:
         """Clean up after `process` and record its end; `asked` says in a word which command ended it."""

@@ -25,6 +25,7 @@ class Process:
     engine: Engine
     ended: asyncio.Future[Exit]
     doom: str = ""  # why the daemon had to end it, unasked
+    asked: str = ""  # which command ends it without holding the machine's lock
 
 
 @dataclass(slots=True, eq=False)

@@ -187,6 +187,7 @@ class Supervisor:
                 process = one.process
                 one.require(UP | {MachineState.STOPPING}, "killed")
         if process is not None:
+            process.asked = "killed"  # the watcher may see the end first
             await process.engine.kill(self.engine_machine(one), process.id)
             await asyncio.shield(process.ended)
             async with one.lock:

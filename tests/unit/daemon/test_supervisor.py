@@ -99,6 +99,16 @@ def test_a_stubborn_guest_is_killed_at_the_deadline(stage: Stage) -> None:
     stage.play(scene)
 
 
+def test_a_killed_machine_is_stopped_and_stays_so_whatever_its_policy(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        one = await daemon.supervisor.create(spec(restart="always"))
+        await daemon.supervisor.start("web")
+        await daemon.supervisor.kill("web")
+        assert (one.row.state, one.row.cause, one.retry) == (MachineState.STOPPED, "", None)
+
+    stage.play(scene)
+
+
 def test_kill_overtakes_a_stop_that_waits(stage: Stage) -> None:
     async def scene(daemon: Daemon) -> None:
         await daemon.supervisor.create(behaving("fake.stubborn"))
