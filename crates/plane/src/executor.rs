@@ -88,6 +88,13 @@ impl Executor {
         !lock(&self.ready).is_empty()
     }
 
+    /// Drops all tasks where they are.
+    #[cfg(test)]
+    pub fn abandon(&self) {
+        let tasks: Vec<_> = self.slots.borrow_mut().tasks.iter_mut().map(|slot| slot.task.take()).collect();
+        drop(tasks);
+    }
+
     /// How many tasks have not finished.
     pub fn tasks(&self) -> usize {
         let slots = self.slots.borrow();

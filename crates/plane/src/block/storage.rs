@@ -101,6 +101,8 @@ impl FileStorage {
     pub async unsafe fn write(&self, mut iovecs: Vec<libc::iovec>, mut offset: u64) -> io::Result<()> {
         let file = self.file.get();
         while !iovecs.is_empty() {
+            #[cfg(test)]
+            fuse::burn().await;
             let count = iovecs.len().min(MAX_IOVECS) as u32;
             let sqe = opcode::Writev::new(file.fixed, iovecs.as_ptr(), count).offset(offset).build();
             // SAFETY: as in `read`.
@@ -357,4 +359,35 @@ fn stat(fd: RawFd) -> io::Result<libc::stat> {
         return Err(io::Error::last_os_error());
     }
     Ok(status)
+}
+
+/// Lets a test stop a disk before any one of its writes, as a kill would.
+#[cfg(test)]
+pub mod fuse {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+        static BURNT: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Allows this many writes more.
+    pub fn set(writes: u64) {
+        LEFT.set(writes);
+        BURNT.set(false);
+    }
+
+    /// Whether a write has been held back.
+    pub fn burnt() -> bool {
+        BURNT.get()
+    }
+
+    pub(super) async fn burn() {
+        let left = LEFT.get();
+        if left == 0 {
+            BURNT.set(true);
+            std::future::pending::<()>().await;
+        }
+        LEFT.set(left - 1);
+    }
 }

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::*;
+use crate::block::storage::fuse;
 use proptest::prelude::*;
 
 mod hostile;
@@ -64,6 +65,9 @@ impl Bench {
     fn finish(&self, token: u64) -> Result<Vec<u8>, i32> {
         while self.pending.borrow()[&token].completions > 0 {
             self.uring.tasks.run_ready();
+            if fuse::burnt() {
+                return Err(libc::ESHUTDOWN);
+            }
             self.uring.submit_and_wait(Some(Duration::from_secs(10))).unwrap();
             self.uring.reap(|token, result, _| {
                 let mut pending = self.pending.borrow_mut();
@@ -91,6 +95,13 @@ impl Bench {
 
     fn simple(&self, operation: Operation, offset: u64, length: u64) -> Result<(), i32> {
         self.finish(self.start(operation, offset, length, Vec::new(), &[])).map(drop)
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // Tasks that cannot go on hold the ring, and the ring holds the tasks.
+        self.uring.tasks.abandon();
     }
 }
 

@@ -52,7 +52,7 @@ fn read_all(bench: &Bench) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
     fn a_damaged_image_below_is_an_error_or_content(mutations in mutations()) {

@@ -5,7 +5,6 @@ use std::env;
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Stdio};
 use std::thread::{sleep, spawn as spawn_thread};
-use std::time::Instant;
 
 use super::*;
 
@@ -75,20 +74,40 @@ fn no_answered_write_is_lost_when_the_process_is_killed() {
             replay(&mut model, &log);
             let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
             let bench = Bench::open(&layers, true, round % 2 == 0).unwrap();
-            let content = bench.read(0, BLOCKS * BLOCK).unwrap();
-            for (block, (bytes, possible)) in content.chunks(BLOCK as usize).zip(&mut model).enumerate() {
-                let found = stamp_of(bytes, block as u64);
-                assert!(
-                    possible.contains(&found),
-                    "image {image} round {round} block {block}: {found:x?}, not {possible:x?}"
-                );
-                *possible = HashSet::from([found]);
-            }
+            verify(&bench, &mut model, &format!("image {image} round {round}"));
             drop(bench);
             check_image(&top, true);
         }
         // Few on a busy host, but some.
         assert!(answered > 0, "image {image}: no request was answered");
+    }
+}
+
+/// The same without chance: a disk stops before its first write, then before its second, and so on.
+#[test]
+fn no_answered_write_is_lost_when_a_disk_stops_before_any_write() {
+    for seed in 1..4 {
+        for writes in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let (top, raw) = overlay(dir.path(), BASE, BLOCKS * BLOCK);
+            let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
+            let mut log = Vec::new();
+            fuse::set(writes);
+            let bench = Bench::open(&layers, true, false).unwrap();
+            let stopped = serve(&bench, &mut Random(seed << 40 | 1), 6, 40, &mut |entry| log.push(entry));
+            drop(bench);
+            fuse::set(u64::MAX);
+            let mut model = untouched();
+            replay(&mut model, &log);
+            let bench = Bench::open(&layers, true, false).unwrap();
+            verify(&bench, &mut model, &format!("seed {seed}, after {writes} writes"));
+            drop(bench);
+            check_image(&top, true);
+            if !stopped {
+                assert!(writes > 30, "{writes} writes in all");
+                break;
+            }
+        }
     }
 }
 
@@ -103,39 +122,75 @@ fn child() {
     let mut random = Random(u64::from(std::process::id()) << 20 | 1);
     let bench = Bench::open(&layers, true, random.below(2) == 0).unwrap();
     let mut log = File::create("/dev/fd/3").unwrap();
+    serve(&bench, &mut random, DEPTH, usize::MAX, &mut |entry| log.write_all(&entry.bytes()).unwrap());
+}
+
+/// Runs `requests` random requests, `depth` at a time, and says so before and after each. Returns whether the fuse burnt.
+fn serve(
+    bench: &Bench,
+    random: &mut Random,
+    depth: usize,
+    requests: usize,
+    log: &mut dyn FnMut(Entry),
+) -> bool {
     let mut busy: HashSet<u64> = HashSet::new();
     let mut running: Vec<(u64, Entry)> = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        while running.len() < DEPTH {
+    let mut left = requests;
+    while left > 0 || !running.is_empty() {
+        while left > 0 && running.len() < depth {
             let entry = random.entry();
             let blocks = entry.first..entry.first + entry.count;
             if blocks.clone().any(|block| busy.contains(&block)) {
                 break;
             }
             busy.extend(blocks);
-            log.write_all(&entry.bytes()).unwrap();
-            let (offset, length) = (entry.first * BLOCK, entry.count * BLOCK);
-            let token = match entry.kind {
-                WRITE => {
-                    let memory = entry.stamp.to_le_bytes().repeat((length / 8) as usize);
-                    bench.start(Operation::Write, offset, length, memory, &[512, 1536])
-                }
-                ZERO => {
-                    let unmap = entry.stamp & 1 == 0;
-                    bench.start(Operation::WriteZeroes { unmap }, offset, length, Vec::new(), &[])
-                }
-                _ => bench.start(Operation::Discard, offset, length, Vec::new(), &[]),
-            };
-            running.push((token, entry));
-            if random.below(32) == 0 {
-                bench.simple(Operation::Flush, 0, 0).unwrap();
+            left -= 1;
+            log(entry);
+            running.push((start(bench, entry), entry));
+            if random.below(32) == 0 && bench.simple(Operation::Flush, 0, 0) == Err(libc::ESHUTDOWN) {
+                return true;
             }
         }
+        if running.is_empty() {
+            continue;
+        }
         let (token, entry) = running.swap_remove(random.below(running.len() as u64) as usize);
-        bench.finish(token).unwrap();
-        log.write_all(&Entry { done: true, ..entry }.bytes()).unwrap();
+        match bench.finish(token) {
+            Err(libc::ESHUTDOWN) => return true,
+            result => result.unwrap(),
+        };
+        log(Entry { done: true, ..entry });
         (entry.first..entry.first + entry.count).for_each(|block| assert!(busy.remove(&block)));
+    }
+    false
+}
+
+fn start(bench: &Bench, entry: Entry) -> u64 {
+    let (offset, length) = (entry.first * BLOCK, entry.count * BLOCK);
+    match entry.kind {
+        WRITE => {
+            let memory = entry.stamp.to_le_bytes().repeat((length / 8) as usize);
+            bench.start(Operation::Write, offset, length, memory, &[512, 1536])
+        }
+        ZERO => {
+            let unmap = entry.stamp & 2 == 0;
+            bench.start(Operation::WriteZeroes { unmap }, offset, length, Vec::new(), &[])
+        }
+        _ => bench.start(Operation::Discard, offset, length, Vec::new(), &[]),
+    }
+}
+
+fn untouched() -> Vec<Possible> {
+    (0..BLOCKS).map(|block| HashSet::from([if block * BLOCK < BASE { None } else { Some(0) }])).collect()
+}
+
+/// Checks every block, and takes what it holds as the only possibility from now on.
+fn verify(bench: &Bench, model: &mut [Possible], when: &str) {
+    let content = bench.read(0, BLOCKS * BLOCK).unwrap();
+    for (block, (bytes, possible)) in content.chunks(BLOCK as usize).zip(model).enumerate() {
+        let found = stamp_of(bytes, block as u64);
+        assert!(possible.contains(&found), "{when} block {block}: {found:x?}, not {possible:x?}");
+        *possible = HashSet::from([found]);
     }
 }
 
