@@ -81,11 +81,7 @@ impl Uring {
             backlog: RefCell::default(),
             stash: RefCell::default(),
             ops: RefCell::default(),
-            files: RefCell::new(Files {
-                limit,
-                next: 0,
-                free: Vec::new(),
-            }),
+            files: RefCell::new(Files { limit, next: 0, free: Vec::new() }),
             raw_inflight: Cell::new(0),
         })
     }
@@ -117,10 +113,7 @@ impl Uring {
     pub unsafe fn op(&self, sqe: squeue::Entry) -> Op<'_> {
         let slot = self.ops.borrow_mut().insert();
         self.enqueue(sqe.user_data(TOKEN_LIMIT | slot as u64));
-        Op {
-            ring: self,
-            slot: Some(slot),
-        }
+        Op { ring: self, slot: Some(slot) }
     }
 
     /// Calls `each(token, result, flags)` for every raw completion there is (`flags` as in the CQE: see
@@ -129,11 +122,8 @@ impl Uring {
         // Not more than there are now: `each` may post others.
         let mut count = self.stash.borrow().len();
         for _ in 0..count {
-            let (token, result, flags) = self
-                .stash
-                .borrow_mut()
-                .pop_front()
-                .expect("only reap takes from the stash");
+            let (token, result, flags) =
+                self.stash.borrow_mut().pop_front().expect("only reap takes from the stash");
             each(token, result, flags);
         }
         self.run_deferred_work();
@@ -181,25 +171,16 @@ impl Uring {
         let mut files = self.files.borrow_mut();
         let index = files.free.pop().unwrap_or(files.next);
         if index >= files.limit {
-            return Err(io::Error::other(format!(
-                "no free slot among {} registered files",
-                files.limit
-            )));
+            return Err(io::Error::other(format!("no free slot among {} registered files", files.limit)));
         }
-        self.ring
-            .borrow()
-            .submitter()
-            .register_files_update(index, &[fd.as_raw_fd()])?;
+        self.ring.borrow().submitter().register_files_update(index, &[fd.as_raw_fd()])?;
         files.next = files.next.max(index + 1);
         Ok(Fixed(index))
     }
 
     /// Gives a registered file back. Operations in flight on it keep it open until they are done.
     pub fn unregister_fd(&self, file: Fixed) -> io::Result<()> {
-        self.ring
-            .borrow()
-            .submitter()
-            .register_files_update(file.0, &[-1])?;
+        self.ring.borrow().submitter().register_files_update(file.0, &[-1])?;
         self.files.borrow_mut().free.push(file.0);
         Ok(())
     }
@@ -226,8 +207,7 @@ impl Uring {
     fn enqueue(&self, sqe: squeue::Entry) {
         let mut backlog = self.backlog.borrow_mut();
         // SAFETY: the caller of `push` or `op` vouches for the memory and the fds of `sqe`.
-        if !backlog.is_empty() || unsafe { self.ring.borrow_mut().submission().push(&sqe) }.is_err()
-        {
+        if !backlog.is_empty() || unsafe { self.ring.borrow_mut().submission().push(&sqe) }.is_err() {
             backlog.push_back(sqe);
         }
     }
@@ -254,17 +234,13 @@ impl Uring {
                 return Ok(());
             }
             // With a backlog there is more to submit before there is time to sleep.
-            let want = if self.backlog.borrow().is_empty() {
-                want
-            } else {
-                0
-            };
+            let want = if self.backlog.borrow().is_empty() { want } else { 0 };
             let result = {
                 let ring = self.ring.borrow();
                 match &timespec {
-                    Some(time) if want > 0 => ring
-                        .submitter()
-                        .submit_with_args(want, &SubmitArgs::new().timespec(time)),
+                    Some(time) if want > 0 => {
+                        ring.submitter().submit_with_args(want, &SubmitArgs::new().timespec(time))
+                    }
                     _ => ring.submit_and_wait(want),
                 }
             };
@@ -293,11 +269,7 @@ impl Uring {
         let mut count = 0;
         for entry in ring.completion() {
             if self.settle(&entry) {
-                self.stash.borrow_mut().push_back((
-                    entry.user_data(),
-                    entry.result(),
-                    entry.flags(),
-                ));
+                self.stash.borrow_mut().push_back((entry.user_data(), entry.result(), entry.flags()));
             }
             count += 1;
         }
@@ -314,9 +286,7 @@ impl Uring {
             return true;
         }
         if token != TOKEN_IGNORED {
-            self.ops
-                .borrow_mut()
-                .complete((token & !TOKEN_LIMIT) as usize, entry.result());
+            self.ops.borrow_mut().complete((token & !TOKEN_LIMIT) as usize, entry.result());
         }
         false
     }
@@ -329,10 +299,7 @@ impl Uring {
         drop(queue);
         if needed {
             // SAFETY: submits nothing and passes no argument. A failure (EINTR) leaves the flag set for the next turn.
-            let _ = unsafe {
-                ring.submitter()
-                    .enter::<()>(0, 0, EnterFlags::GETEVENTS.bits(), None)
-            };
+            let _ = unsafe { ring.submitter().enter::<()>(0, 0, EnterFlags::GETEVENTS.bits(), None) };
         }
     }
 }
@@ -387,8 +354,7 @@ impl Ops {
     }
 
     fn complete(&mut self, slot: usize, result: i32) {
-        if let OpState::Pending(Some(waker)) =
-            std::mem::replace(&mut self.slots[slot], OpState::Done(result))
+        if let OpState::Pending(Some(waker)) = std::mem::replace(&mut self.slots[slot], OpState::Done(result))
         {
             waker.wake();
         }
@@ -426,28 +392,16 @@ impl Wake for Woken {
 /// The fastest set of flags that this kernel takes: DEFER_TASKRUN is Linux 6.1, COOP_TASKRUN 5.19.
 fn build(entries: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
-    builder
-        .dontfork()
-        .setup_cqsize(4 * entries)
-        .setup_submit_all();
+    builder.dontfork().setup_cqsize(4 * entries).setup_submit_all();
     let mut deferred = builder.clone();
-    deferred
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag();
+    deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
     let mut cooperative = builder.clone();
     cooperative.setup_coop_taskrun().setup_taskrun_flag();
-    deferred
-        .build(entries)
-        .or_else(|_| cooperative.build(entries))
-        .or_else(|_| builder.build(entries))
+    deferred.build(entries).or_else(|_| cooperative.build(entries)).or_else(|_| builder.build(entries))
 }
 
 fn soft_fd_limit() -> u32 {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` outlives the call; the call cannot fail for RLIMIT_NOFILE.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
     u32::try_from(limit.rlim_cur).unwrap_or(u32::MAX)

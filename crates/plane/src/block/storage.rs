@@ -365,8 +365,11 @@ fn stat(fd: RawFd) -> io::Result<libc::stat> {
 #[cfg(test)]
 pub mod fuse {
     use std::cell::Cell;
+    use std::future::poll_fn;
+    use std::task::Poll;
 
     thread_local! {
+        static DELAYS: Cell<u32> = const { Cell::new(1) };
         static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
         static BURNT: Cell<bool> = const { Cell::new(false) };
     }
@@ -382,7 +385,19 @@ pub mod fuse {
         BURNT.get()
     }
 
+    /// Lets others go first by turns, so that writes which nothing orders are made in any order.
     pub(super) async fn burn() {
+        DELAYS.set(DELAYS.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        let mut turns = DELAYS.get() >> 29;
+        poll_fn(|cx| match turns.checked_sub(1) {
+            Some(left) => {
+                turns = left;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        })
+        .await;
         let left = LEFT.get();
         if left == 0 {
             BURNT.set(true);

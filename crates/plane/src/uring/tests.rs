@@ -11,12 +11,7 @@ fn nop(token: u64) -> squeue::Entry {
 }
 
 fn read(file: &impl AsRawFd, buffer: &mut [u8]) -> squeue::Entry {
-    opcode::Read::new(
-        Fd(file.as_raw_fd()),
-        buffer.as_mut_ptr(),
-        buffer.len() as u32,
-    )
-    .build()
+    opcode::Read::new(Fd(file.as_raw_fd()), buffer.as_mut_ptr(), buffer.len() as u32).build()
 }
 
 #[test]
@@ -60,11 +55,8 @@ fn more_operations_than_the_queues_hold_all_complete_once() {
 fn a_wait_ends_at_its_timeout() {
     let ring = Uring::new(4).unwrap();
     let start = Instant::now();
-    ring.submit_and_wait(Some(Duration::from_millis(20)))
-        .unwrap();
-    assert!(
-        start.elapsed() >= Duration::from_millis(20) && start.elapsed() < Duration::from_secs(2)
-    );
+    ring.submit_and_wait(Some(Duration::from_millis(20))).unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(20) && start.elapsed() < Duration::from_secs(2));
     assert_eq!(ring.reap(|_, _, _| panic!("nothing was pushed")), 0);
 }
 
@@ -82,9 +74,7 @@ fn raw_completions_survive_block_on_and_tasks_run_in_it() {
     });
     let mut buffer = [0; 8];
     // SAFETY: the buffer outlives the future.
-    let count = ring
-        .block_on(unsafe { ring.op(read(&reader, &mut buffer)) })
-        .unwrap();
+    let count = ring.block_on(unsafe { ring.op(read(&reader, &mut buffer)) }).unwrap();
     assert_eq!(&buffer[..count as usize], b"hello");
     assert_eq!(reap_all(&ring, 1), [7]);
     assert_eq!(ring.tasks.tasks(), 0);
@@ -103,8 +93,7 @@ fn a_dropped_future_lets_go_of_its_buffer_first() {
     ring.submit().unwrap();
     drop(operation);
     writer.write_all(b"late").unwrap();
-    ring.submit_and_wait(Some(Duration::from_millis(5)))
-        .unwrap();
+    ring.submit_and_wait(Some(Duration::from_millis(5))).unwrap();
     ring.reap(|_, _, _| panic!("no raw operation"));
     assert_eq!(buffer, [0; 4]);
 }
