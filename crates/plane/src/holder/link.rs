@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use crate::holder::shadow::{Outgoing, Shadow};
 /// A worker that dies sooner than this after its start is in a crash loop.
 const STABLE: Duration = Duration::from_secs(2);
 
-/// First and longest pause before the next start in a crash loop; the first crash costs none.
+/// First and longest pause before the next start in a crash loop.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -133,29 +133,31 @@ impl Link {
         let mut pause = Duration::ZERO;
         loop {
             let start = Instant::now();
-            if let Err(error) = self.run_one() {
+            let own_fault = self.run_one().unwrap_or_else(|error| {
                 self.events.push("WORKER_EXITED", json!({"name": self.name, "error": error.to_string()}));
-            }
-            pause = if start.elapsed() > STABLE {
-                Duration::ZERO
-            } else if pause.is_zero() {
-                FIRST_PAUSE
-            } else {
-                (pause * 2).min(LONGEST_PAUSE)
-            };
-            let crashed_once = pause == FIRST_PAUSE;
-            let until = Instant::now() + if crashed_once { Duration::ZERO } else { pause };
-            while !self.state().ending && Instant::now() < until {
-                self.poll(None, until.saturating_duration_since(Instant::now()));
-            }
+                true
+            });
+            // The first crash costs no time, and neither does a kill from outside: only a loop of crashes does.
+            let looping = own_fault && start.elapsed() < STABLE;
+            self.sleep(if looping { pause } else { Duration::ZERO });
+            pause = if looping { (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) } else { Duration::ZERO };
             if self.state().ending {
                 return;
             }
         }
     }
 
-    /// One worker, from its start to its end.
-    fn run_one(&self) -> io::Result<()> {
+    /// Wait for `pause`, or until the worker is not wanted any more.
+    fn sleep(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while !self.state().ending && Instant::now() < until {
+            // Whole milliseconds, and one more, or the last of them would be a busy loop.
+            self.poll(None, until.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        }
+    }
+
+    /// One worker, from its start to its end; whether it ended by its own fault (SIGKILL is somebody else's).
+    fn run_one(&self) -> io::Result<bool> {
         let (ours, theirs) = Channel::pair()?;
         let mut child = self.spawn(&theirs)?;
         drop(theirs);
@@ -171,13 +173,15 @@ impl Link {
         drop(ours);
         let pid = child.id();
         let status = self.reap(&mut child);
+        let own_fault = status.as_ref().is_ok_and(|status| status.signal() != Some(libc::SIGKILL));
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
         let mut state = self.state();
         state.pid = 0;
         state.outbox.clear();
         let data = json!({"name": self.name, "pid": pid, "status": status, "expected": state.ending,
             "error": outcome.err().map(|error| error.to_string())});
         self.events.push("WORKER_EXITED", data);
-        Ok(())
+        Ok(own_fault)
     }
 
     fn spawn(&self, theirs: &Channel) -> io::Result<Child> {
@@ -195,19 +199,18 @@ impl Link {
         command.spawn()
     }
 
-    /// Exit status as text. The worker ends by itself when its socket closes; one that does not is killed.
-    fn reap(&self, child: &mut Child) -> String {
+    /// The exit status. A worker ends by itself when its socket closes; one that does not is killed.
+    fn reap(&self, child: &mut Child) -> io::Result<ExitStatus> {
         let deadline = Instant::now() + Duration::from_secs(1);
         while Instant::now() < deadline {
-            match child.try_wait() {
-                Ok(Some(status)) => return status.to_string(),
-                Ok(None) => thread::sleep(Duration::from_millis(1)),
-                Err(error) => return error.to_string(),
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
             }
+            thread::sleep(Duration::from_millis(1));
         }
         // If it has just ended, killing fails and waiting does not.
         let _ = child.kill();
-        child.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+        child.wait()
     }
 
     /// Send and listen until the worker closes the socket or is to end.
