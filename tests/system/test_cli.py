@@ -96,6 +96,7 @@ def test_the_console_ends_with_the_machine(cli: Cli, environment: dict[str, str]
     console.expect("# ")
     console.send("poweroff\r")
     console.expect("The console ended of b1")
+    console.expect(pexpect.EOF)
     console.close()
     assert console.exitstatus == 0
     _until(lambda: cli("list", "--state", "stopped", "-q").stdout == "b1\n")
