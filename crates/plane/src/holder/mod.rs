@@ -1,6 +1,6 @@
 //! The holder's half: speaks vhost-user and owns every fd that must outlive a worker.
 //!
-//! A device has a thread that serves its frontend ([`device`], [`session`]); a worker has one that keeps it running
+//! A device has a thread that serves its frontend ([`device`], [`relay`], [`protocol`], [`session`]); a worker has one that keeps it running
 //! ([`link`]). They meet in the worker's lock, where each device's state is kept ([`shadow`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,7 @@ mod events;
 mod fds;
 mod link;
 mod offer;
+mod protocol;
 mod relay;
 mod session;
 mod shadow;

@@ -53,6 +53,8 @@ pub struct VirtQueue {
     calling: bool,
     /// The driver does not kick while this is set; we look at the ring ourselves.
     polled: bool,
+    /// What the guest offers waits for the host: not looked at until the device wakes the queue.
+    parked: bool,
     /// Chains taken and not completed.
     taken: u16,
     /// Feature bits that the driver took.
@@ -113,6 +115,7 @@ impl VirtQueue {
             err,
             kick,
             polled: false,
+            parked: false,
             taken: 0,
             features: setup.features,
             broken: false,
@@ -265,8 +268,20 @@ impl VirtQueue {
         }
     }
 
+    /// Leave what is offered where it is until the device wakes the queue: it has nothing for the guest, or the host
+    /// takes nothing from it. Without this, buffers that wait would look like work for ever.
+    pub fn park(&mut self) {
+        self.parked = true;
+    }
+
+    /// Whether there is something to do that a look at the ring shows.
+    pub fn wants_service(&self) -> bool {
+        !self.parked && self.has_work()
+    }
+
     /// Ask the driver for no kicks, because we look at the ring anyway. True if it was to kick before.
     pub fn begin_polling(&mut self) -> bool {
+        self.parked = false;
         if self.polled {
             return false;
         }
@@ -282,6 +297,9 @@ impl VirtQueue {
             return false;
         }
         self.polled = false;
+        if self.parked {
+            return false;
+        }
         self.queue.enable_notification(self.memory.guest()).unwrap_or(false)
     }
 

@@ -1,0 +1,124 @@
+//! What the holder asks of a worker, carried out.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::Reactor;
+use crate::control::{FromWorker, QueueSetup, Region, ToWorker};
+use crate::memory::Memory;
+use crate::worker::device::{EPOCHS, Kind, Token};
+use crate::worker::entry::Entry;
+use crate::worker::queue::{Violation, VirtQueue};
+
+impl Reactor {
+    /// Carry out `message`.
+    pub fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>) {
+        match message {
+            ToWorker::Open { device, config } => {
+                self.epoch = (self.epoch + 1) % EPOCHS;
+                match Entry::open(&self.uring, (device, self.epoch), &config, fds) {
+                    Ok(entry) => self.insert(entry),
+                    Err(error) => self.report(device, None, "open", &error.to_string()),
+                }
+            }
+            ToWorker::Memory { device, regions } => self.set_memory(device, &regions, fds),
+            ToWorker::Queue { device, setup } => self.start(device, &setup, fds),
+            ToWorker::Stop { device, queue, serial } => self.stop(device, queue, serial),
+            ToWorker::Close { device, serial } => self.close(device, serial),
+        }
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        let slot = self.devices.iter().position(Option::is_none).unwrap_or(self.devices.len());
+        self.slots.insert(entry.number, slot as u16);
+        if slot == self.devices.len() {
+            self.devices.push(Some(entry));
+        } else {
+            self.devices[slot] = Some(entry);
+        }
+    }
+
+    fn set_memory(&mut self, device: u32, regions: &[Region], fds: Vec<OwnedFd>) {
+        let Some((slot, entry)) = self.entry(device) else { return };
+        if regions.is_empty() {
+            return entry.drop_memory();
+        }
+        match Memory::map(regions, fds) {
+            Ok(memory) => {
+                for index in entry.set_memory(memory) {
+                    self.fail(
+                        slot,
+                        index,
+                        &Violation::new("ring-address", "the rings are outside guest memory"),
+                    );
+                }
+            }
+            Err(error) => self.report(device, None, "memory-table", &error.to_string()),
+        }
+    }
+
+    fn start(&mut self, device: u32, setup: &QueueSetup, fds: Vec<OwnedFd>) {
+        self.epoch = (self.epoch + 1) % EPOCHS;
+        let epoch = self.epoch;
+        let Some(&slot) = self.slots.get(&device) else { return };
+        if self.queue(slot, setup.index).is_some() {
+            return self.update(slot, setup, fds);
+        }
+        let Some((slot, entry)) = self.entry(device) else { return };
+        let Some(place) = entry.queues.get_mut(usize::from(setup.index)) else { return };
+        let memory = entry.memory.clone();
+        let started = memory
+            .ok_or_else(|| io::Error::other("no guest memory"))
+            .and_then(|memory| VirtQueue::start(setup, memory, fds, epoch));
+        match started {
+            Ok(queue) => {
+                let kick = queue.kick().as_raw_fd();
+                *place = Some(queue);
+                self.poll(kick, Token { kind: Kind::Kick, epoch, slot, value: setup.index });
+                // Requests may have been waiting since before we looked: no kick will come for them.
+                self.wake(slot, setup.index);
+                self.touched.push(slot);
+            }
+            Err(error) => self.report(device, Some(setup.index), "queue", &error.to_string()),
+        }
+    }
+
+    /// The driver wants its interrupts elsewhere.
+    fn update(&mut self, slot: u16, setup: &QueueSetup, fds: Vec<OwnedFd>) {
+        self.let_go_of_fds(slot, setup.index);
+        self.epoch = (self.epoch + 1) % EPOCHS;
+        let epoch = self.epoch;
+        let Some(queue) = self.queue(slot, setup.index) else { return };
+        queue.update(setup, fds, epoch);
+        let kick = queue.kick().as_raw_fd();
+        self.poll(kick, Token { kind: Kind::Kick, epoch, slot, value: setup.index });
+        self.touched.push(slot);
+    }
+
+    fn stop(&mut self, device: u32, index: u16, serial: u64) {
+        let Some((slot, entry)) = self.entry(device) else {
+            return self.outbox.push_back(FromWorker::Stopped { serial, base: 0 });
+        };
+        let Some(queue) = entry.queues.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+            return self.outbox.push_back(FromWorker::Stopped { serial, base: 0 });
+        };
+        queue.stopping = Some(serial);
+        let mut wake = Vec::new();
+        if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
+            entry.with(&self.uring, slot, &mut wake, |device, context| device.stopping(context, index));
+        }
+        self.after(slot, wake);
+    }
+
+    fn close(&mut self, device: u32, serial: u64) {
+        if let Some(slot) = self.slots.remove(&device)
+            && let Some(mut entry) = self.devices[usize::from(slot)].take()
+        {
+            entry.with(&self.uring, slot, &mut Vec::new(), |device, context| device.closing(context));
+            // What names the device's fds must be with the kernel before they are closed. If it cannot be, the
+            // next turn ends the worker.
+            let _ = self.uring.submit();
+        }
+        self.outbox.push_back(FromWorker::Closed { serial });
+    }
+}
