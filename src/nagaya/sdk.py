@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode
 import httpx2
 
 from nagaya.errors import (
+    ConflictError,
     NagayaError,
     PermissionDeniedError,
     ProtocolError,
@@ -126,7 +127,7 @@ class Client:
         return Operation(self, OperationInfo.from_json(self.request("POST", "/v1/down", body=body)))
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Events as they come: `{"event": "machine" | "operation" | "deleted", ...}`; ends with the daemon."""
+        """Events as they come: `{"event": "machine" | "operation" | "deleted", ...}`."""
         with self.websocket("/v1/events") as connection:
             for message in connection:
                 yield json.loads(message)
@@ -450,7 +451,11 @@ def ensure_daemon(paths: Paths | None = None, *, program: Sequence[str] = ("-m",
         try:
             return client.host().daemon_pid
         except UnavailableError:
+            pass
+        try:
             _start_daemon(paths, program)
+        except ConflictError:  # somebody else's start was quicker; it serves soon
+            return _patient(lambda: client.host().daemon_pid)
         return client.host().daemon_pid
 
 
@@ -485,10 +490,24 @@ def _start_daemon(paths: Paths, program: Sequence[str]) -> None:
         if said is _NOTHING:
             process.kill()
         complaint = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+    if process.returncode == ConflictError.exit_code:
+        raise ConflictError(complaint.removeprefix("nagayad: "))
     raise UnavailableError(
         f"the daemon did not start: {complaint or 'it ended without a word'}",
         hint="run `nagaya daemon` in a terminal to watch it",
     )
+
+
+def _patient(ask: Callable[[], int]) -> int:
+    """What `ask` returns once the daemon answers. Raises its error if that takes too long."""
+    deadline = time.monotonic() + _START_TIME
+    while True:
+        try:
+            return ask()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 _NOTHING = b"\0"
