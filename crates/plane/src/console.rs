@@ -127,6 +127,7 @@ impl Console {
             let after = port.held.as_ref().map_or(0, |held| chain::total(&held.rest));
             context.page.written_bytes.fetch_add(before - after, Relaxed);
             let Some(head) = sending else {
+                queue.park();
                 port.poll(context, number, libc::POLLOUT);
                 return Ok(false);
             };
@@ -144,10 +145,15 @@ impl Console {
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
             let open = context.page.ports[number].guest_open.load(Relaxed) == 1
                 || (number == 0 && queue.features & FEATURE_MULTIPORT == 0);
-            if port.hung_up || !open || !queue.has_work() {
+            if !queue.has_work() {
+                return Ok(false);
+            }
+            if port.hung_up || !open {
+                queue.park();
                 return Ok(false);
             }
             if !port.readable() {
+                queue.park();
                 port.poll(context, number, libc::POLLIN);
                 return Ok(false);
             }
@@ -223,6 +229,9 @@ impl Console {
                 // After the completion: a crash in between repeats the message, which Linux takes well.
                 pending.fetch_and(!(1 << what), Relaxed);
             }
+        }
+        if let Some(queue) = context.queue(index) {
+            queue.park();
         }
         Ok(false)
     }
