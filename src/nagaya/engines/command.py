@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
 import struct
@@ -59,13 +60,14 @@ def launch_plan(machine: Machine, cgroups: tuple[str, ...], cpu: int | None) -> 
             field="boot.kernel",
         )
     paths = machine.paths
+    rooted = os.geteuid() == 0
     return LaunchPlan(
         machine=machine.id,
         executable=_KERNEL,
         argv=(f"nagaya-uml:{machine.spec.name}", *command_line(machine)),
         env={"TMPDIR": RAM_DIR},
-        uid=machine.uid,
-        gid=machine.gid,
+        uid=machine.uid if rooted else 0,  # not root: the zygote's user namespace knows only us, as 0
+        gid=machine.gid if rooted else 0,
         hostname=machine.spec.name,
         ram_bytes=machine.spec.memory.size + RAM_SLACK,
         ram_dir=RAM_DIR,

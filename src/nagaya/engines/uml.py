@@ -110,7 +110,7 @@ class UmlEngine:
         if not _alive(process):
             return
         try:
-            mconsole.send(process.pid, MCONSOLE, machine.uid, "cad")
+            mconsole.send(process.pid, MCONSOLE, machine.uid if os.geteuid() == 0 else os.geteuid(), "cad")
         except OSError as error:
             raise UnavailableError(
                 f"{machine.spec.name}: its kernel takes no commands: {error.strerror or error}",

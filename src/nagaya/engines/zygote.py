@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -62,7 +63,6 @@ class Zygote:
         self._mount_point = paths.run / "root"
         self._mount_point.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._base = cgroups.find_base(f"nagaya-{zlib.crc32(os.fsencode(paths.run)):08x}")
-        self._pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._processes: dict[int, _Process] = {}
         self._clients: dict[int, socket.socket] = {}
         self._poll = select.poll()
@@ -172,13 +172,15 @@ class Zygote:
         Path(plan.exit_file).unlink(missing_ok=True)
         log = EngineLog(Path(plan.log), plan.log_limit)
         report, report_writer = os.pipe2(os.O_CLOEXEC)
-        linux.unshare(linux.CLONE_NEWPID)  # for children only; undone below
         try:
-            pid = os.fork()
+            pid = _fork_process_1()
             if pid == 0:
                 _child(plan, str(self._mount_point), log.write_fd, report_writer)
+        except OSError:
+            log.close()
+            os.close(report)
+            raise
         finally:
-            linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
             os.close(report_writer)
             log.close_writer()
         deadline = time.monotonic() + LAUNCH_TIMEOUT_S
@@ -251,6 +253,38 @@ class Zygote:
         for process in self._processes.values():
             if process.log.flooded:
                 process.log.drain()
+
+
+def _fork_process_1() -> int:
+    """Fork a process that is number 1 of a new pid namespace: 0 in it, its number here in the zygote.
+
+    unshare(2) gives the namespace to later children only and cannot be taken back without rights that a user
+    namespace does not give. So a child does it, forks and ends; the grandchild comes to us, the subreaper.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    middle = os.fork()
+    if middle == 0:
+        _fork_and_end(writer)
+        return 0
+    os.close(writer)
+    os.waitpid(middle, 0)
+    number = int(os.read(reader, 32) or -errno.ECHILD)
+    os.close(reader)
+    if number < 0:
+        raise OSError(-number, f"a new pid namespace: {os.strerror(-number)}")
+    return number
+
+
+def _fork_and_end(writer: int) -> None:
+    """Report the number of a child in a new pid namespace and end; returns in the child."""
+    try:
+        linux.unshare(linux.CLONE_NEWPID)
+        inner = os.fork()
+    except OSError as error:
+        inner = -(error.errno or errno.EPERM)
+    if inner:
+        os.write(writer, str(inner).encode())
+        os._exit(0)
 
 
 def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:

@@ -82,7 +82,8 @@ class Yard:
         made = Machine(f"{number:012x}", one, self.paths.machine(f"{number:012x}"), uid, uid, self.kernel)
         made.paths.jail.mkdir(parents=True, mode=0o750)
         made.paths.state.mkdir(parents=True, mode=0o700)
-        os.chown(made.paths.jail, 0, uid)
+        if os.geteuid() == 0:
+            os.chown(made.paths.jail, 0, uid)
         self._machines.append(made)
         return made
 
