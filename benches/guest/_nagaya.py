@@ -39,7 +39,7 @@ def own_nagaya() -> Iterator[Client]:
             for machine in client.machines.list():
                 machine.delete(force=True)
     finally:
-        command = [sys.executable, "-m", "nagaya.cli", "daemon", "stop", "--all", "--force"]
+        command = [sys.executable, "-m", "nagaya.cli", "daemon", "stop", "--all"]
         subprocess.run(command, env={**os.environ, **paths.environment()}, check=True, capture_output=True)
         shutil.rmtree(top)
 
