@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "nagaya.yaml"
 
+_DONE = {
+    "create": "created and started",
+    "start": "started",
+    "change": "changed and started",
+    "recreate": "restarted with its new description",
+    "delete": "deleted",
+}
+
 _file = click.option(
     "-f",
     "--file",
@@ -55,13 +63,11 @@ def up_command(session: Session, file: str, recreate: bool, prune: bool) -> None
     operation = session.client.apply(
         list(wanted.machines.values()), wanted.images, source=source, recreate=recreate, prune=prune
     )
-    result = follow(session, operation, f"up {file}")
+    result = follow(session, operation, f"up {Path(file).name}")
     if session.format == "table" and not session.quiet:
         for change in result.get("machines", []):
-            if change["action"] != "unchanged":
-                click.echo(
-                    f"{change['name']}: {change['action']} {change.get('detail', '')}".rstrip(), err=True
-                )
+            if change["action"] in _DONE:
+                click.echo(f"{change['name']}: {_DONE[change['action']]}", err=True)
     names = set(wanted.machines)
     print_machines(session, [machine for machine in session.client.machines.list() if machine.name in names])
     if session.format == "table" and not session.quiet and names:
@@ -92,7 +98,7 @@ def down_command(session: Session, file: str, keep: bool, timeout: float, images
         raise UsageError("--keep and --images exclude each other: a kept machine needs its image")
     wanted, _source = _read(file)
     operation = session.client.down(list(wanted.machines), keep=keep, timeout=timeout)
-    follow(session, operation, f"down {file}")
+    follow(session, operation, f"down {Path(file).name}")
     if not session.quiet:
         done = "stopped" if keep else "removed"
         click.echo(f"{', '.join(wanted.machines) or 'no machine'}: {done}")
