@@ -26,6 +26,7 @@ class Plane:
         `{"driver": "rng", "id", "worker"}`, fds `[listener]`.
 
         Devices with the same `worker` name share one worker process. The fds are duplicated, the caller keeps its own.
+        Returns when the worker has opened a blk device's layers; raises `OSError` if it cannot.
         """
 
     def device_del(self, id: str) -> None:

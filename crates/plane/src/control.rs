@@ -99,6 +99,13 @@ pub enum ToWorker {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromWorker {
+    /// A device can be served, or cannot.
+    Opened {
+        /// Which device.
+        device: u32,
+        /// Why not.
+        error: Option<String>,
+    },
     /// The queue is idle and not looked at any more.
     Stopped {
         /// Of the request.

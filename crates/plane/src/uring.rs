@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
@@ -72,10 +73,27 @@ struct Files {
 impl Uring {
     /// A ring with room for `entries` SQEs (a power of two) and four times as many completions.
     pub fn new(entries: u32) -> io::Result<Uring> {
-        let ring = build(entries)?;
+        let ring = build(entries, IoUring::builder())?;
         let limit = FILES.min(soft_fd_limit());
         ring.submitter().register_files_sparse(limit)?;
-        Ok(Uring {
+        Ok(Uring::with(ring, limit))
+    }
+
+    /// The same, but the kernel takes nothing but `restrictions` from it, now and for ever: a system call filter does not
+    /// see what goes through a ring.
+    pub fn confined(entries: u32, restrictions: &mut [Restriction]) -> io::Result<Uring> {
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled();
+        let ring = build(entries, builder)?;
+        let limit = FILES.min(soft_fd_limit());
+        ring.submitter().register_files_sparse(limit)?;
+        ring.submitter().register_restrictions(restrictions)?;
+        ring.submitter().register_enable_rings()?;
+        Ok(Uring::with(ring, limit))
+    }
+
+    fn with(ring: IoUring, limit: u32) -> Uring {
+        Uring {
             tasks: Executor::default(),
             ring: RefCell::new(ring),
             backlog: RefCell::default(),
@@ -83,7 +101,7 @@ impl Uring {
             ops: RefCell::default(),
             files: RefCell::new(Files { limit, next: 0, free: Vec::new() }),
             raw_inflight: Cell::new(0),
-        })
+        }
     }
 
     /// Queues `sqe`, whose `user_data` is the caller's token, below [`TOKEN_LIMIT`]. Never fails: what does not fit waits
@@ -390,8 +408,7 @@ impl Wake for Woken {
 }
 
 /// The fastest set of flags that this kernel takes: DEFER_TASKRUN is Linux 6.1, COOP_TASKRUN 5.19.
-fn build(entries: u32) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
+fn build(entries: u32, mut builder: io_uring::Builder) -> io::Result<IoUring> {
     builder.dontfork().setup_cqsize(4 * entries).setup_submit_all();
     let mut deferred = builder.clone();
     deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();

@@ -217,6 +217,9 @@ impl Device for Blk {
         for _ in 0..BUDGET {
             if self.in_flight() >= self.disk.depth() {
                 self.starved.push(index);
+                if let Some(queue) = context.queue(index) {
+                    queue.park();
+                }
                 return Ok(false);
             }
             let mut buffers = std::mem::take(&mut self.buffers);

@@ -123,3 +123,109 @@ fn zero(buffers: &mut Buffers, write: bool, size: u64) -> Parsed {
         if write { Operation::WriteZeroes { unmap: flags & FLAG_UNMAP != 0 } } else { Operation::Discard };
     range(operation, sector, u64::from(sectors) * SECTOR, size)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DISK: u64 = 1 << 20;
+
+    fn iovec(bytes: &mut [u8]) -> libc::iovec {
+        libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
+    }
+
+    fn header(kind: u32, sector: u64) -> Vec<u8> {
+        let mut header = Vec::from(kind.to_le_bytes());
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        header
+    }
+
+    /// Parse a request with `data` bytes to read and `space` bytes to write, the header in pieces of `piece` bytes.
+    fn request(header: &[u8], piece: usize, data: usize, space: usize) -> Result<Parsed, Unanswerable> {
+        let (mut header, mut data, mut space) = (header.to_vec(), vec![0; data], vec![0; space + 1]);
+        let mut buffers = Buffers::default();
+        buffers.readable.extend(header.chunks_mut(piece).map(iovec));
+        buffers.readable.push(iovec(&mut data));
+        buffers.readable.retain(|buffer| buffer.iov_len > 0);
+        buffers.writable.push(iovec(&mut space));
+        let (parsed, status) = parse(&mut buffers, DISK, false)?;
+        assert_eq!(
+            status.cast_const(),
+            space.as_ptr().wrapping_add(space.len() - 1),
+            "the status is the last byte"
+        );
+        Ok(parsed)
+    }
+
+    fn disk(operation: Operation, offset: u64, length: u64) -> Result<Parsed, Unanswerable> {
+        Ok(Parsed::Disk { operation, offset, length })
+    }
+
+    const FAILED: Result<Parsed, Unanswerable> = Ok(Parsed::Refused(Status::IoError));
+    const UNSUPPORTED: Result<Parsed, Unanswerable> = Ok(Parsed::Refused(Status::Unsupported));
+
+    #[test]
+    fn requests_are_told_apart_however_the_header_is_split() {
+        for piece in [16, 7, 1] {
+            assert_eq!(request(&header(kind::IN, 8), piece, 0, 4096), disk(Operation::Read, 4096, 4096));
+            assert_eq!(request(&header(kind::OUT, 1), piece, 512, 0), disk(Operation::Write, 512, 512));
+            assert_eq!(request(&header(kind::FLUSH, 0), piece, 0, 0), disk(Operation::Flush, 0, 0));
+            assert_eq!(request(&header(kind::GET_ID, 0), piece, 0, 20), Ok(Parsed::GetId));
+            assert_eq!(request(&header(99, 0), piece, 0, 0), UNSUPPORTED);
+        }
+    }
+
+    #[test]
+    fn ranges_outside_the_disk_are_refused_also_when_they_wrap() {
+        let last = DISK / SECTOR - 1;
+        assert_eq!(request(&header(kind::IN, last), 16, 0, 512), disk(Operation::Read, DISK - 512, 512));
+        for sector in [last + 1, u64::MAX, u64::MAX / 512, u64::MAX / 512 + 1] {
+            assert_eq!(request(&header(kind::IN, sector), 16, 0, 512), FAILED);
+        }
+        assert_eq!(request(&header(kind::IN, last), 16, 0, 1024), FAILED);
+        assert_eq!(request(&header(kind::OUT, 0), 16, 100, 0), FAILED, "half a sector");
+        assert_eq!(request(&header(kind::OUT, 0), 16, 0, 0), FAILED, "nothing");
+    }
+
+    #[test]
+    fn what_has_no_header_or_status_cannot_be_answered() {
+        assert!(request(&[0; 15], 16, 0, 512).is_err());
+        let mut header = header(kind::FLUSH, 0);
+        let mut buffers = Buffers::default();
+        buffers.readable.push(iovec(&mut header));
+        assert!(parse(&mut buffers, DISK, false).is_err());
+    }
+
+    #[test]
+    fn a_read_only_disk_is_only_read() {
+        for (kind, refused) in
+            [(kind::OUT, true), (kind::DISCARD, true), (kind::WRITE_ZEROES, true), (kind::IN, false)]
+        {
+            let (mut header, mut space) = (header(kind, 0), vec![0; 513]);
+            let mut buffers = Buffers::default();
+            buffers.readable.push(iovec(&mut header));
+            buffers.writable.push(iovec(&mut space));
+            let (parsed, _) = parse(&mut buffers, DISK, true).unwrap();
+            assert_eq!(parsed == Parsed::Refused(Status::IoError), refused);
+        }
+    }
+
+    #[test]
+    fn discards_and_zeroes_have_one_segment_with_known_flags() {
+        let zero = |kind, sectors: u32, flags: u32| {
+            let mut bytes = header(kind, 0);
+            bytes.extend(2u64.to_le_bytes());
+            bytes.extend(sectors.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            request(&bytes, 16, 0, 0)
+        };
+        assert_eq!(zero(kind::DISCARD, 3, 0), disk(Operation::Discard, 1024, 1536));
+        assert_eq!(zero(kind::WRITE_ZEROES, 3, 1), disk(Operation::WriteZeroes { unmap: true }, 1024, 1536));
+        assert_eq!(zero(kind::DISCARD, 3, 1), UNSUPPORTED);
+        assert_eq!(zero(kind::WRITE_ZEROES, 3, 2), UNSUPPORTED);
+        assert_eq!(zero(kind::DISCARD, 0, 0), FAILED);
+        assert_eq!(zero(kind::DISCARD, MAX_ZERO_SECTORS + 1, 0), FAILED);
+        assert_eq!(request(&header(kind::DISCARD, 0), 16, 8, 0), UNSUPPORTED);
+    }
+}

@@ -117,6 +117,27 @@ impl Link {
         state.answers.remove(&serial)
     }
 
+    /// Wait until the worker has opened `device`, or says why it cannot.
+    ///
+    /// # Errors
+    /// What the worker says, or that it says nothing for `patience`.
+    pub fn wait_opened(&self, device: u32, patience: Duration) -> io::Result<()> {
+        let opened = |state: &State| state.devices.get(&device).and_then(|shadow| shadow.opened.clone());
+        let waiting = |state: &mut State| opened(state).is_none() && !state.ending;
+        let (state, _) = self
+            .answered
+            .wait_timeout_while(self.state(), patience, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        match opened(&state) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(reason)) => Err(io::Error::new(io::ErrorKind::InvalidData, reason)),
+            None => {
+                let reason = format!("worker {} does not open the device", self.name);
+                Err(io::Error::new(io::ErrorKind::TimedOut, reason))
+            }
+        }
+    }
+
     /// Let the worker go; its thread ends.
     pub fn end(&self) {
         self.change(|state| state.ending = true);
@@ -253,6 +274,17 @@ impl Link {
     fn hear(&self, message: FromWorker) {
         let mut state = self.state();
         match message {
+            FromWorker::Opened { device, error } => {
+                let Some(shadow) = state.devices.get_mut(&device) else { return };
+                if let Some(detail) = &error {
+                    shadow.violated("open", detail);
+                    let data =
+                        json!({"id": shadow.config.id(), "queue": null, "kind": "open", "detail": detail});
+                    self.events.push("DEVICE_VIOLATION", data);
+                }
+                shadow.opened = Some(error.map_or(Ok(()), Err));
+                self.answered.notify_all();
+            }
             FromWorker::Stopped { serial, base } => {
                 for shadow in state.devices.values_mut() {
                     shadow.queues.retain(|_, queue| queue.stopping != Some(serial));

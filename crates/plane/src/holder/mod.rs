@@ -3,7 +3,7 @@
 //! A device has a thread that serves its frontend ([`device`], [`relay`], [`protocol`], [`session`]); a worker has one that keeps it running
 //! ([`link`]). They meet in the worker's lock, where each device's state is kept ([`shadow`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Relaxed;
@@ -59,8 +59,8 @@ pub struct Plane {
 #[derive(Default)]
 struct Inner {
     devices: BTreeMap<String, Device>,
-    /// Names of devices that are on their way out: not to be taken yet.
-    leaving: BTreeSet<String>,
+    /// Devices that are on their way in or out, whose names are not to be taken, and their workers.
+    reserved: BTreeMap<String, String>,
     links: BTreeMap<String, (Arc<Link>, JoinHandle<()>)>,
     next_number: u32,
 }
@@ -94,35 +94,65 @@ impl Plane {
         let offer = Offer::of(&config, &backend)?;
         let page = Arc::new(Shared::create()?);
 
-        let mut inner = lock(&self.inner);
-        let (id, worker) = (config.id().to_owned(), config.worker().to_owned());
-        if inner.devices.contains_key(&id) || inner.leaving.contains(&id) {
-            return Err(PlaneError::Config(format!("there is a device {id} already")));
-        }
-        if !inner.links.contains_key(&worker) {
-            inner.links.insert(worker.clone(), Link::start(&worker, &self.worker_argv, self.events.clone())?);
-        }
-        let link = inner.links[&worker].0.clone();
-        let number = inner.next_number;
-        inner.next_number += 1;
+        let id = config.id().to_owned();
+        let worker = config.worker().to_owned();
         let shadow = Shadow::new(config, page, backend)?;
-        link.change(|state| {
-            state.tell(shadow.open_message(number));
-            state.devices.insert(number, shadow);
-        });
-        match Device::start((&id, number), listener, link.clone(), offer, self.events.clone()) {
+        let (link, number) = self.reserve(&id, &worker)?;
+        let added = self.start(&id, number, (&link, offer), listener, shadow);
+        let mut inner = lock(&self.inner);
+        inner.reserved.remove(&id);
+        match added {
             Ok(device) => {
                 inner.devices.insert(id, device);
                 Ok(())
             }
             Err(error) => {
+                drop(inner);
                 link.change(|state| {
                     ask_to_close(state, number);
                     state.devices.remove(&number);
                 });
+                self.end_idle_link(&link);
                 Err(error.into())
             }
         }
+    }
+
+    /// Keep the name for a device on its way in; its worker, started if there is none, and its number there.
+    fn reserve(&self, id: &str, worker: &str) -> Result<(Arc<Link>, u32), PlaneError> {
+        let mut inner = lock(&self.inner);
+        if inner.devices.contains_key(id) || inner.reserved.contains_key(id) {
+            return Err(PlaneError::Config(format!("there is a device {id} already")));
+        }
+        if !inner.links.contains_key(worker) {
+            let started = Link::start(worker, &self.worker_argv, self.events.clone())?;
+            inner.links.insert(worker.to_owned(), started);
+        }
+        inner.reserved.insert(id.to_owned(), worker.to_owned());
+        let number = inner.next_number;
+        inner.next_number += 1;
+        Ok((inner.links[worker].0.clone(), number))
+    }
+
+    /// Give the device to its worker, and its listener to a thread. Images are opened first: only they can turn
+    /// out to be unusable.
+    fn start(
+        &self,
+        id: &str,
+        number: u32,
+        (link, offer): (&Arc<Link>, Offer),
+        listener: OwnedFd,
+        shadow: Shadow,
+    ) -> io::Result<Device> {
+        let may_fail = matches!(shadow.config, DeviceConfig::Blk(_));
+        link.change(|state| {
+            state.tell(shadow.open_message(number));
+            state.devices.insert(number, shadow);
+        });
+        if may_fail {
+            link.wait_opened(number, PATIENCE)?;
+        }
+        Device::start((id, number), listener, link.clone(), offer, self.events.clone())
     }
 
     /// Stop serving a device; waits for what is in flight.
@@ -133,7 +163,7 @@ impl Plane {
         let device = {
             let mut inner = lock(&self.inner);
             let device = inner.devices.remove(id).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;
-            inner.leaving.insert(id.to_owned());
+            inner.reserved.insert(id.to_owned(), device.link.name.clone());
             device
         };
         let (link, number) = (device.link.clone(), device.number);
@@ -141,7 +171,7 @@ impl Plane {
         let serial = link.change(|state| ask_to_close(state, number));
         let closed = serial.is_none_or(|serial| link.wait(serial, PATIENCE).is_some());
         link.change(|state| state.devices.remove(&number));
-        lock(&self.inner).leaving.remove(id);
+        lock(&self.inner).reserved.remove(id);
         self.end_idle_link(&link);
         if closed {
             return Ok(());
@@ -153,7 +183,10 @@ impl Plane {
     fn end_idle_link(&self, link: &Arc<Link>) {
         let ended = {
             let mut inner = lock(&self.inner);
-            let idle = link.state().devices.is_empty();
+            // A device on its way in may be about to use it.
+            let wanted = inner.reserved.values().any(|worker| *worker == link.name);
+            let current = inner.links.get(&link.name).is_some_and(|(current, _)| Arc::ptr_eq(current, link));
+            let idle = link.state().devices.is_empty() && !wanted && current;
             if idle { inner.links.remove(&link.name) } else { None }
         };
         if let Some((link, thread)) = ended {

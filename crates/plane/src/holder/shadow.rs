@@ -48,6 +48,8 @@ pub struct Shadow {
     pub queues: BTreeMap<u16, RunningQueue>,
     /// The serial of the request to close it, once there is one.
     pub closing: Option<u64>,
+    /// Whether its worker could open it, once the worker has said so.
+    pub opened: Option<Result<(), String>>,
     /// Whether a frontend is connected.
     pub connected: bool,
     /// Rules broken, by kind.
@@ -71,6 +73,7 @@ impl Shadow {
             memory: Vec::new(),
             queues: BTreeMap::new(),
             closing: None,
+            opened: None,
             connected: false,
             violations: BTreeMap::new(),
             last_violation: None,

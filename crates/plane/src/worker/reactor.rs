@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use io_uring::{cqueue, opcode, types};
 
 use crate::control::{Channel, FromWorker, ToWorker};
+use crate::sandbox;
 use crate::uring::Uring;
 use crate::worker::device::{IGNORED, Kind, Token};
 use crate::worker::entry::Entry;
@@ -49,7 +50,7 @@ impl Reactor {
     /// # Errors
     /// If there is no io_uring.
     pub fn new(control: Channel) -> io::Result<Reactor> {
-        let uring = Uring::new(ENTRIES)
+        let uring = Uring::confined(ENTRIES, &mut sandbox::ring_restrictions())
             .map_err(|error| io::Error::new(error.kind(), format!("io_uring is not available: {error}")))?;
         let reactor = Reactor {
             uring: Rc::new(uring),

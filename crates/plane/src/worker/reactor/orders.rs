@@ -16,9 +16,11 @@ impl Reactor {
         match message {
             ToWorker::Open { device, config } => {
                 self.epoch = (self.epoch + 1) % EPOCHS;
-                match Entry::open(&self.uring, (device, self.epoch), &config, fds) {
-                    Ok(entry) => self.insert(entry),
-                    Err(error) => self.report(device, None, "open", &error.to_string()),
+                let opened = Entry::open(&self.uring, (device, self.epoch), &config, fds);
+                let error = opened.as_ref().err().map(ToString::to_string);
+                self.outbox.push_back(FromWorker::Opened { device, error });
+                if let Ok(entry) = opened {
+                    self.insert(entry);
                 }
             }
             ToWorker::Memory { device, regions } => self.set_memory(device, &regions, fds),
