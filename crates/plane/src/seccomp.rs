@@ -69,7 +69,7 @@ mod tests {
     fn a_list_of_names_becomes_whole_instructions() {
         let one = compile(&policy("errno:38", &["read"])).expect("valid");
         let two = compile(&policy("errno:38", &["read", "write"])).expect("valid");
-        assert!(!one.is_empty() && one.len() % 8 == 0 && two.len() > one.len());
+        assert!(!one.is_empty() && one.len().is_multiple_of(8) && two.len() > one.len());
     }
 
     #[test]
