@@ -39,6 +39,12 @@ _BASE = (
     ),
     *("ca-certificates", "qemu-guest-agent"),
 )
+_PACK = _DATA / "debian-base.sh"
+_KEEP_ATTRIBUTES = (
+    "--acls",
+    "--xattrs",
+    "--xattrs-include=*",
+)  # tar alone drops file capabilities, as ping's
 _BASE_MAX_AGE_S = 7 * 86400  # then it is made again: security updates
 _MINIMAL_STEPS = {
     "running apt-get update": 0.02,
@@ -100,7 +106,7 @@ class _Build:
     def unpack_minimal(self, fresh: bool) -> None:
         """Fill `root` with the minimal system, from the cache if it is there and not old."""
         suite, mirrors = self.recipe.suite, mirror_lines(self.recipe.suite)
-        key = hashlib.sha256(repr((suite, mirrors, _BASE)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((suite, mirrors, _BASE, _PACK.read_text())).encode()).hexdigest()[:16]
         archive = self.cache.directory("base") / f"{suite}-{key}.tar"
 
         def waiting() -> None:
@@ -114,7 +120,7 @@ class _Build:
         step = "unpack the minimal system"
         self.progress(step, 0.35)
         self.root.mkdir()
-        self.runner.run(step, ["tar", "-C", self.root, "--numeric-owner", "--xattrs", "-xpf", archive])
+        self.runner.run(step, ["tar", "-C", self.root, "--numeric-owner", *_KEEP_ATTRIBUTES, "-xpf", archive])
 
     def configure(self) -> int:
         """Add the recipe's packages and our files, run its commands; the newest package file's time."""
@@ -169,7 +175,7 @@ class _Build:
         step = "keep the minimal system"
         self.progress(step, 0.3)
         half = archive.with_suffix(".new")  # whoever holds the lock may overwrite what a killed build left
-        self.runner.run(step, ["sh", "-eu", _DATA / "debian-base.sh", self.root, half, str(start)])
+        self.runner.run(step, ["sh", "-eu", _PACK, self.root, half, str(start)])
         half.replace(archive)
 
     def _apt_options(self) -> Path:

@@ -22,7 +22,7 @@ _SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 _PACKAGE = "linux-source-6.1"
 _DATA = Path(__file__).parent / "data"
 _TOOLS = ("tar", "xz", "make", "gcc", "flex", "bison", "bc", "perl", "patch", "setpriv", "busybox")
-_OBJECTS = 1420  # files that a build compiles, for the progress only
+_OBJECTS = 1060  # files that a build compiles, for the progress only
 _BOOTS = 3
 _BOOT_LIMIT_S = 60
 _LPJ = re.compile(r"\(lpj=(\d+)\)")

@@ -4,4 +4,4 @@
 root=$1 archive=$2 start=$3
 epoch=$(find "$root" -xdev ! -newermt "@$((start - 1))" -printf '%Ts\n' | sort -n | tail -n 1)
 find "$root" -xdev -newermt "@$epoch" -exec touch -h -d "@$epoch" {} +
-tar -C "$root" --sort=name --numeric-owner --xattrs -cf "$archive" .
+tar -C "$root" --sort=name --numeric-owner --acls --xattrs --xattrs-include='*' -cf "$archive" .
