@@ -3,7 +3,8 @@
 //! Every table that a full disk needs is there from the start: the refcount table and its blocks, the L1 table and all
 //! L2 tables, in this order behind the header, empty ones as holes. Two reasons: a worker may be killed between any two
 //! writes, and imago hooks a new table up before its refcount has reached the file; and a table that is there costs
-//! a guest's write nothing. The data area is a hole too, so the file never grows and its writes never extend it.
+//! a guest's write nothing. The file ends behind the tables and grows with its data: on ext4 a direct write that extends a
+//! file takes io_uring half as long as one into a hole, or into preallocated space, which goes to a thread first.
 //!
 //! Format: docs/interop/qcow2.txt of QEMU, version 3 ("compat=1.1"), big endian.
 
@@ -111,10 +112,6 @@ impl Layout {
         self.l2_table(self.l2_tables) >> self.cluster_bits
     }
 
-    fn file_size(&self) -> u64 {
-        self.l2_table(self.l2_tables) + self.size.next_multiple_of(self.cluster())
-    }
-
     fn header(&self, backing: Option<(&str, &str)>) -> Vec<u8> {
         let mut extensions = Vec::new();
         let mut name = "";
@@ -173,7 +170,7 @@ impl Layout {
         let refcounts = 1u16.to_be_bytes().repeat(self.metadata_clusters() as usize);
         file.write_all_at(&refcounts, self.refcount_block(0))?;
         file.write_all_at(&self.l1_table_bytes(), self.l1_table())?;
-        file.set_len(self.file_size())
+        file.set_len(self.l2_tables().end)
     }
 
     /// Reads back an overlay's fixed tables with `read(offset, length)`.

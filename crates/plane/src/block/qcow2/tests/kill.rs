@@ -78,8 +78,7 @@ fn no_answered_write_is_lost_when_the_process_is_killed() {
             drop(bench);
             check_image(&top, true);
         }
-        // Few on a busy host, but some.
-        assert!(answered > 0, "image {image}: no request was answered");
+        assert!(answered >= 8 * 8 / 2, "image {image}: {answered} requests answered");
     }
 }
 
@@ -207,10 +206,10 @@ fn spawn(dir: &Path) -> Child {
         .unwrap()
 }
 
-/// Waits for the first request, lets the child run for `time`, kills it and returns its whole log.
+/// Waits until some requests have been answered, lets the child run for `time`, kills it and returns its whole log.
 fn kill(mut child: Child, time: Duration) -> Vec<Entry> {
     let mut pipe = child.stdout.take().unwrap();
-    let mut bytes = vec![0; Entry::SIZE];
+    let mut bytes = vec![0; (DEPTH + 8) * Entry::SIZE];
     pipe.read_exact(&mut bytes).unwrap();
     let reader = spawn_thread(move || {
         pipe.read_to_end(&mut bytes).unwrap();
