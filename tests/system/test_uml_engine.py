@@ -212,6 +212,63 @@ def test_a_cpu_limit_holds(yard: Run) -> None:
     yard(test)
 
 
+def test_cpu_weights_share_a_cpu(yard: Run) -> None:
+    async def test(yard: Yard) -> None:
+        machines = [yard.machine("burn", cpu={"weight": weight}) for weight in (100, 300)]
+        groups = []
+        for machine in machines:
+            await yard.engine.start(machine)
+            await said(machine, "GUEST-READY")
+            groups.append(_group(machine))
+            move_to_cpu(groups[-1], min(os.sched_getaffinity(0)))
+        before = [group.usage_us() or 0 for group in groups]
+        await asyncio.sleep(4)
+        light, heavy = ((group.usage_us() or 0) - used for group, used in zip(groups, before, strict=True))
+        assert 2.4 < heavy / light < 3.6, f"weights 100 and 300 got {light} and {heavy} us of one CPU"
+
+    yard(test)
+
+
+class _MachinesOnly:
+    """A CPU meter that sees the machines' own load: what else runs on the host is not the test's."""
+
+    def __init__(self, groups: list[Cgroup], cpus: list[int]) -> None:
+        self._groups, self._cpus = groups, cpus
+        self._used, self._at = self._usage(), time.monotonic()
+
+    def loads(self) -> dict[int, float]:
+        used, at = self._usage(), time.monotonic()
+        busy = (used - self._used) / 1e6 / (at - self._at)
+        self._used, self._at = used, at
+        return {self._cpus[0]: busy, self._cpus[1]: 0.0}
+
+    def _usage(self) -> int:
+        return sum(group.usage_us() or 0 for group in self._groups)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_one_of_two_busy_machines_on_a_cpu_is_moved(yard: Run) -> None:
+    async def test(yard: Yard) -> None:
+        cpus = sorted(os.sched_getaffinity(0))[:2]
+        machines = [yard.machine("burn") for _ in range(2)]
+        processes = {machine.id: (await yard.engine.start(machine)).pid for machine in machines}
+        for machine in machines:
+            await said(machine, "GUEST-READY")
+            move_to_cpu(_group(machine), cpus[0])
+            yard.engine._placement.place(machine.id, cpus[0])
+        groups = [_group(machine) for machine in machines]
+        yard.engine._meter = _MachinesOnly(groups, cpus)  # type: ignore[assignment]
+        done = ""
+        for _ in range(20):
+            done = done or await yard.engine.balance(processes)
+            await asyncio.sleep(0.0 if done else 0.5)
+        assert done in {f"moved machine {machine.id} to CPU {cpus[1]}" for machine in machines}
+        places = {os.sched_getaffinity(pid).pop() for group in groups for pid in group.pids()[:1]}
+        assert places == set(cpus)
+
+    yard(test)
+
+
 def test_a_guest_that_takes_all_its_memory_stays_below_its_limit(yard: Run) -> None:
     async def test(yard: Yard) -> None:
         machine = yard.machine("eat", memory="96MiB")
