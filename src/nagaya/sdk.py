@@ -8,27 +8,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
-import httpx2
-
-from nagaya.errors import (
-    ConflictError,
-    NagayaError,
-    PermissionDeniedError,
-    ProtocolError,
-    TimeoutExpiredError,
-    UnavailableError,
-)
+from nagaya.connection import ANSWER_TIME, Connection
+from nagaya.errors import ConflictError, NagayaError, TimeoutExpiredError, UnavailableError
 from nagaya.models import (
     ExecAnswer,
     HostInfo,
@@ -48,7 +38,6 @@ if TYPE_CHECKING:
 
 WaitFor = Literal["running", "stopped", "agent"]
 
-_ANSWER_TIME = 30.0  # s for what the daemon answers at once
 _POLL_TIME = 20.0  # s that one long poll lasts at the daemon
 _START_TIME = 30.0  # s until a daemon that we start must answer
 
@@ -63,31 +52,15 @@ class ExecResult:
     truncated: bool = False
 
 
-class Client:
+class Client(Connection):
     """A connection to the daemon of `paths` (default: this user's). Use it as a context manager."""
 
     def __init__(self, paths: Paths | None = None) -> None:
-        self.paths = paths or Paths.default()
-        # A unix socket has no TLS; without `verify=False` its authorities are loaded all the same, in 60 ms.
-        transport = httpx2.HTTPTransport(uds=str(self.paths.api_socket), verify=False)
-        self._http = httpx2.Client(transport=transport, base_url="http://nagaya")
-        self._reached = False
+        super().__init__(paths)
         self.machines = Machines(self)
         self.images = Images(self)
         self.kernels = Kernels(self)
         self.operations = Operations(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
 
     def version(self) -> VersionInfo:
         """The daemon's version."""
@@ -131,58 +104,6 @@ class Client:
         with self.websocket("/v1/events") as connection:
             for message in connection:
                 yield json.loads(message)
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: object = None,
-        query: Mapping[str, object] | None = None,
-        within: float = _ANSWER_TIME,
-    ) -> Any:
-        """One request; the decoded answer, or the error that the daemon sent."""
-        with _reachable(self.paths):
-            self._reach()
-            answer = self._http.request(method, path, json=body, params=_query(query or {}), timeout=within)
-        return _decoded(answer)
-
-    def stream(self, path: str, **query: object) -> Iterator[bytes]:
-        """The body of an endless answer, piece by piece."""
-        with (
-            _reachable(self.paths),
-            self._http.stream(
-                "GET", path, params=_query(query), timeout=httpx2.Timeout(_ANSWER_TIME, read=None)
-            ) as answer,
-        ):
-            if answer.status_code >= 400:
-                answer.read()
-                _decoded(answer)
-            yield from answer.iter_raw()
-
-    def _reach(self) -> None:
-        """Connect once by hand: httpcore leaves its socket open where it cannot connect."""
-        if not self._reached:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(self.paths.api_socket))
-            self._reached = True
-
-    @contextmanager
-    def websocket(self, path: str, **query: object) -> Iterator[Any]:
-        """A `websockets.sync` connection to `path`."""
-        from websockets.exceptions import InvalidStatus
-        from websockets.sync.client import unix_connect
-
-        uri = f"ws://nagaya{path}?{urlencode(_query(query))}"
-        with _reachable(self.paths):
-            try:
-                connection = unix_connect(
-                    str(self.paths.api_socket), uri=uri, compression=None, max_size=2**22
-                )
-            except InvalidStatus as error:
-                raise _error_of(error.response.status_code, bytes(error.response.body or b"")) from error
-        with connection:
-            yield connection
 
 
 class Machines:
@@ -335,7 +256,7 @@ class Machine:
         ]
 
     def _act(
-        self, action: str, within: float = _ANSWER_TIME, query: Mapping[str, object] | None = None
+        self, action: str, within: float = ANSWER_TIME, query: Mapping[str, object] | None = None
     ) -> Self:
         answer = self._client.request("POST", f"{_machine(self.id)}/{action}", query=query, within=within)
         self.info = MachineInfo.from_json(answer)
@@ -521,57 +442,8 @@ def _read_until(pipe: int, seconds: float) -> bytes:
     return os.read(pipe, 64) if readable else _NOTHING
 
 
-@contextmanager
-def _reachable(paths: Paths) -> Iterator[None]:
-    """Turn what a connection can fail with into errors that say what to do."""
-    try:
-        yield
-    except httpx2.TimeoutException as error:
-        raise TimeoutExpiredError(
-            f"the daemon at {paths.api_socket} did not answer in time", hint="look at `nagaya daemon status`"
-        ) from error
-    except (httpx2.TransportError, OSError) as error:
-        if isinstance(error, PermissionError) or "Permission denied" in str(error):
-            raise PermissionDeniedError(
-                f"you may not use the daemon at {paths.api_socket}",
-                hint="become root, or have an administrator add you to the group nagaya",
-            ) from error
-        raise UnavailableError(
-            f"no daemon answers at {paths.api_socket}", hint="start one with `nagaya daemon start`"
-        ) from error
-
-
-def _decoded(answer: httpx2.Response) -> Any:
-    if answer.status_code >= 400:
-        raise _error_of(answer.status_code, answer.content)
-    if answer.status_code == 204:
-        return None
-    try:
-        return answer.json()
-    except ValueError as error:
-        raise ProtocolError(f"the daemon's answer to {answer.request.url.path} is not JSON") from error
-
-
-def _error_of(status: int, content: bytes) -> NagayaError:
-    try:
-        body = json.loads(content)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict) or "code" not in body:
-        return ProtocolError(f"the daemon answered {status} without saying why: {content[:200]!r}")
-    return NagayaError.from_json(body)
-
-
 def _machine(name: str) -> str:
     return f"/v1/machines/{quote(name, safe='')}"
-
-
-def _query(query: Mapping[str, object]) -> dict[str, str]:
-    return {
-        key: str(value).lower() if isinstance(value, bool) else str(value)
-        for key, value in query.items()
-        if value is not None
-    }
 
 
 def _json(thing: Any) -> Any:

@@ -95,11 +95,23 @@ def test_the_console_ends_with_the_machine(cli: Cli, environment: dict[str, str]
     console.send("\r")
     console.expect("# ")
     console.send("poweroff\r")
-    console.expect("The console ended of b1")
+    console.expect("The console of b1 closed")
     console.expect(pexpect.EOF)
     console.close()
     assert console.exitstatus == 0
     _until(lambda: cli("list", "--state", "stopped", "-q").stdout == "b1\n")
+
+
+def test_the_console_survives_the_daemon_in_good_order(cli: Cli, environment: dict[str, str]) -> None:
+    cli("create", "busybox", "--name", "b1", "--memory", "64MiB", "--start")
+    console = _spawn(environment, "console", "b1")
+    console.expect("ctrl-] detaches")
+    os.kill(_daemon_pid(cli), 9)
+    console.expect("The console of b1 closed")
+    console.expect(pexpect.EOF)
+    assert b"Traceback" not in (console.before or b"")
+    console.close()
+    assert cli("list", "--state", "running", "-q").stdout == "b1\n"
 
 
 def test_a_killed_daemon_is_replaced_by_the_next_command(cli: Cli, environment: dict[str, str]) -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     {"resources"},
     {"engines", "images", "networks"},
     {"specfile"},
-    {"models"},
+    {"models", "connection"},
     {"daemon"},
     {"sdk"},
     {"doctor"},

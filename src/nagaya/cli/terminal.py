@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -47,6 +48,35 @@ def console_command(session: Session, name: str, detach_key: int) -> None:
     open_console(session, session.client.machines.get(name), detach_key)
 
 
+class _Console:
+    """A websocket as `rawterm` wants it: where the daemon dies, that is an `OSError`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def send(self, message: bytes) -> None:
+        """Type."""
+        with self._closed_is_os_error():
+            self._connection.send(message)
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._closed_is_os_error():
+            yield from self._connection
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+    @contextmanager
+    def _closed_is_os_error(self) -> Iterator[None]:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            yield
+        except ConnectionClosed as error:
+            raise OSError(str(error)) from error
+
+
 def open_console(session: Session, machine: Machine, detach_byte: int = DETACH_BYTE) -> bool:
     """Attach to the console. Returns whether the user detached; else the console ended."""
     sys.stdout.flush()
@@ -54,10 +84,10 @@ def open_console(session: Session, machine: Machine, detach_byte: int = DETACH_B
         if sys.stdin.isatty() and not session.quiet:
             key = f"ctrl-{chr(detach_byte | 0x40).lower()}"
             click.echo(f"Connected to {machine.name}; {key} detaches.", err=True)
-        detached = attach(stream, sys.stdin.fileno(), sys.stdout.fileno(), detach_byte)
+        detached = attach(_Console(stream), sys.stdin.fileno(), sys.stdout.fileno(), detach_byte)
     if sys.stdin.isatty() and not session.quiet:
-        end = "Detached from" if detached else "The console ended of"
-        click.echo(f"{end} {machine.name}.", err=True)
+        end = f"Detached from {machine.name}." if detached else f"The console of {machine.name} closed."
+        click.echo(end, err=True)
     return detached
 
 
