@@ -174,12 +174,12 @@ def test_a_step_that_fails_is_named(yard: Run) -> None:
     async def test(yard: Yard) -> None:
         machine = yard.machine("count")
         await yard.engine.prepare()
-        plan = launch_plan(machine, (), None)
+        plan = launch_plan(machine, Cgroup({}), None)
         client = ZygoteClient(yard.paths)
         broken = {
             "build the new root": {"binds": (Bind("/no/such/file", "/linux"),)},
             "execute /no": {"executable": "/no"},
-            "join the control groups": {"cgroups": ("/no/such/group/cgroup.procs",)},
+            "join the control groups": {"tasks": ("/no/such/group/tasks",)},
             "set limits": {"rlimits": {"nofile": -2}},
             "install the seccomp filters": {"seccomp": (b"\xff" * 8,)},
         }
@@ -250,15 +250,15 @@ def test_the_zygote_stays_small(yard: Run) -> None:
     yard(test)
 
 
-def _debian_plan(directory: Path) -> Callable[[Machine, tuple[str, ...], int | None], LaunchPlan]:
+def _debian_plan(directory: Path) -> Callable[[Machine, Cgroup, int | None], LaunchPlan]:
     """Makes plans with Debian's kernel; on a host with AMX with what lets it run there."""
     preload = directory / "whole_xstate.so"
     source = PROBE.with_name("whole_xstate.c")
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", preload, source], check=True)
 
-    def plan(machine: Machine, groups: tuple[str, ...], cpu: int | None) -> LaunchPlan:
+    def plan(machine: Machine, group: Cgroup, cpu: int | None) -> LaunchPlan:
         kernel = Kernel("uml-debian", "/usr/bin/linux.uml")
-        made = launch_plan(dataclasses.replace(machine, kernel=kernel), groups, cpu)
+        made = launch_plan(dataclasses.replace(machine, kernel=kernel), group, cpu)
         binds = (*made.binds, Bind(str(preload), "/preload"))
         return dataclasses.replace(made, binds=binds, env={**made.env, "LD_PRELOAD": "/preload"})
 
@@ -268,7 +268,7 @@ def _debian_plan(directory: Path) -> Callable[[Machine, tuple[str, ...], int | N
 async def _probe(yard: Yard, machine: Machine, *arguments: str) -> dict[str, Any]:
     """Run the probe in the jail of `machine` and parse what it says."""
     await yard.engine.prepare()
-    plan = launch_plan(machine, (), None)
+    plan = launch_plan(machine, Cgroup({}), None)
     jail = next(bind for bind in plan.binds if bind.target == str(machine.paths.jail))
     files = tuple(Bind(path, path) for path in _python_files())
     plan = dataclasses.replace(

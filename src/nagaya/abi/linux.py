@@ -1,13 +1,14 @@
 """Linux system calls and constants that Python 3.11 does not offer. Every function raises `OSError`.
 
 Man pages: unshare(2), setns(2), mount(2), pivot_root(2), prctl(2), seccomp(2), close_range(2),
-personality(2), capabilities(7).
+personality(2), clone3(2), capabilities(7).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from typing import Any
 
 # unshare(2), clone(2)
@@ -18,6 +19,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000  # clone3(2) only
 
 # mount(2)
 MS_RDONLY = 1
@@ -65,6 +67,7 @@ NR_SOCKETPAIR = 53
 NR_CLONE = 56
 NR_KILL = 62
 NR_PTRACE = 101
+NR_CLONE3 = 435
 NR_PIVOT_ROOT = 155
 
 # linux/ptrace.h, linux/elf.h
@@ -74,6 +77,18 @@ NT_X86_XSTATE = 0x202
 SO_PEERCRED_SIZE = 12  # struct ucred: pid, uid, gid
 
 
+class CloneArgs(ctypes.Structure):
+    """struct clone_args, version 2 (linux/sched.h)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"),
+            *("set_tid", "set_tid_size", "cgroup"),
+        )
+    )
+
+
 class SockFprog(ctypes.Structure):
     """struct sock_fprog: a program of 8-byte `struct sock_filter`."""
 
@@ -81,6 +96,8 @@ class SockFprog(ctypes.Structure):
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc_gil = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock during a call, which fork needs
+_libc_gil.syscall.restype = ctypes.c_long
 
 
 def _declare(name: str, *argtypes: Any) -> Any:
@@ -160,6 +177,28 @@ def personality(persona: int) -> None:
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     """Close every file descriptor from `first` to `last`, both included."""
     _close_range(first, last, 0)
+
+
+def fork(flags: int, cgroup_fd: int = -1) -> int:
+    """fork(2) into new namespaces (CLONE_NEW* in `flags`) and the v2 control group behind `cgroup_fd`.
+
+    Returns 0 in the child. Only for a process with one thread.
+    """
+    arguments = CloneArgs(flags=flags, exit_signal=signal.SIGCHLD)
+    if cgroup_fd >= 0:
+        arguments.flags |= CLONE_INTO_CGROUP
+        arguments.cgroup = cgroup_fd
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    pid = _libc_gil.syscall(NR_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    number = ctypes.get_errno()
+    if pid == 0:
+        python.PyOS_AfterFork_Child()
+    else:
+        python.PyOS_AfterFork_Parent()
+    if pid == -1:
+        raise OSError(number, f"clone3: {os.strerror(number)}")
+    return int(pid)
 
 
 def seccomp_install(program: bytes) -> None:

@@ -14,6 +14,7 @@ from nagaya.engines.engine import Machine
 from nagaya.engines.plan import Bind, LaunchPlan
 from nagaya.engines.seccomp import uml_filters
 from nagaya.errors import UnavailableError, UnsupportedError
+from nagaya.resources.cgroups import Cgroup
 from nagaya.spec import MIB
 
 VIRTIO_IDS = {"net": 1, "disk": 2, "console": 3, "rng": 4}  # virtio 1.3, section 5
@@ -50,7 +51,7 @@ def max_pids(machine: Machine) -> int:
     return max(PIDS_MIN, machine.spec.memory.size // MIB * PIDS_PER_MIB)
 
 
-def launch_plan(machine: Machine, cgroups: tuple[str, ...], cpu: int | None) -> LaunchPlan:
+def launch_plan(machine: Machine, group: Cgroup, cpu: int | None) -> LaunchPlan:
     """The whole plan. Raises `UnavailableError` or `UnsupportedError` about the kernel."""
     kernel = machine.kernel
     if kernel.origin.startswith("package ") and _has_amx():
@@ -76,7 +77,8 @@ def launch_plan(machine: Machine, cgroups: tuple[str, ...], cpu: int | None) -> 
         log_limit=LOG_LIMIT,
         binds=_binds(machine),
         files={"/proc/cpuinfo": cpuinfo(Path("/proc/cpuinfo").read_text())},
-        cgroups=cgroups,
+        cgroup=group.v2,
+        tasks=group.tasks_files,
         cpu=cpu,
         rlimits={"core": 0, "nofile": NOFILE, "memlock": 0, "msgqueue": 0},
         seccomp=uml_filters(),

@@ -2,8 +2,8 @@
 
 It runs in the zygote's child, which is process 1 of a new pid namespace already. The order matters:
 
-1.  join the control groups, while the host's file system is in sight and we are root. The kernel waits for an
-    RCU grace period in it, 5 to 20 ms, so a thread does it while 2 and 3 go on;
+1.  join the control groups of v1, while the host's file system is in sight and we are root; in that of v2 the
+    process was born;
 2.  new session, new mount, ipc, uts, net and cgroup namespaces; hostname;
 3.  a new root on tmpfs: binds, files, a tmpfs for guest memory; it replaces the old root, which is detached;
 4.  resource limits, CPU;
@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +38,8 @@ def enter_and_exec(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: i
 
     `mount_point` is an empty directory of the host. `report_fd` stays open until exec closes it.
     """
-    joining = _JoinCgroups(plan.cgroups)
-    joining.start()
+    with _step("join the control groups"):
+        _join_cgroups(plan)
     with _step("enter new namespaces"):
         os.setsid()
         linux.unshare(
@@ -55,8 +54,6 @@ def enter_and_exec(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: i
         _build_root(plan, mount_point)
     with _step("change the root"):
         _change_root(mount_point)
-    with _step("join the control groups"):
-        joining.finish()
     with _step("set limits"):
         _limit(plan)
     with _step("set up the standard streams"):
@@ -78,28 +75,13 @@ def _step(name: str) -> Iterator[None]:
         raise StepError(f"{name}: {error}") from error
 
 
-class _JoinCgroups(threading.Thread):
-    """Moves this process. The files are opened before, the writes need no path."""
-
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        super().__init__(daemon=True)
-        self._fds: list[int] = []
-        self._error: OSError | None = None
-        with _step("join the control groups"):
-            self._fds += (os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in paths)
-
-    def run(self) -> None:
+def _join_cgroups(plan: LaunchPlan) -> None:
+    for path in plan.tasks:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            for fd in self._fds:
-                os.write(fd, b"0")
-        except OSError as error:
-            self._error = error
-
-    def finish(self) -> None:
-        """Wait for the writes; a process with one thread is left. Raises their `OSError`."""
-        self.join()
-        if self._error is not None:
-            raise self._error
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
 
 
 def _build_root(plan: LaunchPlan, mount_point: str) -> None:

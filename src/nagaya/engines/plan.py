@@ -44,7 +44,8 @@ class LaunchPlan:
     files: Mapping[str, str] = field(
         default_factory=dict
     )  # inside: small read-only files by path, their text
-    cgroups: tuple[str, ...] = ()  # cgroup.procs files to join
+    cgroup: str = ""  # v2 control group in which the process begins
+    tasks: tuple[str, ...] = ()  # `tasks` files of v1 control groups to join
     cpu: int | None = None  # where there is no cpuset: the CPU to run on
     rlimits: Mapping[str, int] = field(default_factory=dict)  # "nofile": 1024; soft and hard
     seccomp: tuple[bytes, ...] = ()  # filters, arrays of struct sock_filter
@@ -61,7 +62,7 @@ class LaunchPlan:
     def from_json(cls, body: Mapping[str, Any]) -> LaunchPlan:
         """The plan that `to_json` wrote. Raises `TypeError` or `ValueError` if it is not one."""
         plan = dict(body)
-        for name in ("argv", "cgroups"):
+        for name in ("argv", "tasks"):
             plan[name] = tuple(str(item) for item in plan.get(name, ()))
         plan["binds"] = tuple(Bind(str(a), str(b), bool(c)) for a, b, c in plan.get("binds", ()))
         plan["seccomp"] = tuple(

@@ -91,7 +91,7 @@ class UmlEngine:
         group = Cgroup.below(zygote.base, machine.id)
         pinned = None if "cpuset" in group.groups else cpu
         try:
-            plan = launch_plan(machine, tuple(group.procs_files), pinned)
+            plan = launch_plan(machine, group, pinned)
             await asyncio.to_thread(_make_group, machine, group, cpu)
             return await ZygoteClient(self._paths).launch(plan)
         except OSError as error:

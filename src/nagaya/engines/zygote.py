@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import fcntl
 import gc
 import json
@@ -173,7 +172,7 @@ class Zygote:
         log = EngineLog(Path(plan.log), plan.log_limit)
         report, report_writer = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = _fork_process_1()
+            pid = _fork(plan.cgroup)
             if pid == 0:
                 _child(plan, str(self._mount_point), log.write_fd, report_writer)
         except OSError:
@@ -255,36 +254,14 @@ class Zygote:
                 process.log.drain()
 
 
-def _fork_process_1() -> int:
-    """Fork a process that is number 1 of a new pid namespace: 0 in it, its number here in the zygote.
-
-    unshare(2) gives the namespace to later children only and cannot be taken back without rights that a user
-    namespace does not give. So a child does it, forks and ends; the grandchild comes to us, the subreaper.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    middle = os.fork()
-    if middle == 0:
-        _fork_and_end(writer)
-        return 0
-    os.close(writer)
-    os.waitpid(middle, 0)
-    number = int(os.read(reader, 32) or -errno.ECHILD)
-    os.close(reader)
-    if number < 0:
-        raise OSError(-number, f"a new pid namespace: {os.strerror(-number)}")
-    return number
-
-
-def _fork_and_end(writer: int) -> None:
-    """Report the number of a child in a new pid namespace and end; returns in the child."""
+def _fork(cgroup: str) -> int:
+    """Fork process 1 of a new pid namespace, in the v2 control group `cgroup` if there is one."""
+    fd = os.open(cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if cgroup else -1
     try:
-        linux.unshare(linux.CLONE_NEWPID)
-        inner = os.fork()
-    except OSError as error:
-        inner = -(error.errno or errno.EPERM)
-    if inner:
-        os.write(writer, str(inner).encode())
-        os._exit(0)
+        return linux.fork(linux.CLONE_NEWPID, fd)
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:

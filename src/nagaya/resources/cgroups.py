@@ -83,9 +83,19 @@ class Cgroup:
         draft.replace(path)
 
     @property
-    def procs_files(self) -> list[str]:
-        """The files that a process writes "0" into to join."""
-        return [str(directory / "cgroup.procs") for directory in dict.fromkeys(self.groups.values())]
+    def v2(self) -> str:
+        """The v2 directory, where a process can begin (CLONE_INTO_CGROUP); "" without v2."""
+        return str(self.groups.get("unified", ""))
+
+    @property
+    def tasks_files(self) -> tuple[str, ...]:
+        """The v1 files that a process with one thread writes "0" into to join.
+
+        Not `cgroup.procs`: it waits for an RCU grace period, 10 to 20 ms, because it moves all threads of any
+        process (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
+        """
+        v2 = self.groups.get("unified")
+        return tuple(str(directory / "tasks") for directory in self.groups.values() if directory != v2)
 
     def apply(self, limits: Limits) -> None:
         """Set the limits; those whose controller is absent are left out. Raises `OSError`."""

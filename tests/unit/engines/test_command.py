@@ -13,6 +13,7 @@ from nagaya.engines.engine import Machine
 from nagaya.errors import UnavailableError, UnsupportedError
 from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths
+from nagaya.resources.cgroups import Cgroup
 from nagaya.spec import Boot, Disk, MachineSpec
 
 PATHS = MachinePaths(Path("/run/n/machines/a"), Path("/var/n/machines/a"))
@@ -87,14 +88,14 @@ def test_what_is_no_executable_is_refused(tmp_path: Path) -> None:
     kernel.write_text("not a kernel")
     machine = dataclasses.replace(MACHINE, kernel=Kernel("odd", str(kernel)))
     with pytest.raises(UnavailableError, match=r"kernel odd: .*not a 64-bit"):
-        command.launch_plan(machine, (), None)
+        command.launch_plan(machine, Cgroup({}), None)
 
 
 def test_a_missing_initrd_is_named(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"boot": Boot(initrd=str(tmp_path / "none"))})
     machine = dataclasses.replace(MACHINE, spec=spec, kernel=Kernel("k", "/bin/busybox"))
     with pytest.raises(UnavailableError, match=r"boot\.initrd: there is no file"):
-        command.launch_plan(machine, (), None)
+        command.launch_plan(machine, Cgroup({}), None)
 
 
 def test_debians_kernel_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,14 +104,16 @@ def test_debians_kernel_is_refused_where_it_cannot_run(monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(command, "_has_amx", lambda: True)
     with pytest.raises(UnsupportedError, match="AMX") as caught:
-        command.launch_plan(machine, (), None)
+        command.launch_plan(machine, Cgroup({}), None)
     assert "nagaya kernel build uml" in caught.value.hint
     monkeypatch.setattr(command, "_has_amx", lambda: False)
-    assert command.launch_plan(machine, (), None).executable == "/linux"
+    assert command.launch_plan(machine, Cgroup({}), None).executable == "/linux"
 
 
 def test_a_machine_gets_little_and_writes_only_its_memory() -> None:
-    plan = command.launch_plan(dataclasses.replace(MACHINE, kernel=Kernel("k", "/bin/busybox")), (), 1)
+    plan = command.launch_plan(
+        dataclasses.replace(MACHINE, kernel=Kernel("k", "/bin/busybox")), Cgroup({}), 1
+    )
     assert [bind.target for bind in plan.binds] == ["/run/n/machines/a/jail", "/linux"]
     assert not any(bind.writable for bind in plan.binds)
     assert plan.rlimits["core"] == 0

@@ -151,7 +151,6 @@ def test_limits_in_the_words_of_v2(tmp_path: Path) -> None:
     }
     group.apply(Limits())
     assert (directory / "cpu.max").read_text() == "max 100000"
-    assert group.procs_files == [str(directory / "cgroup.procs")]
 
 
 def test_absent_controllers_are_passed_over(tmp_path: Path) -> None:
@@ -193,3 +192,10 @@ def test_remove_says_what_is_left(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"):
         Cgroup({"cpu": tmp_path / "busy"}).remove(timeout=0.05)
     Cgroup({"cpu": tmp_path / "gone"}).remove()
+
+
+def test_a_process_joins_v1_by_its_thread_and_begins_in_v2(tmp_path: Path) -> None:
+    both = Cgroup({"cpu": tmp_path / "cpu", "memory": tmp_path / "two", "unified": tmp_path / "two"})
+    assert both.v2 == str(tmp_path / "two")
+    assert both.tasks_files == (str(tmp_path / "cpu/tasks"),)
+    assert Cgroup({}).v2 == ""
