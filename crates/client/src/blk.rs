@@ -249,7 +249,7 @@ impl Blk {
     }
 
     /// Sleep until there is a completion or `timeout` passes; true if there is one. A call without a completion is
-    /// slept through: the specification allows it.
+    /// slept through: the specification allows it. A completion without a call is an error.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + timeout;
         let mut left = timeout;
@@ -258,7 +258,12 @@ impl Blk {
             left = deadline.saturating_duration_since(Instant::now());
         }
         self.disarm();
-        Ok(self.queue.ring.used_index() != self.last_used)
+        let completed = self.queue.ring.used_index() != self.last_used;
+        // The call may be on its way; if it does not come we would have slept for ever.
+        if completed && left.is_zero() && !self.queue.called(Duration::from_millis(100))? {
+            return Err(io::Error::other(format!("completed, but no call for {} ms", timeout.as_millis())));
+        }
+        Ok(completed)
     }
 
     /// One request from submission to completion; fails after `timeout`.

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use nagaya_plane::block::request::{Parsed, parse};
 use nagaya_plane::chain::{Buffers, MAX_BUFFERS, total};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 const SIZE: u16 = 16;
 const DESC: GuestAddress = GuestAddress(0);
@@ -40,7 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(chains) = queue.iter(memory) else { return };
     let mut buffers = Buffers::default();
     for chain in chains.take(SIZE.into()) {
-        if buffers.fill(chain, SIZE).is_err() {
+        if buffers.fill(memory, chain, SIZE).is_err() {
             continue;
         }
         assert!(buffers.readable.len() <= MAX_BUFFERS && buffers.writable.len() <= MAX_BUFFERS);

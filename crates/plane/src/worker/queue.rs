@@ -49,6 +49,9 @@ pub struct VirtQueue {
     kick: File,
     /// Completions since the driver was last told.
     unannounced: bool,
+    /// The driver is told at the next occasion, whether or not its event index asks for it: what a worker before us
+    /// completed is not counted there.
+    owed: bool,
     /// A write to the call fd is in the ring.
     calling: bool,
     /// The driver does not kick while this is set; we look at the ring ourselves.
@@ -109,6 +112,7 @@ impl VirtQueue {
             inflight,
             // The driver may have missed the interrupt for what was completed last.
             unannounced: true,
+            owed: true,
             calling: false,
             again: recovery.heads.into(),
             call,
@@ -133,7 +137,7 @@ impl VirtQueue {
         self.err = if setup.err { fds.next() } else { None };
         self.calling = false;
         // Interrupts between the old fd and the new one may be lost.
-        self.unannounced = true;
+        (self.unannounced, self.owed) = (true, true);
     }
 
     /// Use another map of guest memory from now on; false if the rings are not in it.
@@ -247,7 +251,9 @@ impl VirtQueue {
             return;
         }
         self.unannounced = false;
-        if !self.queue.needs_notification(self.memory.guest()).unwrap_or(true) {
+        // Asked in any case: the answer counts from the last question.
+        let wanted = self.queue.needs_notification(self.memory.guest()).unwrap_or(true);
+        if !std::mem::take(&mut self.owed) && !wanted {
             return;
         }
         if let Some(call) = &self.call {

@@ -157,7 +157,13 @@ const ADDRESSES: &[Case] = &[
         s.chain(&[s.head(1), s.body(u32::MAX, true, 2), s.tail()]);
     }),
     ("lengths whose sum wraps 32 bits to 512", Expect::RefusedOrBroken, |s| {
-        s.chain(&[s.head(1), s.body(1 << 31, true, 2), s.body(1 << 31, true, 3), s.body(512, true, 4), s.tail()]);
+        s.chain(&[
+            s.head(1),
+            s.body(1 << 31, true, 2),
+            s.body(1 << 31, true, 3),
+            s.body(512, true, 4),
+            s.tail(),
+        ]);
     }),
     ("64 times the same 128 KiB", Expect::Success, |s| {
         let mut chain = vec![s.head(1)];

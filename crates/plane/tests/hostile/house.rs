@@ -92,7 +92,8 @@ impl House {
     /// Add a console with two ports, as a machine's.
     pub fn console(&self, id: &str) -> Chars {
         let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().expect("sockets")).unzip();
-        let ports = json!([{ "name": "", "console": true }, { "name": "org.qemu.guest_agent.0", "console": false }]);
+        let ports =
+            json!([{ "name": "", "console": true }, { "name": "org.qemu.guest_agent.0", "console": false }]);
         let config = json!({ "driver": "console", "id": id, "worker": "one", "ports": ports });
         let socket = self.add_device(id, &config, theirs.into_iter().map(OwnedFd::from));
         Chars { socket, ports: ours }
@@ -143,7 +144,12 @@ impl House {
 
     /// Violations counted for a device, of all kinds.
     pub fn violations(&self, id: &str) -> u64 {
-        self.device(id)["violations"].as_object().expect("violations").values().filter_map(Value::as_u64).sum()
+        self.device(id)["violations"]
+            .as_object()
+            .expect("violations")
+            .values()
+            .filter_map(Value::as_u64)
+            .sum()
     }
 
     /// Violations counted for a device, by kind.
@@ -170,7 +176,9 @@ impl House {
         loop {
             let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
             let worker = &state["workers"][0];
-            if let (Some(pid @ 1..), Some(generation)) = (worker["pid"].as_u64(), worker["generation"].as_u64()) {
+            if let (Some(pid @ 1..), Some(generation)) =
+                (worker["pid"].as_u64(), worker["generation"].as_u64())
+            {
                 return (pid, generation);
             }
             assert!(Instant::now() < end, "no worker: {state}");
@@ -189,7 +197,8 @@ impl House {
     pub fn worker_cpu(&self) -> Duration {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.worker.0)).expect("worker");
         let spent = tasks.map(|task| {
-            let line = std::fs::read_to_string(task.expect("task").path().join("schedstat")).expect("schedstat");
+            let line =
+                std::fs::read_to_string(task.expect("task").path().join("schedstat")).expect("schedstat");
             line.split_whitespace().next().expect("a number").parse::<u64>().expect("nanoseconds")
         });
         Duration::from_nanos(spent.sum())

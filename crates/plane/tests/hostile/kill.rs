@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nagaya_client::stamp::{Stamper, Tally};
 use nagaya_client::{Blk, BlkOptions, Request};
+use nagaya_plane::block::qcow2::layout;
 
 use crate::house::{Access, DISK_LEN, Disk, House};
 
@@ -45,18 +46,26 @@ fn a_direct_disk_with_indirect_descriptors_survives_the_killing_of_its_worker() 
 #[test]
 fn an_overlay_survives_the_killing_of_its_worker_and_stays_sound() {
     let house = House::new();
-    let (base, top) = (house.path("base.raw"), house.path("top.qcow2"));
-    std::fs::write(&base, vec![0xb5; DISK_LEN as usize]).unwrap();
-    qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", text(&base), text(&top)]);
-    let layers = [open(&top, 0), open(&base, 0)];
-    let disk = house.add("overlay", Access::default(), &["qcow2", "raw"], &[&layers[0], &layers[1]]);
+    let (base, top, disk) = overlay(&house);
     let tally = work_under_fire(&house, &disk, BlkOptions::default());
     println!("overlay: {tally:?}");
     let _images = house.close();
     // Leaked clusters cost space, not data: a writer that is killed may leave some. Errors may not be.
-    let status = Command::new("qemu-img").args(["check", "-q", "-f", "qcow2", text(&top)]).status().unwrap();
+    let status = Command::new("qemu-img").args(["check", "-q", "-f", "qcow2", text(&top)]).status();
+    let status = status.expect("qemu-img (package qemu-utils)");
     assert!(matches!(status.code(), Some(0 | 3)), "qemu-img check: {status}");
     assert!(std::fs::read(&base).unwrap().iter().all(|byte| *byte == 0xb5), "the base image was written");
+}
+
+#[test]
+fn an_overlay_serves_at_depth() {
+    let house = House::new();
+    let (_, _, disk) = overlay(&house);
+    let blk = Blk::open(&disk.socket, BlkOptions::default()).unwrap();
+    let mut stamper = Stamper::new(blk, DEPTH, BLOCKS, 13);
+    stamper.run(Duration::from_secs(1), PATIENCE).unwrap();
+    println!("overlay, nobody killed: {:?}", stamper.verify(PATIENCE).unwrap());
+    house.assert_one_worker();
 }
 
 #[test]
@@ -141,13 +150,18 @@ fn kill_until(house: &House, id: &str, stop: &AtomicBool, most: u64) -> u64 {
     kills
 }
 
-fn open(path: &PathBuf, flags: i32) -> File {
-    File::options().read(true).write(true).custom_flags(flags).open(path).unwrap()
+/// A base image of one byte's value, an empty overlay, and the disk that they make.
+fn overlay(house: &House) -> (PathBuf, PathBuf, Disk) {
+    let (base, top) = (house.path("base.raw"), house.path("top.qcow2"));
+    std::fs::write(&base, vec![0xb5; DISK_LEN as usize]).unwrap();
+    layout::create(&top, DISK_LEN, Some((text(&base), "raw"))).unwrap();
+    let layers = [open(&top, 0), open(&base, 0)];
+    let disk = house.add("overlay", Access::default(), &["qcow2", "raw"], &[&layers[0], &layers[1]]);
+    (base, top, disk)
 }
 
-fn qemu_img(arguments: &[&str]) {
-    let status = Command::new("qemu-img").args(arguments).status().expect("qemu-img (package qemu-utils)");
-    assert!(status.success(), "qemu-img {arguments:?}: {status}");
+fn open(path: &PathBuf, flags: i32) -> File {
+    File::options().read(true).write(true).custom_flags(flags).open(path).unwrap()
 }
 
 fn text(path: &Path) -> &str {

@@ -89,13 +89,20 @@ fn memory_tables_that_make_no_sense_are_never_served() {
     let edits: [Edit; 8] = [
         ("the same region twice", |r| vec![r, r]),
         ("regions that overlap by a page", |r| {
-            vec![r, VhostUserMemoryRegionInfo { guest_phys_addr: r.guest_phys_addr + r.memory_size - 4096, ..r }]
+            vec![
+                r,
+                VhostUserMemoryRegionInfo { guest_phys_addr: r.guest_phys_addr + r.memory_size - 4096, ..r },
+            ]
         }),
         ("a region longer than its file", |r| {
             vec![VhostUserMemoryRegionInfo { memory_size: r.memory_size + 4096, ..r }]
         }),
-        ("a region far longer than its file", |r| vec![VhostUserMemoryRegionInfo { memory_size: 1 << 46, ..r }]),
-        ("an offset behind the file", |r| vec![VhostUserMemoryRegionInfo { mmap_offset: r.memory_size, ..r }]),
+        ("a region far longer than its file", |r| {
+            vec![VhostUserMemoryRegionInfo { memory_size: 1 << 46, ..r }]
+        }),
+        ("an offset behind the file", |r| {
+            vec![VhostUserMemoryRegionInfo { mmap_offset: r.memory_size, ..r }]
+        }),
         ("an offset that wraps", |r| vec![VhostUserMemoryRegionInfo { mmap_offset: u64::MAX - 4095, ..r }]),
         ("a guest address that wraps", |r| {
             vec![VhostUserMemoryRegionInfo { guest_phys_addr: u64::MAX - 4095, ..r }]
