@@ -91,6 +91,7 @@ class Zygote:
             self._drain_flooded()
             self._expire()
         self._paths.zygote_socket.unlink(missing_ok=True)
+        cgroups.remove_base(self._base)
 
     def _handle(self, fd: int) -> None:
         if fd == self._listener.fileno():
