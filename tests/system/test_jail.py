@@ -90,8 +90,9 @@ def test_the_root_of_a_machine_is_empty(yard: Run) -> None:
 def test_every_process_of_a_machine_is_unprivileged_and_confined(yard: Run) -> None:
     async def test(yard: Yard) -> None:
         machine = yard.machine("count")
-        await yard.engine.start(machine)
+        process = await yard.engine.start(machine)
         await said(machine, "COUNT 1")
+        await yard.engine.pause(machine, process)  # so that none ends while it is looked at
         pids = _group(machine).pids()
         assert len(pids) > 1
         for pid in pids:
