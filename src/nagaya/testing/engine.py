@@ -95,8 +95,7 @@ class FakeEngine:
         """As the kernel sees the process."""
         if not is_alive(process):
             return GuestState.GONE
-        stat = Path(f"/proc/{process.pid}/stat").read_text()
-        return GuestState.PAUSED if stat.rpartition(")")[2].split()[0] == "T" else GuestState.RUNNING
+        return GuestState.PAUSED if _is_stopped(process.pid) else GuestState.RUNNING
 
     async def wait(self, machine: Machine, process: ProcessId) -> Exit:
         """Wait for its end, also if an earlier daemon started it."""
@@ -109,10 +108,17 @@ class FakeEngine:
 
     async def cleanup(self, machine: Machine) -> None:
         """End whatever process of the machine is left, known or not."""
-        marker = _marker(machine).encode()
-        for directory in Path("/proc").iterdir():
-            if directory.name.isdigit():
-                _kill_if(int(directory.name), marker)
+        _kill_all(_marker(machine).encode())
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def _kill_all(marker: bytes) -> None:
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            _kill_if(int(directory.name), marker)
 
 
 def _kill_if(pid: int, marker: bytes) -> None:

@@ -50,8 +50,7 @@ class FakePlane:
             raise NotFoundError(f"there is no directory for {device.socket}")
         self._save(devices | {device.id: asdict(device)})
         if isinstance(device, ConsoleDevice):
-            Path(device.log).write_bytes(b"fake console\r\n")
-            Path(device.console_socket).unlink(missing_ok=True)
+            _begin(device)
             self._consoles[device.id] = await asyncio.start_unix_server(_echo, device.console_socket)
 
     async def device_del(self, device_id: str) -> None:
@@ -87,6 +86,11 @@ class FakePlane:
         partial = self._file.with_suffix(".new")
         partial.write_text(json.dumps(devices))
         partial.rename(self._file)
+
+
+def _begin(device: ConsoleDevice) -> None:
+    Path(device.log).write_bytes(b"fake console\r\n")
+    Path(device.console_socket).unlink(missing_ok=True)
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -77,14 +77,18 @@ class FakeImages:
 
     async def import_file(self, name: str, path: Path, progress: Progress) -> BaseImage:
         """Remember where it came from."""
-        if not path.is_file():
-            raise NotFoundError(f"there is no file {path}")
+        _require_file(path)
         return await self.build(name, {"kind": "fake", "imported": str(path)}, progress)
 
     def _image(self, file: Path) -> BaseImage:
         entry = json.loads(file.read_text())
         blob = self.blob(entry["digest"])
         return BaseImage(file.stem, entry["digest"], blob, 2**20, 0.0, "fake", entry["recipe"])
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}")
 
 
 class FakeKernels:
