@@ -94,7 +94,8 @@ pub fn ring_restrictions() -> Vec<Restriction> {
         opcode::Nop::CODE,
     ];
     let mut all: Vec<Restriction> = operations.into_iter().map(Restriction::sqe_op).collect();
-    all.push(Restriction::sqe_flags_allowed((squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC).bits()));
+    let flags = squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC | squeue::Flags::SKIP_SUCCESS;
+    all.push(Restriction::sqe_flags_allowed(flags.bits()));
     all.push(Restriction::register_op(REGISTER_FILES_UPDATE));
     all.push(Restriction::register_op(REGISTER_ENABLE_RINGS));
     all

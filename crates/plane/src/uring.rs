@@ -122,6 +122,15 @@ impl Uring {
         self.stash.borrow_mut().push_back((token, result, 0));
     }
 
+    /// Queues `sqe`, of whose end nobody is told.
+    ///
+    /// # Safety
+    /// What `sqe` names stays valid for as long as the kernel may use it.
+    pub unsafe fn push_silent(&self, sqe: squeue::Entry) {
+        // Only a failure still makes a completion.
+        self.enqueue(sqe.flags(squeue::Flags::SKIP_SUCCESS).user_data(TOKEN_IGNORED));
+    }
+
     /// Queues `sqe` and returns the future of its result (a count, or a negated errno).
     ///
     /// A future that is dropped early cancels its operation and waits until the kernel has let go of its memory.

@@ -26,6 +26,8 @@ pub struct Entry {
     pub epoch: u32,
     /// Its queues; `None` where none runs.
     pub queues: Vec<Option<VirtQueue>>,
+    /// Requests taken and not answered, when the reactor last looked.
+    pub seen_taken: usize,
     /// Its guest's memory.
     pub memory: Option<Rc<Memory>>,
     device: Box<dyn Device>,
@@ -59,7 +61,7 @@ impl Entry {
         // What was in flight in a crashed worker is counted again when it is taken again.
         page.inflight.store(0, std::sync::atomic::Ordering::Relaxed);
         let queues = (0..config.queues()).map(|_| None).collect();
-        Ok(Entry { number, epoch, queues, memory: None, device, page, retired: Vec::new() })
+        Ok(Entry { number, epoch, queues, seen_taken: 0, memory: None, device, page, retired: Vec::new() })
     }
 
     /// Call `run` with the device and its context.

@@ -19,7 +19,6 @@ use crate::control::QueueSetup;
 use crate::inflight::Inflight;
 use crate::memory::Memory;
 use crate::uring::Uring;
-use crate::worker::device::IGNORED;
 
 /// A rule that a guest or a frontend broke; the queue is not served any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +36,10 @@ impl Violation {
     }
 }
 
+/// One in so many interrupts comes back through the ring, and no other is sent until it has: a frontend that keeps
+/// its call fd full makes this many wait in the kernel, not more. The others cost no turn of the reactor.
+const CALLS_PER_CHECK: u8 = 32;
+
 /// A queue that the worker serves.
 pub struct VirtQueue {
     queue: Queue,
@@ -52,8 +55,10 @@ pub struct VirtQueue {
     /// The driver is told at the next occasion, whether or not its event index asks for it: what a worker before us
     /// completed is not counted there.
     owed: bool,
-    /// A write to the call fd is in the ring.
+    /// A write to the call fd is in the ring whose end we wait for.
     calling: bool,
+    /// Writes to the call fd since the last such.
+    calls: u8,
     /// The driver does not kick while this is set; we look at the ring ourselves.
     polled: bool,
     /// What the guest offers waits for the host: not looked at until the device wakes the queue.
@@ -114,6 +119,7 @@ impl VirtQueue {
             unannounced: true,
             owed: true,
             calling: false,
+            calls: 0,
             again: recovery.heads.into(),
             call,
             err,
@@ -246,7 +252,7 @@ impl VirtQueue {
     /// Tell the driver what was completed, if it wants to know. `token` comes back through the ring, and is to be
     /// given to [`called`](Self::called).
     pub fn announce(&mut self, uring: &Uring, token: u64) {
-        // One write at a time: a frontend that makes it wait holds up nothing but its own interrupts.
+        // A frontend that makes the write wait holds up nothing but its own interrupts.
         if !self.unannounced || self.calling {
             return;
         }
@@ -257,7 +263,8 @@ impl VirtQueue {
             return;
         }
         if let Some(call) = &self.call {
-            self.calling = call.raise(uring, token);
+            self.calls = (self.calls + 1) % CALLS_PER_CHECK;
+            self.calling = call.raise(uring, (self.calls == 0).then_some(token));
         }
     }
 
@@ -270,7 +277,7 @@ impl VirtQueue {
     pub fn fail(&mut self, uring: &Uring) {
         self.broken = true;
         if let Some(err) = &self.err {
-            err.raise(uring, IGNORED.pack());
+            err.raise(uring, None);
         }
     }
 
@@ -319,6 +326,11 @@ impl VirtQueue {
         self.taken
     }
 
+    /// The call fd, if there is one.
+    pub fn call(&self) -> Option<&File> {
+        self.call.as_ref().map(|call| &call.file)
+    }
+
     /// The kick fd.
     pub fn kick(&self) -> &File {
         &self.kick
@@ -348,7 +360,7 @@ impl Signal {
 
     /// Add one, without ever waiting for a frontend that has let its fd fill up. Sockets are told so; other fds are
     /// written by the ring, for a flag like O_NONBLOCK is the frontend's to change. True if `token` will come back.
-    fn raise(&self, uring: &Uring, token: u64) -> bool {
+    fn raise(&self, uring: &Uring, token: Option<u64>) -> bool {
         let fd = self.file.as_raw_fd();
         if self.socket {
             // SAFETY: eight readable bytes.
@@ -358,9 +370,15 @@ impl Signal {
             return false;
         }
         // Offset -1: the file's own position, as write() has it.
-        let write = opcode::Write::new(types::Fd(fd), ONE.as_ptr(), ONE.len() as u32).offset(u64::MAX);
+        let write =
+            opcode::Write::new(types::Fd(fd), ONE.as_ptr(), ONE.len() as u32).offset(u64::MAX).build();
         // SAFETY: the bytes are static; the file is open until after the next submission.
-        unsafe { uring.push(write.build().user_data(token)) };
-        true
+        unsafe {
+            match token {
+                Some(token) => uring.push(write.user_data(token)),
+                None => uring.push_silent(write),
+            }
+        }
+        token.is_some()
     }
 }

@@ -40,7 +40,11 @@ pub struct Reactor {
     polled: Vec<(u16, u16)>,
     /// Devices with completions to announce.
     touched: Vec<u16>,
-    polling: Polling,
+    /// Requests taken and not answered, of all devices.
+    taken: usize,
+    /// How soon answers come while there are such, and requests while there are none.
+    host_polling: Polling,
+    guest_polling: Polling,
     completions: Vec<(u64, i32, u32)>,
 }
 
@@ -63,7 +67,9 @@ impl Reactor {
             ready: VecDeque::new(),
             polled: Vec::new(),
             touched: Vec::new(),
-            polling: Polling::default(),
+            taken: 0,
+            host_polling: Polling::default(),
+            guest_polling: Polling::default(),
             completions: Vec::new(),
         };
         reactor.poll(reactor.control.as_raw_fd(), Token { kind: Kind::Control, ..IGNORED });
@@ -178,6 +184,10 @@ impl Reactor {
         if self.touched.last() != Some(&slot) {
             self.touched.push(slot);
         }
+        if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
+            let taken = entry.taken();
+            self.taken = self.taken + taken - std::mem::replace(&mut entry.seen_taken, taken);
+        }
     }
 
     fn announce(&mut self) {
@@ -218,9 +228,14 @@ impl Reactor {
     /// Before a queue's fds are closed: what names them must be with the kernel, which then keeps the files, and an
     /// interrupt that the frontend keeps from being delivered is given up.
     fn let_go_of_fds(&mut self, slot: u16, index: u16) {
-        let Some(epoch) = self.queue(slot, index).map(|queue| queue.epoch) else { return };
-        for kind in [Kind::Kick, Kind::Call] {
-            let cancel = opcode::AsyncCancel::new(Token { kind, epoch, slot, value: index }.pack()).build();
+        let Some(queue) = self.queue(slot, index) else { return };
+        let kick = Token { kind: Kind::Kick, epoch: queue.epoch, slot, value: index };
+        let mut cancels = vec![opcode::AsyncCancel::new(kick.pack()).build()];
+        if let Some(call) = queue.call() {
+            let all = types::CancelBuilder::fd(types::Fd(call.as_raw_fd())).all();
+            cancels.push(opcode::AsyncCancel2::new(all).build());
+        }
+        for cancel in cancels {
             // SAFETY: names no memory.
             unsafe { self.uring.push(cancel.user_data(IGNORED.pack())) };
         }
@@ -228,16 +243,18 @@ impl Reactor {
         let _ = self.uring.submit();
     }
 
-    /// Sleep, after looking around for a while if work has come quickly of late.
+    /// Sleep, after looking around for a while if work has come quickly of late. What was queued goes to the kernel
+    /// with the same system call, if there is no more to do before.
     fn rest(&mut self) -> io::Result<()> {
-        self.uring.submit()?;
         // However busy others keep us.
         self.look();
         if self.busy() {
-            return Ok(());
+            return self.uring.submit();
         }
         let start = Instant::now();
-        if self.look_around(start) {
+        let waits_for_host = self.taken > 0;
+        let polling = if waits_for_host { &self.host_polling } else { &self.guest_polling };
+        if self.look_around(start, polling.window())? {
             return Ok(());
         }
         let mut polled = std::mem::take(&mut self.polled);
@@ -248,12 +265,13 @@ impl Reactor {
         }
         self.polled = polled;
         if self.busy() {
-            return Ok(());
+            return self.uring.submit();
         }
         // The holder does not read its socket only when it is stuck or about to go.
         let timeout = (!self.outbox.is_empty()).then_some(Duration::from_millis(10));
         self.uring.submit_and_wait(timeout)?;
-        self.polling.learn(start.elapsed());
+        let polling = if waits_for_host { &mut self.host_polling } else { &mut self.guest_polling };
+        polling.learn(start.elapsed());
         Ok(())
     }
 
@@ -271,19 +289,19 @@ impl Reactor {
         }
     }
 
-    /// Spin for the window; true if there is work.
-    fn look_around(&mut self, start: Instant) -> bool {
-        let window = self.polling.window();
+    /// Spin for `window`; true if there is work.
+    fn look_around(&mut self, start: Instant, window: Duration) -> io::Result<bool> {
         if window.is_zero() {
-            return false;
+            return Ok(false);
         }
+        self.uring.submit()?;
         loop {
             self.look();
             if self.busy() {
-                return true;
+                return Ok(true);
             }
             if start.elapsed() >= window {
-                return false;
+                return Ok(false);
             }
             std::hint::spin_loop();
         }

@@ -116,6 +116,7 @@ impl Reactor {
         if let Some(slot) = self.slots.remove(&device)
             && let Some(mut entry) = self.devices[usize::from(slot)].take()
         {
+            self.taken -= entry.seen_taken;
             entry.with(&self.uring, slot, &mut Vec::new(), |device, context| device.closing(context));
             // What names the device's fds must be with the kernel before they are closed. If it cannot be, the
             // next turn ends the worker.
