@@ -1,7 +1,7 @@
 """What the tests share: short-lived directories, and guest kernels and images that are built once.
 
-Kernels and images are kept outside the checkout, in `NAGAYA_TEST_STATE` (default /var/tmp/nagaya-test), because
-they take minutes. A machine that has none builds them in the first test that asks.
+Kernels and images are kept outside the checkout, in `NAGAYA_TEST_STATE` (default /var/tmp/nagaya-test),
+because they take minutes. A machine that has none builds them in the first test that asks.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def shared_paths() -> Paths:
 
 @pytest.fixture
 def paths(shared_paths: Paths) -> Iterator[Paths]:
-    """Directories of a Nagaya of its own that sees the shared kernels and images. Short: a socket's path holds 107 bytes."""
+    """Directories of a Nagaya of its own that sees the shared kernels and images; their paths are short."""
     top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
     top.chmod(0o755)
     own = Paths(top / "r", top / "s", shared_paths.cache)

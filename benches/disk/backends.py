@@ -80,7 +80,12 @@ class Fio:
     def measure(self, load: Load) -> Sample:
         command = ["fio", "--name=bench", f"--filename={self._file}", "--ioengine=io_uring", "--bs=4k"]
         command += [f"--direct={self._direct:d}", f"--rw=rand{load.op}", f"--iodepth={load.depth}"]
-        command += [f"--runtime={round(load.seconds * 1000)}ms", "--time_based", "--norandommap", "--randrepeat=0"]
+        command += [
+            f"--runtime={round(load.seconds * 1000)}ms",
+            "--time_based",
+            "--norandommap",
+            "--randrepeat=0",
+        ]
         command += ["--invalidate=0", "--end_fsync=0", "--output-format=json"]
         output = subprocess.run(command, check=True, capture_output=True, timeout=load.seconds + 30).stdout
         job = json.loads(output)["jobs"][0]

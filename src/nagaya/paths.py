@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class MachinePaths:
-    """The files of one machine. `run` lives until the host reboots, `state` until the machine is deleted."""
+    """The files of one machine: `run` lasts until the host reboots, `state` until the machine is deleted."""
 
     run: Path
     state: Path
@@ -24,7 +24,7 @@ class MachinePaths:
         return self.run / "jail"
 
     def device_socket(self, device: str) -> Path:
-        """vhost-user socket of `device` ("disk0", "console", "rng"); the plane listens, the engine connects."""
+        """vhost-user socket of `device` ("disk0", "console", "rng"): the plane listens, engines connect."""
         return self.jail / f"{device}.sock"
 
     @property
@@ -49,7 +49,7 @@ class MachinePaths:
 
     @property
     def exit_file(self) -> Path:
-        """JSON `{"pid", "start_time", "code", "signal", "at"}`, written by the zygote when the process ends."""
+        """JSON `{"pid", "start_time", "code", "signal", "at"}`, written by the zygote at its end."""
         return self.run / "exit.json"
 
     def disk(self, index: int) -> Path:
