@@ -116,7 +116,6 @@ class _Build:
         with self.cache.locked(f"base-{key}", waiting):
             if fresh or not archive.exists() or time.time() - archive.stat().st_mtime > _BASE_MAX_AGE_S:
                 self._make_minimal(mirrors, archive)
-                return
         step = "unpack the minimal system"
         self.progress(step, 0.35)
         self.root.mkdir()
@@ -177,6 +176,8 @@ class _Build:
         half = archive.with_suffix(".new")  # whoever holds the lock may overwrite what a killed build left
         self.runner.run(step, ["sh", "-eu", _PACK, self.root, half, str(start)])
         half.replace(archive)
+        # Unpacked like all later ones: what tar does not keep then differs from none of them.
+        self.runner.run(step, ["rm", "-rf", self.root])
 
     def _apt_options(self) -> Path:
         options = self.runner.work.path / "apt.conf"
