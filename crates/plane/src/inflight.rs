@@ -49,6 +49,8 @@ pub struct Recovery {
     pub heads: Vec<u16>,
     /// Index in the available ring of the first entry that was never taken.
     pub next_avail: u16,
+    /// Another worker has served the queue before; the driver may not have been told of its last completions.
+    pub resumed: bool,
 }
 
 /// One queue's part of the region, mapped.
@@ -122,7 +124,7 @@ impl Inflight {
             header.desc_num.store(self.size, Relaxed);
             header.used_idx.store(used_idx, Relaxed);
             header.version.store(VERSION, Release);
-            return Recovery { heads: Vec::new(), next_avail: base };
+            return Recovery { heads: Vec::new(), next_avail: base, resumed: false };
         }
         self.finish_last_batch(used_idx);
         let mut taken: Vec<(u64, u16)> = (0..self.size)
@@ -132,7 +134,7 @@ impl Inflight {
         taken.sort_unstable();
         self.counter = taken.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
         let next_avail = used_idx.wrapping_add(taken.len() as u16);
-        Recovery { heads: taken.into_iter().map(|(_, head)| head).collect(), next_avail }
+        Recovery { heads: taken.into_iter().map(|(_, head)| head).collect(), next_avail, resumed: true }
     }
 
     /// The used ring is ahead of what the region knows: the crash came after the guest was told. Clears the
@@ -348,13 +350,13 @@ mod tests {
     fn a_new_region_starts_at_the_base_and_an_old_one_in_the_order_of_taking() {
         let file = region();
         let mut inflight = Inflight::map(&file, 64, SIZE).unwrap();
-        assert_eq!(inflight.recover(7, 9), Recovery { heads: vec![], next_avail: 9 });
+        assert_eq!(inflight.recover(7, 9), Recovery { heads: vec![], next_avail: 9, resumed: false });
         for head in [5, 1, 3] {
             inflight.take(head);
         }
         drop(inflight);
         let mut inflight = Inflight::map(&file, 64, SIZE).unwrap();
-        assert_eq!(inflight.recover(7, 0), Recovery { heads: vec![5, 1, 3], next_avail: 10 });
+        assert_eq!(inflight.recover(7, 0), Recovery { heads: vec![5, 1, 3], next_avail: 10, resumed: true });
         assert!(inflight.is_taken(3) && !inflight.is_taken(2));
     }
 

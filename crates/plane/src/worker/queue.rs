@@ -115,9 +115,8 @@ impl VirtQueue {
             queue,
             memory,
             inflight,
-            // The driver may have missed the interrupt for what was completed last.
-            unannounced: true,
-            owed: true,
+            unannounced: recovery.resumed,
+            owed: recovery.resumed,
             calling: false,
             calls: 0,
             again: recovery.heads.into(),
