@@ -83,7 +83,7 @@ def test_a_linux_guest_does_not_notice_that_its_worker_is_killed(
     _serve(plane, vhost, image)
     initramfs = directory / "initramfs"
     initramfs.write_bytes(_initramfs(rounds=4))
-    command = [str(uml_kernel.path), "mem=256M", f"initrd={initramfs}", f"virtio_uml.device={vhost}:2"]
+    command = [uml_kernel.path, "mem=256M", f"initrd={initramfs}", f"virtio_uml.device={vhost}:2"]
     command += ["con0=null,fd:1", "con=null", "quiet", f"umid={directory.name}", f"uml_dir={directory}/"]
     with (directory / "console").open("wb") as console:
         guest = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
