@@ -230,7 +230,9 @@ fn endless_requests_for_random_numbers_starve_nobody() {
     let mut bytes = vec![0; 64];
     guest.device.memory.get_bytes(addr, &mut bytes);
     assert!(bytes.iter().any(|byte| *byte != 0));
-    neighbour.leave();
+    let tally = neighbour.leave();
+    // A worker that looks at its other rings only when it has nothing else to do gave it 14 (thousands are usual).
+    assert!(tally.writes > 100, "{tally:?} in a second");
     house.assert_one_worker();
 }
 

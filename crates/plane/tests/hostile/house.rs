@@ -218,13 +218,14 @@ impl Disk {
 }
 
 impl Neighbour {
-    /// Move out; fails if anything was wrong or slow while it lived here.
-    pub fn leave(self) {
+    /// Move out; fails if anything was wrong or slow while it lived here. Returns what it did.
+    pub fn leave(self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         let tally = self.thread.join().expect("no panic").expect("an undisturbed neighbour");
         println!("neighbour: {tally:?}");
         assert!(tally.writes > 0);
         assert!(tally.longest_stall < PATIENCE, "stalled for {:?}", tally.longest_stall);
+        tally
     }
 }
 

@@ -131,7 +131,7 @@ fn kill_until(house: &House, id: &str, stop: &AtomicBool, most: u64) -> u64 {
         // Most in the middle of its work, some while it still recovers or before it has begun to.
         let end = Instant::now() + PATIENCE;
         let done = house.completions(id);
-        while random % 4 != 0 && house.completions(id) == done && !stop.load(Ordering::Relaxed) {
+        while !random.is_multiple_of(4) && house.completions(id) == done && !stop.load(Ordering::Relaxed) {
             assert!(Instant::now() < end, "worker {pid}, after {kills} kills, does nothing");
             thread::sleep(Duration::from_millis(1));
         }
