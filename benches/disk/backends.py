@@ -143,15 +143,15 @@ def benched_file(path: Path, size: int) -> Iterator[Path]:
         yield path
         return
     chunk = os.urandom(1 << 20)
-    try:
-        with path.open("xb") as file:
+    with path.open("xb") as file:
+        try:
             for _ in range(size // len(chunk)):
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+            yield path
+        finally:
+            path.unlink()
 
 
 def cpu_seconds(pid: int) -> float:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         # Short: a vhost-user socket's path must fit in 107 bytes.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ng", dir="/tmp")))
-        path = options.file or Path(tempfile.gettempdir()) / "nagaya-bench.raw"
+        path = options.file or directory / "disk.raw"
         file = stack.enter_context(benched_file(path, options.size_mib * MIB))
         vub = build_vub(Path(__file__).parents[2])
         targets: dict[str, Target] = {
