@@ -13,7 +13,7 @@ use crate::sandbox;
 use crate::uring::Uring;
 use crate::worker::device::{IGNORED, Kind, Token};
 use crate::worker::entry::Entry;
-use crate::worker::polling::Polling;
+use crate::worker::polling::{self, Polling};
 use crate::worker::queue::{Violation, VirtQueue};
 
 mod orders;
@@ -68,8 +68,8 @@ impl Reactor {
             polled: Vec::new(),
             touched: Vec::new(),
             taken: 0,
-            host_polling: Polling::default(),
-            guest_polling: Polling::default(),
+            host_polling: Polling::new(polling::DISK),
+            guest_polling: Polling::new(polling::GUEST),
             completions: Vec::new(),
         };
         reactor.poll(reactor.control.as_raw_fd(), Token { kind: Kind::Control, ..IGNORED });
