@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -88,6 +89,18 @@ asyncio.run(build(paths, "cut", Recipe(run=("sleep 600",)), lambda step, fractio
 """
 
 
+def _family_with(pid: int, name: str) -> list[psutil.Process]:
+    """The descendants of `pid`, once one of them is called `name`."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        family = psutil.Process(pid).children(recursive=True)
+        with contextlib.suppress(psutil.NoSuchProcess):  # a step's process may end meanwhile
+            if any(process.name() == name for process in family):
+                return family
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} started no {name} within 30 s")
+
+
 @pytest.mark.root
 @pytest.mark.images
 def test_a_killed_build_ends_whole_and_leaves_nothing(
@@ -100,9 +113,10 @@ def test_a_killed_build_ends_whole_and_leaves_nothing(
         for step in builder.stdout:
             if step.startswith("run the recipe"):
                 break
-        family = psutil.Process(builder.pid).children(recursive=True)
-        assert any(process.name() == "sleep" for process in family)
-        builder.send_signal(signal.SIGKILL)
+        try:
+            family = _family_with(builder.pid, "sleep")
+        finally:
+            builder.send_signal(signal.SIGKILL)
     _gone, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
     assert str(paths.state) not in Path("/proc/mounts").read_text()
