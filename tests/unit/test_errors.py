@@ -10,7 +10,8 @@ from nagaya.errors import NagayaError, NotFoundError, SpecError
 def _tree(cls: type[NagayaError]) -> Iterator[type[NagayaError]]:
     yield cls
     for child in cls.__subclasses__():
-        yield from _tree(child)
+        if child.__module__ == cls.__module__:  # a module's private refinements travel as their public parent
+            yield from _tree(child)
 
 
 ALL = list(_tree(NagayaError))
