@@ -10,6 +10,7 @@ cost: the file lies in the page cache.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ MIB = 1 << 20
 Samples = dict[tuple[Load, str], list[Sample]]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, and write the JSON if asked to."""
+def main(argv: Sequence[str] = ()) -> list[Row]:
+    """Measure, print the table, and write the JSON if asked to. Returns the rows."""
     options = _options(argv)
     direct = not options.cached
     title = "Disk, 4 KiB random, " + ("direct" if direct else "from the page cache")
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(title, rows)
     if options.json:
         options.json.write_text(to_json(title, rows, p99_us=_p99(samples)))
+    return rows
 
 
 def measure(targets: dict[str, Target], rounds: int, seconds: float, depths: Sequence[int]) -> Samples:
@@ -118,7 +120,7 @@ def _name(load: Load) -> str:
     return f"{load.op}, depth {load.depth}, {client} client"
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benches.disk.run", description=(__doc__ or "").partition("\n")[0]
     )
@@ -140,4 +142,4 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

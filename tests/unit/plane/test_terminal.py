@@ -37,8 +37,8 @@ async def test_output_that_nobody_reads_gives_way_to_newer_output() -> None:
             terminal.show(b"%09d\n" % number)
         with Path(terminal.path).open("rb", buffering=0) as user:  # noqa: ASYNC230
             newest = user.read(65536).split()
-        # The last may be cut. A pty holds 4 KiB, and 64 KiB more (7,000 lines) on the way to it, moved when the host
-        # finds time; a terminal that kept the oldest would show line 400.
+        # The last may be cut. A pty holds 4 KiB, and 64 KiB more (7,000 lines) on the way to it, moved when
+        # the host finds time; a terminal that kept the oldest would show line 400.
         assert int(newest[-2]) > 2500
     finally:
         terminal.close()
