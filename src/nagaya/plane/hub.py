@@ -18,6 +18,7 @@ from nagaya.plane.terminal import Terminal
 SCROLLBACK_BYTES = 8192
 _CLIENT_BUFFER = 256 * 1024  # output that waits for one slow client
 _GUEST_BUFFER = 64 * 1024  # input that waits for a guest that does not read
+_LAST_WORDS = 256 * 1024  # more than the stream's socket holds (net.core.wmem_default is 208 KiB)
 _CLIENTS = 32  # of one console: each may hold _CLIENT_BUFFER
 _RATE = (
     16 * 2**20
@@ -66,6 +67,11 @@ class ConsolePort:
             self._timer.cancel()
         if self._server is not None:
             self._server.close()
+        last_words = self._guest.take_rest(_LAST_WORDS)  # a guest that just went down said why
+        if last_words:
+            self._print(last_words)
+            if self._timer is not None:
+                self._timer.cancel()
         for peer in (self._guest, *self.clients):
             peer.abort()
         if self.terminal is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 from typing import Protocol, cast
 
@@ -48,6 +50,18 @@ class Peer(asyncio.Protocol):
             self._transport.resume_reading()
         else:
             self._transport.pause_reading()
+
+    def take_rest(self, limit: int) -> bytes:
+        """What arrived and was not delivered yet, at most `limit` bytes. For a stream that is about to be aborted."""
+        if self._transport is None or self._transport.is_closing():
+            return b""
+        self.set_reading(False)
+        stream = self._transport.get_extra_info("socket").fileno()
+        rest = bytearray()
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while len(rest) < limit and (piece := os.read(stream, limit - len(rest))):
+                rest += piece
+        return bytes(rest)
 
     def abort(self) -> None:
         """Close at once; what is queued is lost. Idempotent."""

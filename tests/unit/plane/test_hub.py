@@ -138,6 +138,13 @@ async def test_output_is_logged_without_anybody_attached(console: ConsoleDevice)
     assert mode(console.log) == 0o600
 
 
+async def test_a_guests_last_words_are_logged(console: ConsoleDevice) -> None:
+    async with plugged(console) as (hub, guest):
+        guest.console.send(b"Kernel panic\n")
+        await hub.close()  # before the event loop has looked at the stream
+    assert contents(console.log) == b"Kernel panic\n"
+
+
 async def test_the_sockets_are_the_owners_and_go_with_the_hub(console: ConsoleDevice) -> None:
     async with plugged(console):
         for path in (console.console_socket, console.agent_socket):
