@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 from collections.abc import Iterator, Mapping
@@ -9,8 +10,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
-
-import httpx2
 
 from nagaya.errors import (
     NagayaError,
@@ -22,17 +21,17 @@ from nagaya.errors import (
 from nagaya.paths import Paths
 
 ANSWER_TIME = 30.0  # s for what the daemon answers at once
+_PIECE = 64 * 1024
 
 
 class Connection:
-    """A connection to the daemon of `paths` (default: this user's). Use it as a context manager."""
+    """A connection to the daemon of `paths` (default: this user's). Use it as a context manager.
+
+    Each request has a unix socket of its own, which costs less than sharing one: threads may use it at will.
+    """
 
     def __init__(self, paths: Paths | None = None) -> None:
         self.paths = paths or Paths.default()
-        # A unix socket has no TLS; without `verify=False` its authorities are loaded all the same, in 60 ms.
-        transport = httpx2.HTTPTransport(uds=str(self.paths.api_socket), verify=False)
-        self._http = httpx2.Client(transport=transport, base_url="http://nagaya")
-        self._reached = False
 
     def __enter__(self) -> Self:
         return self
@@ -43,8 +42,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+        """Let go of the daemon. Idempotent."""
 
     def request(
         self,
@@ -56,30 +54,44 @@ class Connection:
         within: float = ANSWER_TIME,
     ) -> Any:
         """One request; the decoded answer, or the error that the daemon sent."""
-        with _reachable(self.paths):
-            self._reach()
-            answer = self._http.request(method, path, json=body, params=_query(query or {}), timeout=within)
-        return _decoded(answer)
+        with _reachable(self.paths), self._answer(method, path, body, query or {}, within) as answer:
+            return _decoded(path, answer.status, answer.read())
 
     def stream(self, path: str, **query: object) -> Iterator[bytes]:
         """The body of an endless answer, piece by piece."""
         with (
             _reachable(self.paths),
-            self._http.stream(
-                "GET", path, params=_query(query), timeout=httpx2.Timeout(ANSWER_TIME, read=None)
-            ) as answer,
+            self._answer("GET", path, None, query, ANSWER_TIME, endless=True) as answer,
         ):
-            if answer.status_code >= 400:
-                answer.read()
-                _decoded(answer)
-            yield from answer.iter_raw()
+            if answer.status >= 400:
+                raise _error_of(answer.status, answer.read())
+            while piece := answer.read1(_PIECE):
+                yield piece
 
-    def _reach(self) -> None:
-        """Connect once by hand: httpcore leaves its socket open where it cannot connect."""
-        if not self._reached:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(self.paths.api_socket))
-            self._reached = True
+    @contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        query: Mapping[str, object],
+        within: float,
+        *,
+        endless: bool = False,
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection = _UnixConnection(str(self.paths.api_socket), within)
+        try:
+            words = urlencode(_query(query))
+            content = None if body is None else json.dumps(body).encode()
+            headers = {} if content is None else {"Content-Type": "application/json"}
+            connection.request(method, f"{path}?{words}" if words else path, content, headers)
+            stream = connection.sock  # `getresponse` may hand it over to the answer
+            with connection.getresponse() as answer:
+                if endless:
+                    stream.settimeout(None)
+                yield answer
+        finally:
+            connection.close()
 
     @contextmanager
     def websocket(self, path: str, **query: object) -> Iterator[Any]:
@@ -99,16 +111,27 @@ class Connection:
             yield connection
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, within: float) -> None:
+        super().__init__("nagaya", timeout=within)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 @contextmanager
 def _reachable(paths: Paths) -> Iterator[None]:
     """Turn what a connection can fail with into errors that say what to do."""
     try:
         yield
-    except httpx2.TimeoutException as error:
+    except TimeoutError as error:
         raise TimeoutExpiredError(
             f"the daemon at {paths.api_socket} did not answer in time", hint="look at `nagaya daemon status`"
         ) from error
-    except (httpx2.TransportError, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:
         if isinstance(error, PermissionError) or "Permission denied" in str(error):
             raise PermissionDeniedError(
                 f"you may not use the daemon at {paths.api_socket}",
@@ -119,15 +142,15 @@ def _reachable(paths: Paths) -> Iterator[None]:
         ) from error
 
 
-def _decoded(answer: httpx2.Response) -> Any:
-    if answer.status_code >= 400:
-        raise _error_of(answer.status_code, answer.content)
-    if answer.status_code == 204:
+def _decoded(path: str, status: int, content: bytes) -> Any:
+    if status >= 400:
+        raise _error_of(status, content)
+    if status == 204:
         return None
     try:
-        return answer.json()
+        return json.loads(content)
     except ValueError as error:
-        raise ProtocolError(f"the daemon's answer to {answer.request.url.path} is not JSON") from error
+        raise ProtocolError(f"the daemon's answer to {path} is not JSON") from error
 
 
 def _error_of(status: int, content: bytes) -> NagayaError:

@@ -52,7 +52,7 @@ class Peer(asyncio.Protocol):
             self._transport.pause_reading()
 
     def take_rest(self, limit: int) -> bytes:
-        """What arrived and was not delivered yet, at most `limit` bytes; for a stream that is to be aborted."""
+        """What arrived and was not delivered yet, at most `limit` bytes. The stream is to be aborted then."""
         if self._transport is None or self._transport.is_closing():
             return b""
         self.set_reading(False)
