@@ -148,7 +148,10 @@ fn a_table_without_the_rings_stops_a_running_queue() {
         assert_eq!(scene.offer(0), Some(Answer::Used(VIRTIO_BLK_S_OK as u8)));
         // As if all memory but another page had been unplugged.
         let other = Memory::new(0x8000_0000, 4096).unwrap();
+        let before = house.violations(&disk.id);
         let _ = scene.device.frontend.set_mem_table(&[other.region()]);
+        // Nothing acknowledges the message, so the worker may be a while behind.
+        assert_breaks(house, disk, before, "a table without the rings");
         let used = scene.queue.ring.used_index();
         scene.queue.push(0).unwrap();
         assert!(
