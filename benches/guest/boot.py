@@ -111,7 +111,7 @@ def _storage_daemon(overlay: Path, socket: Path) -> Iterator[None]:
                 time.sleep(0.001)
             yield
         finally:
-            process.terminate()
+            process.kill()  # asked politely, it may wait for its client for ever
 
 
 @contextmanager
