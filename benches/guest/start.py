@@ -18,6 +18,8 @@ from benches._table import Row, print_table
 from benches.guest._nagaya import MARKER, console_log, own_nagaya, wait_for_output
 from nagaya.errors import UnavailableError
 from nagaya.images.initramfs import write_boot_test
+from nagaya.images.kernels import default_uml_kernel
+from nagaya.kernel import Kernel
 from nagaya.sdk import Client, Machine
 
 ROUNDS = 9
@@ -31,7 +33,7 @@ def main() -> list[Row]:
         initrd = Path(directory) / "initrd"
         write_boot_test(initrd)
         initrd.chmod(0o644)
-        kernel = next(kernel for kernel in client.kernels.list() if kernel.default).path
+        kernel = default_uml_kernel(client.paths)
         spec = {"name": "start", "memory": f"{MEMORY_MIB}MiB", "boot": {"initrd": str(initrd)}}
         machine = client.machines.create(spec)
         command, request, bare = [], [], []
@@ -74,10 +76,18 @@ def _once(client: Client, machine: Machine, *, by_command: bool) -> float:
     return (seen - began) * 1e3
 
 
-def _bare(kernel: str, initrd: Path) -> float:
+def _bare(kernel: Kernel, initrd: Path) -> float:
     with tempfile.TemporaryDirectory(prefix="ngb", dir="/dev/shm") as memory:
-        words = ["taskset", "-c", "1", kernel, f"mem={MEMORY_MIB}M", f"initrd={initrd}", f"uml_dir={memory}/"]
-        words += ["con=none", "con0=null,fd:1", "ssl=none", "quiet"]
+        words = [
+            "taskset",
+            "-c",
+            "1",
+            kernel.path,
+            f"mem={MEMORY_MIB}M",
+            f"initrd={initrd}",
+            f"uml_dir={memory}/",
+        ]
+        words += ["con=none", "con0=null,fd:1", "ssl=none", "quiet", *kernel.cmdline.split()]
         began = time.monotonic()
         with subprocess.Popen(
             words,
