@@ -92,7 +92,8 @@ def test_events_tell_of_each_worker(plane: _core.Plane, directory: Path, vub: Pa
         time.sleep(0.005)
     assert after["generation"] == before["generation"] + 1
     names: list[str] = []
-    while "DEVICE_DISCONNECTED" not in names and time.monotonic() < deadline:  # its thread may be a while behind
+    # The thread of a device may be a while behind.
+    while "DEVICE_DISCONNECTED" not in names and time.monotonic() < deadline:
         names += [json.loads(event)["event"] for event in plane.take_events()]
         time.sleep(0.005)
     assert names.count("WORKER_EXITED") == 1 and names.count("WORKER_STARTED") == 2
