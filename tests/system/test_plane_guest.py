@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -123,7 +124,8 @@ def _kill_workers(plane: _core.Plane, guest: subprocess.Popen[bytes], seconds: f
         time.sleep(chance.uniform(0.01, 0.2))
         pid = json.loads(plane.query())["workers"][0]["pid"]
         if pid:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended by itself
+                os.kill(pid, signal.SIGKILL)
             kills += 1
     return kills
 
