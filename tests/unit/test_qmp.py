@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qemu.qmp import ExecuteError, QMPClient
 
 from nagaya.errors import ConflictError
-from nagaya.plane.qmp import MESSAGE_BYTES, Framer, QmpServer
+from nagaya.qmp import MESSAGE_BYTES, Framer, QmpServer
 from nagaya.plane.sockets import Listener
 
 pytestmark = pytest.mark.anyio

@@ -165,7 +165,7 @@ class _Session(AsyncProtocol[Message]):
             reply["error"] = {"class": kind, "desc": str(error), "data": error.to_json()}
         except Exception as error:
             log.exception("QMP command failed", extra={"command": message.get("execute")})
-            description = f"internal error of the plane: {type(error).__name__}: {error}"
+            description = f"internal error: {type(error).__name__}: {error}"
             reply["error"] = {"class": "GenericError", "desc": description}
         if "id" in message:
             reply["id"] = message["id"]
