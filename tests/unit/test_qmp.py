@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from qemu.qmp import ExecuteError, QMPClient
 
 from nagaya.errors import ConflictError
-from nagaya.qmp import MESSAGE_BYTES, Framer, QmpServer
 from nagaya.plane.sockets import Listener
+from nagaya.qmp import MESSAGE_BYTES, Framer, QmpServer
 
 pytestmark = pytest.mark.anyio
 

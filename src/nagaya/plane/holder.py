@@ -19,9 +19,9 @@ from nagaya.errors import ConflictError
 from nagaya.paths import Paths
 from nagaya.plane import worker
 from nagaya.plane.log import log_to_stderr
-from nagaya.qmp import QmpServer
 from nagaya.plane.service import Core, Service
 from nagaya.plane.sockets import Listener
+from nagaya.qmp import QmpServer
 
 log = logging.getLogger("nagaya.plane")
 

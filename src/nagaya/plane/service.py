@@ -16,10 +16,10 @@ from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device
 from nagaya.plane.hub import ConsoleHub
-from nagaya.qmp import Command
 from nagaya.plane.sockets import Listener
 from nagaya.plane.storage import ImageKey, OpenImages
 from nagaya.plane.wire import device_from_json, device_to_json
+from nagaya.qmp import Command
 
 CHARS_WORKER = "chars"  # consoles and rng share one worker; their work is small
 _PORTS = (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +60,8 @@ class FakeCore:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def core() -> FakeCore:
     return FakeCore()
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """Short: a unix socket's path holds 107 bytes."""
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
-    yield top
-    shutil.rmtree(top)
 
 
 @pytest.fixture
