@@ -28,6 +28,7 @@ log = logging.getLogger("nagaya.daemon")
 class _Job:
     info: OperationInfo
     task: asyncio.Task[None] | None = None
+    ending: bool = False  # the work is over, its end is being recorded
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -86,16 +87,21 @@ class Operations:
         job = self._job(operation_id)
         if job.task is None:
             raise ConflictError(f"operation {operation_id} has ended: {job.info.state}")
-        job.task.cancel()
-        await asyncio.wait([job.task])
+        task = job.task
+        if not job.ending:
+            task.cancel()
+        await asyncio.wait([task])
+        if job.task is task:  # cancelled before its first step: `_run` never began
+            await self._end(job, {"state": OperationState.CANCELLED, "error": _cancelled(job.info).to_json()})
         return job.info
 
     async def close(self) -> None:
         """Cancel all that run."""
-        tasks = [job.task for job in self._jobs.values() if job.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        jobs = [job for job in self._jobs.values() if job.task is not None]
+        for job in jobs:
+            if job.task is not None and not job.ending:
+                job.task.cancel()
+        await asyncio.gather(*(job.task for job in jobs if job.task is not None), return_exceptions=True)
 
     async def _run(self, job: _Job, work: Work) -> None:
         loop = asyncio.get_running_loop()
@@ -103,17 +109,21 @@ class Operations:
         def progress(step: str, fraction: float | None) -> None:
             loop.call_soon_threadsafe(self._advance, job, step, fraction)
 
+        end: dict[str, Any]
         try:
-            result = await work(progress)
-            end = replace(job.info, state=OperationState.DONE, fraction=1.0, result=result)
+            end = {"state": OperationState.DONE, "fraction": 1.0, "result": await work(progress)}
         except asyncio.CancelledError:
-            end = replace(job.info, state=OperationState.CANCELLED, error=_cancelled(job.info).to_json())
+            end = {"state": OperationState.CANCELLED, "error": _cancelled(job.info).to_json()}
         except NagayaError as error:
-            end = replace(job.info, state=OperationState.FAILED, error=error.to_json())
+            end = {"state": OperationState.FAILED, "error": error.to_json()}
         except Exception as error:  # a bug must not leave the operation running for ever
             log.exception("operation %s (%s) failed", job.info.id, job.info.kind)
-            end = replace(job.info, state=OperationState.FAILED, error=_bug(error).to_json())
-        end = replace(end, step=job.info.step, revision=job.info.revision + 1, ended_at=time.time())
+            end = {"state": OperationState.FAILED, "error": _bug(error).to_json()}
+        await self._end(job, end)
+
+    async def _end(self, job: _Job, facts: dict[str, Any]) -> None:
+        job.ending = True
+        end = replace(job.info, revision=job.info.revision + 1, ended_at=time.time(), **facts)
         try:
             await self._writer.call(State.save_operation, end)
         except NagayaError as error:

@@ -108,6 +108,23 @@ def test_cancel_waits_until_the_work_has_cleaned_up(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def test_an_operation_that_is_cancelled_before_it_begins_ends(tmp_path: Path) -> None:
+    begun = []
+
+    async def work(_progress: Progress) -> dict[str, Any]:
+        begun.append(True)
+        return {}
+
+    async def scene(operations: Operations) -> None:
+        info = await operations.start("kernel build", "uml", work)
+        assert (await operations.cancel(info.id)).state == "cancelled"
+        assert not begun
+        with pytest.raises(ConflictError, match="has ended: cancelled"):
+            await operations.cancel(info.id)
+
+    play(tmp_path, scene)
+
+
 def test_what_ran_when_the_daemon_ended_has_failed(tmp_path: Path) -> None:
     from dataclasses import replace
 
