@@ -1,15 +1,16 @@
-"""The jail: what a machine's process does between fork and exec (docs/security.md, "The jail").
+"""The jail: what a machine's process does between fork and exec or call (docs/security.md, "The jail").
 
 It runs in the zygote's child, which is process 1 of a new pid namespace already. The order matters:
 
 1.  join the control groups of v1, while the host's file system is in sight and we are root; in that of v2 the
     process was born;
-2.  new session, new mount, ipc, uts, net and cgroup namespaces; hostname;
-3.  a new root on tmpfs: binds, files, a tmpfs for guest memory; it replaces the old root, which is detached;
-4.  resource limits, CPU;
-5.  standard streams; every other descriptor is closed;
-6.  capabilities, uid and gid, no_new_privs;
-7.  seccomp filters, last, because they forbid nearly all of the above; then exec.
+2.  open the files and make the sockets that only the host's root file system has;
+3.  new session, new mount, ipc, uts, net and cgroup namespaces; hostname;
+4.  a new root on tmpfs: binds, files, a tmpfs for guest memory; it replaces the old root, which is detached;
+5.  resource limits, CPU;
+6.  standard streams; every descriptor that the plan does not name is closed;
+7.  capabilities, uid and gid, no_new_privs;
+8.  seccomp filters, last, because they forbid nearly all of the above.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,13 +35,21 @@ class StepError(Exception):
     """A step failed; says which one."""
 
 
-def enter_and_exec(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:
-    """Build the jail and execute. Returns never; raises `StepError` if it cannot.
+def enter(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> dict[str, int]:
+    """Build the jail around this process; the descriptors of `plan.opens` and `plan.listens`, by name.
 
-    `mount_point` is an empty directory of the host. `report_fd` stays open until exec closes it.
+    `mount_point` is an empty directory of the host. `report_fd` stays open until exec closes it. Raises
+    `StepError`; the process is of no use then.
     """
+    fds: dict[str, int] = {}
     with _step("join the control groups"):
         _join_cgroups(plan)
+    for name, path in plan.opens.items():
+        with _step(f"open {path}"):
+            fds[name] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    for name, path in plan.listens.items():
+        with _step(f"listen on {path}"):
+            fds[name] = _listen(path)
     with _step("enter new namespaces"):
         os.setsid()
         linux.unshare(
@@ -57,12 +67,17 @@ def enter_and_exec(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: i
     with _step("set limits"):
         _limit(plan)
     with _step("set up the standard streams"):
-        _streams(log_fd, report_fd)
+        _streams(log_fd, (report_fd, *fds.values()))
     with _step("give up privileges"):
         _drop_privileges(plan)
     with _step("install the seccomp filters"):
         for program in plan.seccomp:
             linux.seccomp_install(program)
+    return fds
+
+
+def execute(plan: LaunchPlan) -> None:
+    """Become the program. Returns never; raises `StepError` if it cannot."""
     with _step(f"execute {plan.executable}"):
         os.execve(plan.executable, plan.argv, dict(plan.env))  # noqa: S606 - this is the point
 
@@ -84,6 +99,18 @@ def _join_cgroups(plan: LaunchPlan) -> None:
             os.close(fd)
 
 
+def _listen(path: str) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+        Path(path).unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(16)
+        return listener.detach()
+
+
 def _build_root(plan: LaunchPlan, mount_point: str) -> None:
     os.umask(0o022)
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
@@ -100,6 +127,11 @@ def _build_root(plan: LaunchPlan, mount_point: str) -> None:
     for inside, text in plan.files.items():
         _make_target(mount_point + inside, False)
         Path(mount_point + inside).write_text(text)
+    if plan.ram_bytes:
+        _mount_ram(plan, mount_point, guarded)
+
+
+def _mount_ram(plan: LaunchPlan, mount_point: str, guarded: int) -> None:
     ram = mount_point + plan.ram_dir
     _make_target(ram, True)
     options = f"size={plan.ram_bytes},nr_inodes={RAM_INODES},mode=0700,uid={plan.uid},gid={plan.gid}"
@@ -133,16 +165,19 @@ def _limit(plan: LaunchPlan) -> None:
     os.umask(0o077)
 
 
-def _streams(log_fd: int, report_fd: int) -> None:
-    """0: end of file; 1 and 2: the log. The rest is closed, the report by exec."""
+def _streams(log_fd: int, kept: Iterable[int]) -> None:
+    """0: end of file; 1 and 2: the log. The rest is closed but `kept`, which exec closes."""
     empty, writer = os.pipe()
     os.close(writer)
     os.dup2(empty, 0)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
-    if report_fd > 3:
-        linux.close_range(3, report_fd - 1)
-    linux.close_range(report_fd + 1)
+    first = 3
+    for fd in sorted(kept):
+        if fd > first:
+            linux.close_range(first, fd - 1)
+        first = fd + 1
+    linux.close_range(first)
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):  # 32 and 33 belong to the C library
             signal.signal(number, signal.SIG_DFL)

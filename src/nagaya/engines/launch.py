@@ -13,7 +13,7 @@ from typing import Any
 
 from nagaya.engines.engine import ProcessId
 from nagaya.engines.plan import MAX_MESSAGE, LaunchPlan, encode
-from nagaya.errors import MachineFailedError, PermissionDeniedError, UnavailableError
+from nagaya.errors import MachineFailedError, NagayaError, PermissionDeniedError, UnavailableError
 from nagaya.paths import Paths
 from nagaya.resources.cgroups import CgroupBase
 
@@ -52,10 +52,13 @@ class ZygoteClient:
         }
 
     async def launch(self, plan: LaunchPlan) -> ProcessId:
-        """Fork and execute. Raises `MachineFailedError` or `PermissionDeniedError` that names the step."""
+        """Fork and jail it. Raises the error of the machine's own set-up, or `MachineFailedError` or
+        `PermissionDeniedError` that names the step."""
         answer = await self._ask({"do": "launch", "plan": plan.to_json()})
         if "error" not in answer:
             return ProcessId(int(answer["pid"]), int(answer["start_time"]))
+        if "failure" in answer:
+            raise NagayaError.from_json(answer["failure"])
         step, error = str(answer.get("step", "")), str(answer["error"])
         message = f"machine {plan.machine}: its jail failed at the step {step!r}: {error}"
         if "Errno 1]" in error and step in _PERMISSION_STEPS:

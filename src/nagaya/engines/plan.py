@@ -24,21 +24,25 @@ class Bind:
 class LaunchPlan:
     """One jailed process. Paths are the host's unless they say "inside".
 
-    The jail is an empty read-only tmpfs with `binds`, `files` and a private tmpfs of `ram_bytes` at
-    `ram_dir`.
+    The jail is an empty read-only tmpfs with `binds`, `files` and, if `ram_bytes` is not 0, a private tmpfs
+    of that size at `ram_dir`. In it either `executable` is executed or, without exec, `call` is called.
     """
 
     machine: str  # id, for logs and `list`
-    executable: str  # inside
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
     uid: int
     gid: int
     hostname: str
-    ram_bytes: int  # size of the tmpfs that holds guest memory
     exit_file: str
     log: str
     log_limit: int  # bytes
+    executable: str = ""  # inside
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    call: str = ""  # a name in `zygote.CALLS`
+    config: Mapping[str, Any] = field(default_factory=dict)  # its argument, JSON
+    opens: Mapping[str, str] = field(default_factory=dict)  # files opened for it, read and write, by name
+    listens: Mapping[str, str] = field(default_factory=dict)  # unix stream sockets made for it, 0600, by name
+    ram_bytes: int = 0  # size of the tmpfs that holds guest memory
     ram_dir: str = "/ram"  # inside: a tmpfs of its own
     binds: tuple[Bind, ...] = ()
     files: Mapping[str, str] = field(

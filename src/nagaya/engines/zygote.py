@@ -3,12 +3,14 @@
 `python -m nagaya.engines.zygote [--ready-fd N] [--detach]` listens on `Paths.zygote_socket` (SOCK_SEQPACKET,
 one JSON object a datagram, requests of the own uid only):
 
-- `{"do": "launch", "plan": {...}}` -> `{"pid", "start_time"}` once it has executed, or `{"error", "step"}`;
+- `{"do": "launch", "plan": {...}}` -> `{"pid", "start_time"}` once it has executed, or its machine is set up,
+  or `{"error", "step"}`, with the `NagayaError` in `"failure"` if it was one;
 - `{"do": "list"}` -> `{"processes": [{"machine", "pid", "start_time"}]}`;
 - `{"do": "ping"}` -> `{"pid", "cgroups": {controller: directory}, "missing": {controller: reason}}`.
 
 When a process ends, its status goes to the plan's `exit_file`. Killing the zygote ends no machine; what
-happens to them afterwards is then known from their logs alone. Imports are few: each fork inherits them.
+happens to them afterwards is then known from their logs alone. Imports are few: each fork inherits them. What
+machines of the kvm engine run is imported once the socket listens: in their jails there is nothing to import.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import contextlib
 import fcntl
 import gc
+import importlib
 import json
 import os
 import select
@@ -26,20 +29,25 @@ import struct
 import sys
 import time
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nagaya.abi import linux
 from nagaya.engines import jail
 from nagaya.engines.enginelog import EngineLog
 from nagaya.engines.plan import MAX_MESSAGE, LaunchPlan, encode
 from nagaya.engines.procs import start_time_of
+from nagaya.errors import NagayaError
 from nagaya.paths import Paths
 from nagaya.resources import cgroups
 
 MAX_CLIENTS = 64
 LAUNCH_TIMEOUT_S = 20.0
 FLOOD_PAUSE_MS = 100  # a machine that floods its log is read this often
+CALLS = {"kvm": "nagaya.kvm.process"}  # what a plan may call: `main(config, fds, ready)` of that module
+_REPORT_BYTES = 4096  # PIPE_BUF: written at once or not at all
 
 
 @dataclass(slots=True)
@@ -192,14 +200,13 @@ class Zygote:
         self._poll.register(log, select.POLLIN)
 
     def _launched(self, process: _Process) -> None:
-        """The child executed (its report closed empty) or says which step failed."""
-        report = os.read(process.report_fd, 4096)
+        """The child executed or is set up (its report closed empty), or says which step failed."""
+        report = os.read(process.report_fd, _REPORT_BYTES)
         self._poll.unregister(process.report_fd)
         os.close(process.report_fd)
         process.report_fd = -1
         if report:
-            step, _, error = report.decode(errors="replace").partition(": ")
-            self._answer(process.client, {"error": error, "step": step})
+            self._answer(process.client, json.loads(report))
         else:
             self._answer(process.client, {"pid": process.pid, "start_time": process.start_time})
         process.client = None
@@ -208,7 +215,9 @@ class Zygote:
         for process in self._processes.values():
             if process.report_fd >= 0 and time.monotonic() > process.deadline:
                 process.deadline = float("inf")
-                self._answer(process.client, {"error": f"no exec in {LAUNCH_TIMEOUT_S} s", "step": "launch"})
+                self._answer(
+                    process.client, {"error": f"not set up in {LAUNCH_TIMEOUT_S:g} s", "step": "launch"}
+                )
                 process.client = None
                 os.kill(process.pid, signal.SIGKILL)
 
@@ -268,11 +277,41 @@ def _fork(cgroup: str) -> int:
 def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:
     signal.set_wakeup_fd(-1)
     try:
-        jail.enter_and_exec(plan, mount_point, log_fd, report_fd)
+        call = _entry(plan.call) if plan.call else None
+        fds = jail.enter(plan, mount_point, log_fd, report_fd)
+        if call is not None:
+            gc.enable()
+            call(plan.config, fds, lambda: os.close(report_fd))
+        jail.execute(plan)
     except BaseException as error:  # nothing may return into the zygote's loop
         with contextlib.suppress(OSError):
-            os.write(report_fd, str(error).encode()[:4096])
+            os.write(report_fd, _failure(error))
     os._exit(125)
+
+
+def _entry(name: str) -> Callable[[Mapping[str, Any], Mapping[str, int], Callable[[], None]], None]:
+    """The function `main(config, fds, ready)` behind a name in `CALLS`; it does not return."""
+    entry: Callable[..., None] = importlib.import_module(CALLS[name]).main
+    return entry
+
+
+def _failure(error: BaseException) -> bytes:
+    """What the client is told; it fits into a pipe at once."""
+    if isinstance(error, NagayaError):
+        told = encode({"step": "set up the machine", "error": error.message, "failure": error.to_json()})
+        if len(told) <= _REPORT_BYTES:
+            return told
+    step, _, text = str(error).partition(": ")
+    if not isinstance(error, jail.StepError):
+        step, text = "set up the machine", f"{type(error).__name__}: {error}"
+    return encode({"step": step, "error": text[:1000]})
+
+
+def _preload() -> None:
+    """Import what machines call, if this host can run them: in a jail there is nothing to import from."""
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        for module in CALLS.values():
+            importlib.import_module(module)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -325,6 +364,7 @@ def main() -> int:
     if options.ready_fd >= 0:
         os.write(options.ready_fd, b"ready\n")
         os.close(options.ready_fd)
+    _preload()
     gc.freeze()  # so that a collection in a child does not copy the parent's pages
     gc.disable()
     zygote.run()
