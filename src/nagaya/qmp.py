@@ -23,6 +23,13 @@ _CLIENTS = 64
 log = logging.getLogger(__name__)
 
 
+def version_info(version: str) -> dict[str, object]:
+    """VersionInfo of the QMP schema for ours; clients want its three numbers under the name `qemu`."""
+    numbers = [int(number) for number in re.findall(r"\d+", version)][:3]
+    named = dict(zip(("major", "minor", "micro"), [*numbers, 0, 0, 0], strict=False))
+    return {"qemu": named, "package": f"nagaya {version}"}
+
+
 class QmpServer:
     """Serves `commands`, by name, to several clients at once; each client's run one after the other.
 
@@ -32,7 +39,8 @@ class QmpServer:
 
     def __init__(self, version: str) -> None:
         self.commands: dict[str, Command] = {}
-        self.greeting = {"QMP": {"version": {"nagaya": version}, "capabilities": []}}
+        self.version = version_info(version)
+        self.greeting = {"QMP": {"version": self.version, "capabilities": []}}
         self._sessions: dict[_Session, asyncio.Task[None]] = {}
 
     async def serve(self, listener: socket.socket) -> None:
@@ -161,8 +169,7 @@ class _Session(AsyncProtocol[Message]):
         try:
             reply["return"] = await self._execute(message)
         except NagayaError as error:
-            kind = "CommandNotFound" if isinstance(error, _CommandNotFoundError) else "GenericError"
-            reply["error"] = {"class": kind, "desc": str(error), "data": error.to_json()}
+            reply["error"] = {"class": _class_of(error), "desc": str(error), "data": error.to_json()}
         except Exception as error:
             log.exception("QMP command failed", extra={"command": message.get("execute")})
             description = f"internal error: {type(error).__name__}: {error}"
@@ -193,6 +200,12 @@ class _Session(AsyncProtocol[Message]):
 
 class _CommandNotFoundError(NotFoundError):
     pass
+
+
+def _class_of(error: NagayaError) -> str:
+    if isinstance(error, _CommandNotFoundError):
+        return "CommandNotFound"
+    return "DeviceNotFound" if isinstance(error, NotFoundError) else "GenericError"
 
 
 class _TooLongError(Exception):

@@ -65,7 +65,12 @@ class RawClient:
 @contextlib.asynccontextmanager
 async def raw_client(path: str, negotiate: bool = True) -> AsyncIterator[RawClient]:
     client = RawClient(*await asyncio.open_unix_connection(path))
-    assert await client.hear() == {"QMP": {"version": {"nagaya": "1.2.3"}, "capabilities": []}}
+    assert await client.hear() == {
+        "QMP": {
+            "version": {"qemu": {"major": 1, "minor": 2, "micro": 3}, "package": "nagaya 1.2.3"},
+            "capabilities": [],
+        }
+    }
     if negotiate:
         await client.say(b'{"execute": "qmp_capabilities"}')
         assert await client.hear() == {"return": {}}

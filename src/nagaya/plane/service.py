@@ -19,7 +19,7 @@ from nagaya.plane.hub import ConsoleHub
 from nagaya.plane.sockets import Listener
 from nagaya.plane.storage import ImageKey, OpenImages
 from nagaya.plane.wire import device_from_json, device_to_json
-from nagaya.qmp import Command
+from nagaya.qmp import Command, version_info
 
 CHARS_WORKER = "chars"  # consoles and rng share one worker; their work is small
 _PORTS = (
@@ -199,7 +199,7 @@ class Service:
 
     async def _query_version(self, arguments: Mapping[str, object]) -> object:
         _no_arguments(arguments)
-        return {"nagaya": __version__}
+        return version_info(__version__)
 
     async def _query_commands(self, arguments: Mapping[str, object]) -> object:
         _no_arguments(arguments)
