@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +20,16 @@ from nagaya.images.recipe import Recipe
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
+from nagaya.testing.scratch import begin_run, make_directory, sweep
 
 SHARED = Path(os.environ.get("NAGAYA_TEST_STATE", "/var/tmp/nagaya-test"))
+
+
+def pytest_configure() -> None:
+    """What a killed run left is ended before this one begins."""
+    begin_run()
+    for done in sweep():
+        print(done)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,7 +63,7 @@ def shared_paths() -> Paths:
 @pytest.fixture
 def paths(shared_paths: Paths) -> Iterator[Paths]:
     """Directories of a Nagaya of its own that sees the shared kernels and images; their paths are short."""
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     top.chmod(0o755)
     own = Paths(top / "r", top / "s", shared_paths.cache)
     own.run.mkdir(mode=0o755)

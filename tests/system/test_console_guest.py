@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import ConsoleDevice, RngDevice
 from nagaya.plane.launch import ensure_holder
+from nagaya.testing.scratch import make_directory
 
 QEMU_GA = shutil.which("qemu-ga", path="/usr/sbin:/usr/bin")
 
@@ -102,7 +102,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def house(uml_kernel: Kernel) -> Iterator[House]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     paths = Paths(top / "r", top / "s", top / "c")
     console = ConsoleDevice(
         "m1/console", str(top / "console.sock"), os.getuid(), os.getgid(), str(top / "host.sock"),

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from nagaya.daemon.failpoint import Step
 from nagaya.errors import NagayaError, NotFoundError
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
+from nagaya.testing.scratch import make_directory
 
 PROGRAM = ("-m", "nagaya.testing.daemon")
 SPEC = {"name": "web", "memory": "64MiB", "disks": [{"size": "1MiB"}]}
@@ -29,7 +29,7 @@ SPEC = {"name": "web", "memory": "64MiB", "disks": [{"size": "1MiB"}]}
 
 @pytest.fixture
 def own_paths() -> Iterator[Paths]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     yield Paths(top / "r", top / "s", top / "c")
     shutil.rmtree(top)
 

@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, RngDevice
 from nagaya.plane.launch import ensure_holder
+from nagaya.testing.scratch import make_directory
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 def house() -> Iterator[Paths]:
     """Directories of a Nagaya of its own; whatever holder is left is killed."""
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     paths = Paths(top / "r", top / "s", top / "c")
     yield paths
     with contextlib.suppress(OSError, ValueError, ProcessLookupError):

@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest
 from nagaya import _core
 from nagaya.kernel import Kernel
 from nagaya.plane import worker
+from nagaya.testing.scratch import make_directory
 
 BUSYBOX = Path("/bin/busybox")
 DISK_MIB = 64
@@ -60,7 +60,7 @@ poweroff -f
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     yield top
     shutil.rmtree(top)
 

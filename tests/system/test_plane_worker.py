@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 
 from nagaya import _core
 from nagaya.plane import worker
+from nagaya.testing.scratch import make_directory
 
 TOP = Path(__file__).parents[2]
 DISK_BYTES = 16 << 20
@@ -39,7 +39,7 @@ def vub() -> Path:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     yield top
     shutil.rmtree(top)
 

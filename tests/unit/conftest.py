@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from nagaya.testing.scratch import make_directory
 
 
 @pytest.fixture
@@ -18,6 +19,6 @@ def anyio_backend() -> str:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """Short: a unix socket's path holds 107 bytes."""
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     yield top
     shutil.rmtree(top)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from nagaya.errors import (
     UnsupportedError,
     UsageError,
 )
+from nagaya.testing.scratch import make_directory
 
 pytestmark = pytest.mark.anyio
 needs_qemu_ga = pytest.mark.skipif(shutil.which("qemu-ga") is None, reason="needs package qemu-guest-agent")
@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     yield top
     shutil.rmtree(top)
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from nagaya import doctor
 from nagaya.doctor import Finding, State
 from nagaya.paths import Paths
+from nagaya.testing.scratch import make_directory
 
 
 @pytest.fixture
 def paths() -> Iterator[Paths]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     (top / "r").mkdir()
     yield Paths(top / "r", top / "s", top / "c")
     shutil.rmtree(top)

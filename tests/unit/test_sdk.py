@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,13 +30,14 @@ from nagaya.errors import (
 from nagaya.models import MachineInfo, OperationState
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
+from nagaya.testing.scratch import make_directory
 
 PROGRAM = ("-m", "nagaya.testing.daemon")
 
 
 def short_directory() -> Paths:
     """Sockets need short paths."""
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     return Paths(top / "r", top / "s", top / "c")
 
 

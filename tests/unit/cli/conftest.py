@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from nagaya.cli.daemon import end
 from nagaya.cli.session import Session
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
+from nagaya.testing.scratch import make_directory
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ Invoke = Callable[..., Outcome]
 
 @pytest.fixture(scope="session")
 def daemon_paths() -> Iterator[Paths]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     paths = Paths(top / "r", top / "s", top / "c")
     pid = ensure_daemon(paths, program=("-m", "nagaya.testing.daemon"))
     with Client(paths) as client:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from nagaya.paths import Paths
 from nagaya.testing import Stage
+from nagaya.testing.scratch import make_directory
 
 
 @pytest.fixture
 def own_paths() -> Iterator[Paths]:
     """Directories of its own, short enough for sockets."""
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     paths = Paths(top / "r", top / "s", top / "c")
     for directory in (paths.run, paths.state, paths.cache):
         directory.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +12,12 @@ import pytest
 
 from nagaya.abi.mconsole import MconsoleRequest
 from nagaya.engines import mconsole
+from nagaya.testing.scratch import make_directory
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    top = Path(tempfile.mkdtemp(prefix="ng", dir="/tmp"))
+    top = make_directory()
     yield top
     shutil.rmtree(top)
 
