@@ -12,6 +12,7 @@ import signal
 from typing import Any
 
 # unshare(2), clone(2)
+CLONE_THREAD = 0x00010000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -56,19 +57,28 @@ BPF_LD_W_ABS = 0x20
 BPF_JEQ_K = 0x15
 BPF_JSET_K = 0x45
 BPF_RET_K = 0x06
+BPF_AND_K = 0x54
 
 # offsets in struct seccomp_data
 SECCOMP_DATA_NR = 0
 SECCOMP_DATA_ARGS = 16
 
 # x86-64 system call numbers (asm/unistd_64.h)
+NR_MMAP = 9
+NR_MPROTECT = 10
+NR_IOCTL = 16
 NR_SOCKET = 41
 NR_SOCKETPAIR = 53
 NR_CLONE = 56
 NR_KILL = 62
 NR_PTRACE = 101
-NR_CLONE3 = 435
 NR_PIVOT_ROOT = 155
+NR_OPENAT = 257
+NR_CLONE3 = 435
+
+# asm-generic/ioctls.h: what Python makes of `set_blocking` and `set_inheritable`
+FIONBIO = 0x5421
+FIOCLEX = 0x5451
 
 # linux/ptrace.h, linux/elf.h
 PTRACE_GETREGSET = 0x4204
