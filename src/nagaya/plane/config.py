@@ -35,7 +35,10 @@ class BlkDevice:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleDevice:
-    """A multiport virtio-console: port 0 is the console, port 1 the guest agent's."""
+    """A multiport virtio-console: port 0 is the console, port 1 the guest agent's.
+
+    With a `serial_socket` the console is a serial port instead, and the agent's port is the only one.
+    """
 
     id: str
     socket: str
@@ -45,6 +48,7 @@ class ConsoleDevice:
     agent_socket: str  # the plane listens here: raw agent bytes, 0600
     log: str  # scrollback file, 0600
     log_limit: int  # bytes
+    serial_socket: str = ""  # the plane listens here for the machine, raw bytes, 0600, owned by uid:gid
     driver: Literal["console"] = "console"
 
 

@@ -1,4 +1,7 @@
-"""The host side of a virtio-console: the console's clients, log and pty, and the guest agent's one client."""
+"""The host side of a console: its clients, log and pty, and the guest agent's one client.
+
+The guest's side is port 0 of a virtio-console, or a serial port whose machine connects to a socket of ours.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +49,29 @@ class ConsolePort:
         self._guest = Peer(self, _GUEST_BUFFER)
         self._clear_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._log = LogWriter(CappedLog(device.log, device.log_limit), pool)
         self.terminal = _open_terminal(self._type, device.id)
 
-    async def open(self, guest: socket.socket, listener: Listener) -> None:
-        """Start to serve; `guest`, the host's end of the port, is owned from now on."""
-        await adopt(self._guest, guest)
+    async def open(self, listener: Listener, guest: socket.socket | Listener) -> None:
+        """Start to serve. `guest` is the host's end of the port, owned from now on, or where the guest's
+        machine will connect its serial port."""
+        if isinstance(guest, Listener):
+            await self._serve(guest, self._next_guest)
+        else:
+            await adopt(self._guest, guest)
+        await self._serve(listener, lambda: Peer(self, _CLIENT_BUFFER))
+
+    async def _serve(self, listener: Listener, peer: Callable[[], Peer]) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: Peer(self, _CLIENT_BUFFER), sock=listener.socket)
+        self._servers.append(await loop.create_unix_server(peer, sock=listener.socket))
+
+    def _next_guest(self) -> Peer:
+        """A machine that connects again has lost its first connection: the newest is the one."""
+        self._guest.abort()
+        self._guest = Peer(self, _GUEST_BUFFER)
+        self.peer_slow(self._guest, False)
+        return self._guest
 
     @property
     def log_dropped_bytes(self) -> int:
@@ -65,8 +82,8 @@ class ConsolePort:
         """Hang up on everybody and finish the log. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         last_words = self._guest.take_rest(_LAST_WORDS)  # a guest that just went down said why
         if last_words:
             self._print(last_words)
@@ -213,9 +230,10 @@ class ConsoleHub:
         try:
             console_listener = self._stack.enter_context(Listener(self.device.console_socket))
             agent_listener = self._stack.enter_context(Listener(self.device.agent_socket))
+            guest = self._guest_side()
             self.console = ConsolePort(self.device, self._pool)
             self._stack.push_async_callback(self.console.close)
-            await self.console.open(self._stream(), console_listener)
+            await self.console.open(console_listener, guest)
             self.agent = AgentPort(self.device)
             self._stack.push_async_callback(self.agent.close)
             await self.agent.open(self._stream(), agent_listener)
@@ -247,6 +265,13 @@ class ConsoleHub:
         """Idempotent."""
         self.release_guest_ends()
         await self._stack.aclose()
+
+    def _guest_side(self) -> socket.socket | Listener:
+        device = self.device
+        if not device.serial_socket:
+            return self._stream()
+        serial = Listener(device.serial_socket, uid=device.uid, gid=device.gid, backlog=1)
+        return self._stack.enter_context(serial)
 
     def _stream(self) -> socket.socket:
         host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -142,7 +142,7 @@ class Service:
             await hub.open()
             stack.push_async_callback(hub.close)
             fds += [end.fileno() for end in hub.guest_ends]
-            config["ports"] = _PORTS
+            config["ports"] = _PORTS[1:] if device.serial_socket else _PORTS
         listener = stack.enter_context(Listener(device.socket, uid=device.uid, gid=device.gid, backlog=1))
         try:
             await self._in_core(self._core.device_add, json.dumps(config), [listener.fileno(), *fds])

@@ -91,9 +91,9 @@ def _check(device: Device) -> None:
         number = getattr(device, name, low)
         if not low <= number <= high:
             raise UsageError(f"{name} of {device.id} is {number}, outside {low} to {high}")
-    for name in ("socket", "console_socket", "agent_socket", "log"):
+    for name in ("socket", "console_socket", "agent_socket", "serial_socket", "log"):
         path = getattr(device, name, None)
-        if path is not None:
+        if path is not None and (path or name != "serial_socket"):
             _check_path(name, path, None if name == "log" else _SOCKET_PATH_BYTES)
     if isinstance(device, BlkDevice):
         if device.queue_size & (device.queue_size - 1):

@@ -258,3 +258,47 @@ async def test_a_failed_opening_leaves_nothing(console: ConsoleDevice) -> None:
             await ConsoleHub(missing, pool).open()
     assert mode(console.console_socket) == 0
     assert open_files() == before
+
+
+@contextlib.asynccontextmanager
+async def serial_machine(device: ConsoleDevice) -> AsyncIterator[ConsoleHub]:
+    """The hub of a machine whose console is its serial port; the machine has connected."""
+    with ThreadPoolExecutor(1) as pool:
+        hub = ConsoleHub(device, pool)
+        await hub.open()
+        try:
+            assert len(hub.guest_ends) == 1, "the agent's port is the only one"
+            yield hub
+        finally:
+            await hub.close()
+
+
+async def test_a_serial_port_is_the_console(console: ConsoleDevice, directory: Path) -> None:
+    serial = str(directory / "serial.sock")
+    device = dataclasses.replace(console, serial_socket=serial, uid=os.geteuid(), gid=os.getegid())
+    async with serial_machine(device), attached(serial) as (keys, screen):
+        assert mode(serial) == 0o600
+        async with attached(device.console_socket) as (reader, writer):
+            screen.write(b"login: ")
+            assert await asyncio.wait_for(reader.readexactly(7), 5) == b"login: "
+            writer.write(b"root\n")
+            assert await asyncio.wait_for(keys.readexactly(5), 5) == b"root\n"
+    assert contents(device.log) == b"login: "
+    assert mode(serial) == 0, "the socket goes with the hub"
+
+
+async def test_a_machine_that_connects_again_has_the_console(console: ConsoleDevice, directory: Path) -> None:
+    serial = str(directory / "serial.sock")
+    device = dataclasses.replace(console, serial_socket=serial, uid=os.geteuid(), gid=os.getegid())
+    async with serial_machine(device), attached(device.console_socket) as (reader, writer):
+        async with attached(serial) as (old_keys, _), attached(serial) as (keys, screen):
+            assert await asyncio.wait_for(old_keys.read(), 5) == b"", "the old connection is closed"
+            screen.write(b"again")
+            assert await asyncio.wait_for(reader.readexactly(5), 5) == b"again"
+            writer.write(b"yes")
+            assert await asyncio.wait_for(keys.readexactly(3), 5) == b"yes"
+        writer.write(b"nobody is there")
+        await asyncio.sleep(0.01)
+        async with attached(serial) as (_, screen):
+            screen.write(b"third")
+            assert await asyncio.wait_for(reader.readexactly(5), 5) == b"third"
