@@ -276,6 +276,7 @@ class ConsoleHub:
     def _stream(self) -> socket.socket:
         host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.guest_ends.append(guest)
+        self._stack.callback(host.close)  # for when nobody comes to own it
         return host
 
 
