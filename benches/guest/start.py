@@ -16,7 +16,6 @@ from pathlib import Path
 
 from benches._table import Row, print_table
 from benches.guest._nagaya import MARKER, console_log, own_nagaya, wait_for_output
-from nagaya.errors import UnavailableError
 from nagaya.images.initramfs import write_boot_test
 from nagaya.images.kernels import default_uml_kernel
 from nagaya.kernel import Kernel
@@ -50,16 +49,6 @@ def main() -> list[Row]:
 
 
 def _ours(client: Client, machine: Machine, *, by_command: bool) -> float:
-    """A start whose line was lost is said and made again: init can be faster than the console's handshake."""
-    while True:
-        try:
-            return _once(client, machine, by_command=by_command)
-        except UnavailableError:
-            print("(a start was not counted: init ran before the guest's kernel had its console)")
-            machine.wait("stopped")
-
-
-def _once(client: Client, machine: Machine, *, by_command: bool) -> float:
     log = console_log(client, machine)
     log.unlink(missing_ok=True)
     began = time.monotonic()
