@@ -78,7 +78,7 @@ class Express(Capability):
         super().__init__(pci.PCI_CAP_ID_EXP, registers)
 
     def place(self, kind: int) -> None:
-        """Say what the function is, PCI_EXP_TYPE_*. On the root bus it has no link; a root port has a slot."""
+        """Say what the function is, PCI_EXP_TYPE_*. On the root bus it has no link; a port has a slot."""
         port = kind == pci.PCI_EXP_TYPE_ROOT_PORT
         self.preset(FLAGS, pci.ExpressFlags.of(VERSION=2, TYPE=kind, SLOT=port))
         if kind != pci.PCI_EXP_TYPE_RC_END:

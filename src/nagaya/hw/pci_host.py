@@ -170,8 +170,9 @@ class _Space:
     def take(self, size: int, align: int) -> int:
         start = -(-self.base // align) * align
         if start + size > self.end:
+            free = max(self.end - self.base, 0)
             raise ResourceError(
-                f"no room for {size:#x} bytes of PCI memory: {self.end - self.base:#x} below {self.end:#x} are free",
+                f"no room for {size:#x} bytes of PCI memory: {free:#x} below {self.end:#x} are free",
                 hint="Give the machine fewer devices or root ports.",
             )
         self.base = start + size
