@@ -19,18 +19,10 @@ from urllib.parse import quote
 
 from nagaya.connection import ANSWER_TIME, Connection
 from nagaya.errors import ConflictError, NagayaError, TimeoutExpiredError, UnavailableError
-from nagaya.models import (
-    ExecAnswer,
-    HostInfo,
-    ImageInfo,
-    JournalEntry,
-    KernelInfo,
-    MachineInfo,
-    MachineState,
-    OperationInfo,
-    OperationState,
-    VersionInfo,
-)
+from nagaya.models.host import HostInfo, VersionInfo
+from nagaya.models.image import ImageInfo, KernelInfo
+from nagaya.models.machine import ExecAnswer, JournalEntry, MachineInfo, MachineState
+from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.paths import Paths
 
 if TYPE_CHECKING:

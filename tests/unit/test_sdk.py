@@ -27,7 +27,8 @@ from nagaya.errors import (
     TimeoutExpiredError,
     UnavailableError,
 )
-from nagaya.models import MachineInfo, OperationState
+from nagaya.models.machine import MachineInfo
+from nagaya.models.operation import OperationState
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
 from nagaya.testing.scratch import make_directory

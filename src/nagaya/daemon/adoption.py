@@ -15,7 +15,7 @@ from nagaya.daemon.supervisor import Supervisor
 from nagaya.daemon.writer import Writer
 from nagaya.engines.engine import GuestState, ProcessId
 from nagaya.errors import NagayaError
-from nagaya.models import MachineState
+from nagaya.models.machine import MachineState
 from nagaya.spec import MachineSpec
 
 ATTEMPTS = 3  # daemons that may die over the start of one machine before it is given up

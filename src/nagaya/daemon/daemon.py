@@ -18,7 +18,9 @@ from nagaya.daemon.parts import Agent, BaseImage, Parts
 from nagaya.daemon.supervised import ALIVE, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
 from nagaya.errors import NagayaError, UsageError
-from nagaya.models import ExecAnswer, HostInfo, ImageInfo, MachineInfo
+from nagaya.models.host import HostInfo
+from nagaya.models.image import ImageInfo
+from nagaya.models.machine import ExecAnswer, MachineInfo
 from nagaya.paths import Paths
 from nagaya.resources import admission
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nagaya.daemon import failpoint
 from nagaya.engines.engine import Exit, ExitReason
 from nagaya.errors import NagayaError
-from nagaya.models import MachineState
+from nagaya.models.machine import MachineState
 
 if TYPE_CHECKING:
     from nagaya.daemon.supervised import Process, Supervised

@@ -14,7 +14,7 @@ from nagaya.daemon.events import Events
 from nagaya.daemon.state import OPERATIONS_KEPT, State, cut_short
 from nagaya.daemon.writer import Writer
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, UnavailableError
-from nagaya.models import OperationInfo, OperationState
+from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.progress import Progress
 
 Work = Callable[[Progress], Awaitable[dict[str, Any]]]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from nagaya.engines.engine import Engine
 from nagaya.kernel import Kernel
-from nagaya.models import KernelInfo
+from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths
 from nagaya.plane.config import Device
 from nagaya.progress import Progress

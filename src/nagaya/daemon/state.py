@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
-from nagaya.models import JournalEntry, MachineState, OperationInfo, OperationState
+from nagaya.models.machine import JournalEntry, MachineState
+from nagaya.models.operation import OperationInfo, OperationState
 
 HEAD = "0001"  # the newest revision in migrations/versions
 JOURNAL_KEPT = 200  # entries for each machine

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nagaya.daemon.state import MachineRow
 from nagaya.engines.engine import Engine, Exit, ProcessId
 from nagaya.errors import ConflictError
-from nagaya.models import MachineInfo, MachineState
+from nagaya.models.machine import MachineInfo, MachineState
 from nagaya.paths import Paths
 from nagaya.spec import MachineSpec
 

@@ -29,7 +29,7 @@ from nagaya.daemon.writer import Writer
 from nagaya.engines.engine import Machine, ProcessId
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, TimeoutExpiredError
 from nagaya.kernel import Kernel
-from nagaya.models import JournalEntry, MachineState
+from nagaya.models.machine import JournalEntry, MachineState
 from nagaya.paths import Paths
 from nagaya.resources import admission
 from nagaya.spec import MachineSpec

@@ -14,7 +14,7 @@ from nagaya.engines.select import select_engine
 from nagaya.engines.uml import UmlEngine
 from nagaya.errors import NotFoundError, SpecError, UnavailableError
 from nagaya.kernel import Kernel
-from nagaya.models import KernelInfo
+from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.config import Device
 from nagaya.progress import Progress

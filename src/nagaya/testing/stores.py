@@ -12,7 +12,7 @@ from typing import Any
 from nagaya.daemon.parts import BaseImage, Parts
 from nagaya.errors import ConflictError, NotFoundError, SpecError
 from nagaya.kernel import Kernel
-from nagaya.models import KernelInfo
+from nagaya.models.image import KernelInfo
 from nagaya.paths import Paths
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec

@@ -14,7 +14,7 @@ from nagaya.daemon.adoption import is_alive, start_time
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.supervised import DOWN, UP
 from nagaya.engines.engine import ProcessId
-from nagaya.models import MachineState
+from nagaya.models.machine import MachineState
 from nagaya.spec import MachineSpec
 from nagaya.testing import FakePlane, Stage
 

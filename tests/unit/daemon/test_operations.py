@@ -13,7 +13,7 @@ from nagaya.daemon.operations import RUNNING_LIMIT, Operations
 from nagaya.daemon.state import State
 from nagaya.daemon.writer import Writer
 from nagaya.errors import BuildError, ConflictError, NotFoundError, UnavailableError
-from nagaya.models import OperationState
+from nagaya.models.operation import OperationState
 from nagaya.progress import Progress
 
 

@@ -13,7 +13,8 @@ from alembic.script import ScriptDirectory
 from nagaya.daemon import state
 from nagaya.daemon.state import HEAD, JOURNAL_KEPT, MachineRow, State
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
-from nagaya.models import MachineState, OperationInfo, OperationState
+from nagaya.models.machine import MachineState
+from nagaya.models.operation import OperationInfo, OperationState
 
 
 def row(name: str = "web", machine_id: str = "a" * 12) -> MachineRow:

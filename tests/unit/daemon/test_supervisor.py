@@ -24,7 +24,7 @@ from nagaya.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from nagaya.models import MachineState
+from nagaya.models.machine import MachineState
 from nagaya.spec import MachineSpec
 from nagaya.testing import FakePlane, Stage, fake_parts
 

@@ -16,7 +16,7 @@ from nagaya import validation
 from nagaya.daemon.api import host, images, machines, operations, streams
 from nagaya.daemon.daemon import Daemon
 from nagaya.errors import NagayaError, NotFoundError, SpecError, UsageError
-from nagaya.models import ErrorBody
+from nagaya.models.host import ErrorBody
 
 BODY_LIMIT = 32 * 2**20  # bytes: `exec` with 16 MiB of input, in base64, is the largest request
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from fastapi import APIRouter, WebSocket
 import nagaya
 from nagaya.daemon.api.sockets import send_events
 from nagaya.daemon.daemon import Daemon
-from nagaya.models import HostInfo, VersionInfo
+from nagaya.models.host import HostInfo, VersionInfo
 
 
 def router(daemon: Daemon) -> APIRouter:

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nagaya.daemon.daemon import Daemon
 from nagaya.errors import UsageError
-from nagaya.models import ImageInfo, KernelInfo, OperationInfo
+from nagaya.models.image import ImageInfo, KernelInfo
+from nagaya.models.operation import OperationInfo
 from nagaya.progress import Progress
 from nagaya.spec import Name
 

@@ -14,7 +14,7 @@ from nagaya.daemon.api.sockets import refuse, send_events
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.supervisor import STOP_TIME
 from nagaya.errors import NotFoundError, UsageError
-from nagaya.models import OperationInfo, OperationState
+from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec, Name
 

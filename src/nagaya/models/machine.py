@@ -1,0 +1,64 @@
+"""Machines, their history, and commands in their guests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from nagaya.models.answer import Answer
+
+
+class MachineState(StrEnum):
+    """Where a machine is in its life (docs/api.md, "Life of a machine")."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    DELETING = "deleting"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineInfo(Answer):
+    """A machine: what was asked for (`spec`) and what is."""
+
+    id: str
+    name: str
+    state: MachineState
+    cause: str  # why it is stopped or failed, in words; "" while all is well
+    engine: str
+    kernel: str
+    cpus: int
+    memory: int
+    uid: int
+    pid: int | None
+    restarts: int
+    created_at: float
+    changed_at: float
+    started_at: float | None
+    console_socket: str
+    spec: dict[str, Any]
+    source: str = ""  # what `apply` made it from; "" if it was made by hand
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry(Answer):
+    """One line of a machine's history."""
+
+    seq: int
+    at: float
+    event: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecAnswer(Answer):
+    """How a guest command ended; outputs are base64. `truncated`: the agent cut an output at its limit."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    truncated: bool = False
