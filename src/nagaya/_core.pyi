@@ -1,4 +1,4 @@
-"""The contract of the Rust core (crates/python). `nagaya.plane` wraps it; nothing else imports it."""
+"""The contract of the Rust core (crates/python). `nagaya.plane` and `nagaya.kvm` wrap it."""
 
 from collections.abc import Sequence
 
@@ -46,6 +46,58 @@ class Plane:
 
     def close(self) -> None:
         """Stop all devices and workers and join all threads."""
+
+class VhostFrontend:
+    """A connection to a vhost-user backend. `nagaya.kvm.frontend` wraps it.
+
+    Every method releases the GIL and returns within `timeout` seconds. They raise `OSError` with the name of the
+    request that failed: `TimeoutError`, `ConnectionResetError` (it hung up), `PermissionError` (it refused). After an
+    error the connection is closed and every later call fails, but for a refused `write_config`.
+    """
+
+    features: int
+    """Virtio features that the backend offers."""
+    queues: int
+    """How many queues it has; 0 if it cannot say."""
+    has_config: bool
+    """Whether it has a configuration space."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        """Connect to the unix socket at `path` and negotiate the protocol."""
+
+    def start(
+        self,
+        features: int,
+        regions: Sequence[tuple[int, int, int, int, int]],
+        rings: Sequence[tuple[int, int, int, int, int, int, int, int, int]],
+    ) -> None:
+        """Agree on `features`, hand over memory and start queues.
+
+        A region is (guest-physical address, size, address in this process, fd, offset in it); a ring is (index, size,
+        next available entry, descriptor table, available ring, used ring, kick, call, err): addresses of this process,
+        three eventfds.
+        """
+
+    def stop(self, indices: Sequence[int]) -> list[int]:
+        """Stop queues; returns each one's next available entry when the backend is done with their memory."""
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the configuration space."""
+
+    def write_config(self, offset: int, content: bytes) -> None:
+        """Write to the configuration space, as the guest does."""
+
+    def socket_fd(self) -> int:
+        """Readable, between calls, only when the backend has hung up."""
+
+    def request_fd(self) -> int:
+        """Readable when `take_request` has something; -1 if the backend never will."""
+
+    def take_request(self) -> bool:
+        """Take one request of the backend. Whether it was "the configuration has changed"."""
+
+    def close(self) -> None:
+        """Hang up. A second call does nothing."""
 
 def worker_main(control_fd: int) -> int:
     """The whole life of a worker process; returns its exit status when the holder closes the control fd."""

@@ -1,4 +1,6 @@
-//! `nagaya._core`: what Python may ask of the plane. The contract is `src/nagaya/_core.pyi`.
+//! `nagaya._core`: what Python may ask of the plane, and a machine of its devices. The contract is `src/nagaya/_core.pyi`.
+
+mod frontend;
 
 use std::borrow::Cow;
 use std::io;
@@ -15,6 +17,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<Plane>()?;
+    module.add_class::<frontend::VhostFrontend>()?;
     module.add_function(wrap_pyfunction!(worker_main, module)?)?;
     module.add_function(wrap_pyfunction!(qcow2_create, module)?)?;
     module.add_function(wrap_pyfunction!(seccomp_compile, module)?)?;
