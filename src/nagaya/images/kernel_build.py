@@ -1,4 +1,4 @@
-"""Building our own User-mode Linux kernel."""
+"""Building our own kernels from Debian's source: User-mode Linux, and Linux for the kvm engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from nagaya.errors import BuildError
@@ -18,11 +20,11 @@ from nagaya.paths import Paths
 from nagaya.progress import Progress
 
 UML_NAME = "uml"
+KVM_NAME = "kvm"
 _SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 _PACKAGE = "linux-source-6.1"
 _DATA = Path(__file__).parent / "data"
-_TOOLS = ("tar", "xz", "make", "gcc", "flex", "bison", "bc", "perl", "patch", "setpriv", "busybox")
-_OBJECTS = 1060  # files that a build compiles, for the progress only
+_TOOLS = ("tar", "xz", "make", "gcc", "flex", "bison", "bc", "perl", "setpriv")
 _BOOTS = 3
 _BOOT_LIMIT_S = 60
 _LPJ = re.compile(r"\(lpj=(\d+)\)")
@@ -36,14 +38,30 @@ _FIXED = {
 }
 
 
-def build_uml(paths: Paths, progress: Progress, runner: Runner, rebuild: bool) -> None:
-    """Build the kernel and make it kernels/uml. Nothing to do if that is what is there, unless `rebuild`."""
-    for tool in _TOOLS:
+@dataclass(frozen=True, slots=True)
+class Flavour:
+    """A kernel that can be built: kernels/<name>."""
+
+    name: str
+    arch: str  # of make
+    target: str  # what make builds: a file in the build's directory
+    config: str  # in data/
+    patch: str  # in data/; empty: the source as it is
+    tools: tuple[str, ...]
+    objects: int  # files that a build compiles, for the progress only
+    trial: Callable[[Path, Path], str]  # (work directory, kernel): what it wants on its command line
+
+
+def build_kernel(
+    flavour: Flavour, paths: Paths, progress: Progress, runner: Runner, *, rebuild: bool
+) -> None:
+    """Build it and make it kernels/<name>. Nothing to do if that is what is there, unless `rebuild`."""
+    for tool in flavour.tools:
         find_tool(tool)
     if not _SOURCE.exists():
         raise missing(str(_SOURCE), _PACKAGE)
     version = _package_version()
-    key = _key(version)
+    key = _key(flavour, version)
     area = WorkArea(paths.cache / "kernel-build")
     built = area.directory("built") / key[:12]
 
@@ -51,31 +69,31 @@ def build_uml(paths: Paths, progress: Progress, runner: Runner, rebuild: bool) -
         runner.check()
         progress("wait for another build of the kernel", None)
 
-    with area.locked("uml", waiting):
+    with area.locked(flavour.name, waiting):
         if rebuild or not (built / "meta.json").exists():
             with area.work() as work:
                 runner.work = work
-                files = _compile(work.path, progress, runner)
-                progress("boot it", 0.95)
-                lpj = _boot(work.path, files["vmlinux"])
-                meta = {"origin": f"built from {_PACKAGE} {version}", "key": key, "cmdline": f"lpj={lpj}"}
+                files = _compile(flavour, work.path, progress, runner)
+                progress("try it", 0.95)
+                cmdline = flavour.trial(work.path, files["vmlinux"])
+                meta = {"origin": f"built from {_PACKAGE} {version}", "key": key, "cmdline": cmdline}
                 _publish(built, files, meta)
-        installed = paths.kernels / f"{UML_NAME}-{key[:12]}"
+        installed = paths.kernels / f"{flavour.name}-{key[:12]}"
         if not installed.exists() or rebuild:
             files = {name: built / name for name in ("vmlinux", "config")}
             _publish(installed, files, json.loads((built / "meta.json").read_text()))
-        _switch(paths.kernels, installed)
+        _switch(paths.kernels, flavour.name, installed)
     progress("done", 1.0)
 
 
-def _key(version: str) -> str:
+def _key(flavour: Flavour, version: str) -> str:
     compiler = subprocess.run(
         ["gcc", "--version"], capture_output=True, check=True, text=True
     ).stdout.splitlines()[0]
     linker = subprocess.run(
         ["ld", "--version"], capture_output=True, check=True, text=True
     ).stdout.splitlines()[0]
-    files = [(_DATA / name).read_text() for name in ("uml.config", "uml.patch")]
+    files = [(_DATA / name).read_text() for name in (flavour.config, flavour.patch) if name]
     body = json.dumps([version, compiler, linker, *files, _FIXED])
     return hashlib.sha256(body.encode()).hexdigest()
 
@@ -90,17 +108,18 @@ def _package_version() -> str:
         return f"{status.st_size}-{int(status.st_mtime)}"
 
 
-def _compile(work: Path, progress: Progress, runner: Runner) -> dict[str, Path]:
+def _compile(flavour: Flavour, work: Path, progress: Progress, runner: Runner) -> dict[str, Path]:
     progress("unpack the source", 0.0)
     runner.run("unpack the source", ["tar", "-C", work, "-xf", _SOURCE])
     source, output = work / "linux-source-6.1", work / "build"
     output.mkdir()
-    runner.run("patch the source", ["patch", "-d", source, "-p1", "-i", _DATA / "uml.patch"])
+    if flavour.patch:
+        runner.run("patch the source", ["patch", "-d", source, "-p1", "-i", _DATA / flavour.patch])
     progress("configure", 0.10)
-    make: list[str | Path] = ["make", "-C", source, "ARCH=um", f"O={output}"]
-    allconfig = f"KCONFIG_ALLCONFIG={_DATA / 'uml.config'}"
+    make: list[str | Path] = ["make", "-C", source, f"ARCH={flavour.arch}", f"O={output}"]
+    allconfig = f"KCONFIG_ALLCONFIG={_DATA / flavour.config}"
     runner.run("configure", [*make, allconfig, "allnoconfig"], env=_FIXED)
-    _check_config(output / ".config")
+    _check_config(flavour, output / ".config")
 
     compiled = 0
 
@@ -108,33 +127,40 @@ def _compile(work: Path, progress: Progress, runner: Runner) -> dict[str, Path]:
         nonlocal compiled
         if line.startswith(b"  CC "):
             compiled += 1
-            progress("compile", 0.12 + 0.8 * min(1, compiled / _OBJECTS))
+            progress("compile", 0.12 + 0.8 * min(1, compiled / flavour.objects))
 
     jobs = f"-j{len(os.sched_getaffinity(0))}"
-    runner.run("compile", ["nice", "-n", "5", *make, jobs, "linux"], env=_FIXED, on_line=count)
-    return {"vmlinux": output / "linux", "config": output / ".config"}
+    runner.run("compile", ["nice", "-n", "5", *make, jobs, flavour.target], env=_FIXED, on_line=count)
+    return {"vmlinux": output / flavour.target, "config": output / ".config"}
 
 
-def _check_config(config: Path) -> None:
+def _check_config(flavour: Flavour, config: Path) -> None:
     """Kconfig drops a wish silently when something it depends on is missing: refuse that."""
     have = set(config.read_text().splitlines())
-    wishes = [line for line in (_DATA / "uml.config").read_text().splitlines() if line.startswith("CONFIG_")]
+    wishes = [
+        line for line in (_DATA / flavour.config).read_text().splitlines() if line.startswith("CONFIG_")
+    ]
     lost = [wish for wish in wishes if wish not in have]
     if lost:
         raise BuildError(
-            f"this source does not take {', '.join(lost)}", hint=f"look at {_DATA / 'uml.config'}"
+            f"this source does not take {', '.join(lost)}", hint=f"look at {_DATA / flavour.config}"
         )
 
 
-def _boot(work: Path, vmlinux: Path) -> int:
+def _boot_uml(work: Path, vmlinux: Path) -> str:
     """Boot the new kernel to its first program, a few times.
 
-    Returns its loops per jiffy: told, a boot need not measure them, which takes longer than all the rest. The
-    highest of the measurements is the least disturbed.
+    Returns `lpj=` with its loops per jiffy: told, a boot need not measure them, which takes longer than all
+    the rest. The highest of the measurements is the least disturbed.
     """
     initrd = work / "initrd"
     write_boot_test(initrd)
-    return max(_boot_once(work, vmlinux, initrd) for _ in range(_BOOTS))
+    return f"lpj={max(_boot_once(work, vmlinux, initrd) for _ in range(_BOOTS))}"
+
+
+def _no_trial(work: Path, vmlinux: Path) -> str:
+    """A kvm kernel needs /dev/kvm, and a minute where ring 0 is emulated: the tests boot it."""
+    return ""
 
 
 def _boot_once(work: Path, vmlinux: Path, initrd: Path) -> int:
@@ -179,12 +205,18 @@ def _publish(target: Path, files: dict[str, Path], meta: dict[str, str]) -> None
     sync(target.parent)
 
 
-def _switch(kernels: Path, installed: Path) -> None:
-    """Make kernels/uml point at `installed` and drop the others; running machines keep theirs open."""
-    link, new = kernels / UML_NAME, kernels / f".{UML_NAME}.link"
+def _switch(kernels: Path, name: str, installed: Path) -> None:
+    """Make kernels/<name> point at `installed` and drop the others; running machines keep theirs open."""
+    link, new = kernels / name, kernels / f".{name}.link"
     new.unlink(missing_ok=True)
     new.symlink_to(installed.name)
     new.rename(link)
-    for old in kernels.glob(f"{UML_NAME}-*"):
-        if old != installed and re.fullmatch(rf"{UML_NAME}-[0-9a-f]{{12}}", old.name):
+    for old in kernels.glob(f"{name}-*"):
+        if old != installed and re.fullmatch(rf"{name}-[0-9a-f]{{12}}", old.name):
             shutil.rmtree(old, ignore_errors=True)
+
+
+UML = Flavour(
+    UML_NAME, "um", "linux", "uml.config", "uml.patch", (*_TOOLS, "patch", "busybox"), 1060, _boot_uml
+)
+KVM = Flavour(KVM_NAME, "x86_64", "vmlinux", "kvm.config", "", (*_TOOLS, "gzip"), 1450, _no_trial)

@@ -1,6 +1,6 @@
 """Guest kernels: what there is, and which one a machine gets.
 
-kernels/uml              link to the newest build
+kernels/uml              link to the newest build; kernels/kvm likewise
 kernels/uml-<key>/       vmlinux, config, meta.json
 kernels/uml-debian/      the initial RAM disk that Debian's kernel needs
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nagaya.errors import NotFoundError, UnavailableError
 from nagaya.images.initramfs import write_module_loader
-from nagaya.images.kernel_build import UML_NAME, build_uml
+from nagaya.images.kernel_build import KVM, KVM_NAME, UML, UML_NAME, Flavour, build_kernel
 from nagaya.images.tools import in_thread
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
@@ -21,7 +21,7 @@ from nagaya.progress import Progress
 DEBIAN_NAME = "uml-debian"
 _DEBIAN_KERNEL = Path("/usr/bin/linux.uml")
 _DEBIAN_MODULES = Path("/usr/lib/uml/modules")
-_BUILD_HINT = "build one: nagaya kernel build uml"
+_BUILD_HINT = "build one: nagaya kernel build {}"
 
 
 async def build_uml_kernel(paths: Paths, progress: Progress, *, rebuild: bool = False) -> Kernel:
@@ -29,16 +29,29 @@ async def build_uml_kernel(paths: Paths, progress: Progress, *, rebuild: bool = 
 
     Raises `BuildError`, `ResourceError`, or `UnavailableError` naming the Debian package that is missing.
     """
-    await in_thread(lambda runner: build_uml(paths, progress, runner, rebuild))
-    return find_kernel(paths, UML_NAME)
+    return await _build(UML, paths, progress, rebuild)
+
+
+async def build_kvm_kernel(paths: Paths, progress: Progress, *, rebuild: bool = False) -> Kernel:
+    """Build Linux for the kvm engine from Debian's source, about five minutes; at once if it is there.
+
+    Raises as `build_uml_kernel` does.
+    """
+    return await _build(KVM, paths, progress, rebuild)
+
+
+async def _build(flavour: Flavour, paths: Paths, progress: Progress, rebuild: bool) -> Kernel:
+    await in_thread(lambda runner: build_kernel(flavour, paths, progress, runner, rebuild=rebuild))
+    return find_kernel(paths, flavour.name)
 
 
 def list_kernels(paths: Paths) -> list[Kernel]:
-    """Our kernel if it was built, then Debian's if its package is installed."""
+    """Our kernels that were built, then Debian's if its package is installed."""
     kernels = []
-    meta = paths.kernels / UML_NAME / "meta.json"
-    if meta.exists():
-        kernels.append(_built(meta.resolve()))
+    for name in (UML_NAME, KVM_NAME):
+        meta = paths.kernels / name / "meta.json"
+        if meta.exists():
+            kernels.append(_built(name, meta.resolve()))
     modules = sorted(_DEBIAN_MODULES.iterdir()) if _DEBIAN_MODULES.is_dir() else []
     if _DEBIAN_KERNEL.exists() and modules:
         kernels.append(_debian(paths, modules[-1]))
@@ -52,21 +65,30 @@ def find_kernel(paths: Paths, name: str) -> Kernel:
         if kernel.name == name:
             return kernel
     known = ", ".join(kernel.name for kernel in kernels) or "none"
-    raise NotFoundError(f"no kernel is called {name!r}; there is: {known}", hint=_BUILD_HINT, kernel=name)
+    raise NotFoundError(
+        f"no kernel is called {name!r}; there is: {known}", hint=_BUILD_HINT.format(UML_NAME), kernel=name
+    )
 
 
 def default_uml_kernel(paths: Paths) -> Kernel:
     """Ours if built, else Debian's where it can run. Raises `UnavailableError` that says what to do."""
-    kernels = list_kernels(paths)
+    kernels = [kernel for kernel in list_kernels(paths) if kernel.name in (UML_NAME, DEBIAN_NAME)]
+    hint = _BUILD_HINT.format(UML_NAME)
     if not kernels:
         raise UnavailableError(
-            "there is no User-mode Linux kernel", hint=f"{_BUILD_HINT}; or apt-get install user-mode-linux"
+            "there is no User-mode Linux kernel", hint=f"{hint}; or apt-get install user-mode-linux"
         )
     if kernels[0].name == DEBIAN_NAME and (reason := debian_obstacle()):
-        raise UnavailableError(
-            f"Debian's User-mode Linux does not run on this host: {reason}", hint=_BUILD_HINT
-        )
+        raise UnavailableError(f"Debian's User-mode Linux does not run on this host: {reason}", hint=hint)
     return kernels[0]
+
+
+def default_kvm_kernel(paths: Paths) -> Kernel:
+    """The one that machines of the kvm engine boot. Raises `UnavailableError` that says what to do."""
+    for kernel in list_kernels(paths):
+        if kernel.name == KVM_NAME:
+            return kernel
+    raise UnavailableError("there is no kernel for the kvm engine", hint=_BUILD_HINT.format(KVM_NAME))
 
 
 def debian_obstacle(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -81,10 +103,10 @@ def debian_obstacle(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return ""
 
 
-def _built(meta: Path) -> Kernel:
+def _built(name: str, meta: Path) -> Kernel:
     body = json.loads(meta.read_text())
     return Kernel(
-        name=UML_NAME,
+        name=name,
         path=str(meta.parent / "vmlinux"),
         origin=body["origin"],
         cmdline=body["cmdline"],
