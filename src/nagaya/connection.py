@@ -1,8 +1,12 @@
-"""The connection to a daemon: requests, streams and websockets over its unix socket, and their errors."""
+"""The connection to a daemon: requests, streams and websockets over its unix socket, and their errors.
+
+A command of the command line is one request long, and importing `http.client` (with `email` and `ssl`) would
+take 20 ms of it. So a request is asked in HTTP/1.0, where an answer ends with its connection and comes
+unchunked (RFC 9112, section 6.3), and read right here; what streams is left to the library.
+"""
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 from collections.abc import Iterator, Mapping
@@ -21,6 +25,7 @@ from nagaya.errors import (
 from nagaya.paths import Paths
 
 ANSWER_TIME = 30.0  # s for what the daemon answers at once
+POLL_TIME = 20.0  # s that one long poll lasts at the daemon
 _PIECE = 64 * 1024
 
 
@@ -54,44 +59,46 @@ class Connection:
         within: float = ANSWER_TIME,
     ) -> Any:
         """One request; the decoded answer, or the error that the daemon sent."""
-        with _reachable(self.paths), self._answer(method, path, body, query or {}, within) as answer:
-            return _decoded(path, answer.status, answer.read())
+        content = b"" if body is None else json.dumps(body, default=_plain).encode()
+        kind = "Content-Type: application/json\r\n" if content else ""
+        head = (
+            f"{method} {_target(path, query or {})} HTTP/1.0\r\nHost: nagaya\r\n"
+            f"{kind}Content-Length: {len(content)}\r\n\r\n"
+        )
+        with _reachable(self.paths), self._dial(within) as peer:
+            peer.sendall(head.encode("ascii") + content)
+            status, answer = _split(b"".join(iter(lambda: peer.recv(_PIECE), b"")))
+        return _decoded(path, status, answer)
 
     def stream(self, path: str, **query: object) -> Iterator[bytes]:
         """The body of an endless answer, piece by piece."""
-        with (
-            _reachable(self.paths),
-            self._answer("GET", path, None, query, ANSWER_TIME, endless=True) as answer,
-        ):
-            if answer.status >= 400:
-                raise _error_of(answer.status, answer.read())
-            while piece := answer.read1(_PIECE):
-                yield piece
+        from http.client import HTTPConnection, HTTPException
 
-    @contextmanager
-    def _answer(
-        self,
-        method: str,
-        path: str,
-        body: object,
-        query: Mapping[str, object],
-        within: float,
-        *,
-        endless: bool = False,
-    ) -> Iterator[http.client.HTTPResponse]:
-        connection = _UnixConnection(str(self.paths.api_socket), within)
+        connection = HTTPConnection("nagaya")
         try:
-            words = urlencode(_query(query))
-            content = None if body is None else json.dumps(body).encode()
-            headers = {} if content is None else {"Content-Type": "application/json"}
-            connection.request(method, f"{path}?{words}" if words else path, content, headers)
-            stream = connection.sock  # `getresponse` may hand it over to the answer
-            with connection.getresponse() as answer:
-                if endless:
-                    stream.settimeout(None)
-                yield answer
+            with _reachable(self.paths):
+                peer = connection.sock = self._dial(ANSWER_TIME)
+                connection.request("GET", _target(path, query))
+                with connection.getresponse() as answer:
+                    if answer.status >= 400:
+                        raise _error_of(answer.status, answer.read())
+                    peer.settimeout(None)
+                    while piece := answer.read1(_PIECE):
+                        yield piece
+        except HTTPException as error:
+            raise _unavailable(self.paths) from error
         finally:
             connection.close()
+
+    def _dial(self, within: float) -> socket.socket:
+        peer = socket.socket(socket.AF_UNIX)
+        try:
+            peer.settimeout(within)
+            peer.connect(str(self.paths.api_socket))
+        except BaseException:
+            peer.close()
+            raise
+        return peer
 
     @contextmanager
     def websocket(self, path: str, **query: object) -> Iterator[Any]:
@@ -99,7 +106,7 @@ class Connection:
         from websockets.exceptions import InvalidStatus
         from websockets.sync.client import unix_connect
 
-        uri = f"ws://nagaya{path}?{urlencode(_query(query))}"
+        uri = f"ws://nagaya{_target(path, query)}"
         with _reachable(self.paths):
             try:
                 connection = unix_connect(
@@ -111,17 +118,6 @@ class Connection:
             yield connection
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, within: float) -> None:
-        super().__init__("nagaya", timeout=within)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 @contextmanager
 def _reachable(paths: Paths) -> Iterator[None]:
     """Turn what a connection can fail with into errors that say what to do."""
@@ -131,15 +127,31 @@ def _reachable(paths: Paths) -> Iterator[None]:
         raise TimeoutExpiredError(
             f"the daemon at {paths.api_socket} did not answer in time", hint="look at `nagaya daemon status`"
         ) from error
-    except (http.client.HTTPException, OSError) as error:
+    except OSError as error:
         if isinstance(error, PermissionError) or "Permission denied" in str(error):
             raise PermissionDeniedError(
                 f"you may not use the daemon at {paths.api_socket}",
                 hint="become root, or have an administrator add you to the group nagaya",
             ) from error
-        raise UnavailableError(
-            f"no daemon answers at {paths.api_socket}", hint="start one with `nagaya daemon start`"
-        ) from error
+        raise _unavailable(paths) from error
+
+
+def _unavailable(paths: Paths) -> UnavailableError:
+    return UnavailableError(
+        f"no daemon answers at {paths.api_socket}", hint="start one with `nagaya daemon start`"
+    )
+
+
+def _split(answer: bytes) -> tuple[int, bytes]:
+    """Status and body of a whole answer. Raises `ConnectionError` if it is cut or no HTTP."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    start, *lines = head.decode("latin-1").split("\r\n")
+    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    version, _, status = start.partition(" ")
+    length = fields.get("content-length", str(len(body)))
+    if not version.startswith("HTTP/1.") or not status[:3].isdecimal() or length != str(len(body)):
+        raise ConnectionError("the answer is cut, or none of HTTP")
+    return int(status[:3]), body
 
 
 def _decoded(path: str, status: int, content: bytes) -> Any:
@@ -163,9 +175,15 @@ def _error_of(status: int, content: bytes) -> NagayaError:
     return NagayaError.from_json(body)
 
 
-def _query(query: Mapping[str, object]) -> dict[str, str]:
-    return {
+def _target(path: str, query: Mapping[str, object]) -> str:
+    words = {
         key: str(value).lower() if isinstance(value, bool) else str(value)
         for key, value in query.items()
         if value is not None
     }
+    return f"{path}?{urlencode(words)}" if words else path
+
+
+def _plain(thing: Any) -> Any:
+    """A pydantic model, or a mapping that `json` does not know, as JSON."""
+    return thing.model_dump(mode="json") if hasattr(thing, "model_dump") else dict(thing)

@@ -31,6 +31,7 @@ from nagaya.models.machine import MachineInfo
 from nagaya.models.operation import OperationState
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
+from nagaya.spec import MachineSpec
 from nagaya.testing.scratch import make_directory
 
 PROGRAM = ("-m", "nagaya.testing.daemon")
@@ -118,6 +119,18 @@ def test_the_daemons_errors_come_out_as_the_same_classes(client: Client) -> None
         client.machines.create(spec(memory="lots"))
     with pytest.raises(TimeoutExpiredError):
         machine.wait("running", 0.05)
+
+
+def test_a_machine_can_be_named_without_asking(client: Client) -> None:
+    created = client.machines.create(MachineSpec(name="web"))
+    named = client.machines.named("web")
+    assert str(named) == "web"
+    assert named.start().id == created.id
+    assert client.machines.named(created.id).info.name == "web"
+    nobody = client.machines.named("none")
+    with pytest.raises(NotFoundError, match="there is no machine 'none'"):
+        nobody.start()
+    assert repr(nobody) == "<Machine none unseen>"
 
 
 def test_the_console_carries_bytes_both_ways(client: Client) -> None:
@@ -250,6 +263,7 @@ def test_a_second_daemon_is_refused_with_the_first_ones_number(own_paths: Paths)
         ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops", ProtocolError, "is not JSON"),
         (b"nonsense\r\n\r\n", UnavailableError, "no daemon answers"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", UnavailableError, "no daemon answers"),
         (b"", UnavailableError, "no daemon answers"),
     ],
 )

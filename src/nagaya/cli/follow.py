@@ -16,7 +16,8 @@ from nagaya.errors import NagayaError, TimeoutExpiredError
 
 if TYPE_CHECKING:
     from nagaya.cli.session import Session
-    from nagaya.sdk import Machine, Operation
+    from nagaya.sdk import Machine
+    from nagaya.sdk.operations import Operation
 
 TICK_S = 0.2  # how soon ctrl-C is noticed
 AT_ONCE = 16  # requests in flight; more would only queue in the daemon

@@ -18,7 +18,7 @@ from nagaya.cli.session import Session
 from nagaya.errors import NotFoundError, PermissionDeniedError, UsageError
 
 if TYPE_CHECKING:
-    from nagaya.sdk import ExecResult, Machine
+    from nagaya.sdk.machines import ExecResult, Machine
 
 EXEC_FAILED = 125  # our own failure, where the guest command's status would come through (as docker exec)
 EXEC_DENIED, EXEC_NOT_FOUND = 126, 127  # as in a shell

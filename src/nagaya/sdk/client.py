@@ -1,0 +1,95 @@
+"""The client itself: what concerns the whole daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from nagaya.connection import Connection
+from nagaya.paths import Paths
+from nagaya.sdk.machines import Machines
+
+if TYPE_CHECKING:
+    from nagaya.models.host import HostInfo, VersionInfo
+    from nagaya.sdk.operations import Operation, Operations
+    from nagaya.sdk.stores import Images, Kernels
+    from nagaya.spec import MachineSpec
+
+
+class Client(Connection):
+    """A connection to the daemon of `paths` (default: this user's). Use it as a context manager."""
+
+    def __init__(self, paths: Paths | None = None) -> None:
+        super().__init__(paths)
+        self.machines = Machines(self)
+
+    @cached_property
+    def images(self) -> Images:
+        """The images in the store."""
+        from nagaya.sdk.stores import Images
+
+        return Images(self)
+
+    @cached_property
+    def kernels(self) -> Kernels:
+        """The guest kernels."""
+        from nagaya.sdk.stores import Kernels
+
+        return Kernels(self)
+
+    @cached_property
+    def operations(self) -> Operations:
+        """The long jobs."""
+        from nagaya.sdk.operations import Operations
+
+        return Operations(self)
+
+    def version(self) -> VersionInfo:
+        """The daemon's version."""
+        from nagaya.models.host import VersionInfo
+
+        return VersionInfo.from_json(self.request("GET", "/v1/version"))
+
+    def host(self) -> HostInfo:
+        """The host, and the processes of this Nagaya."""
+        from nagaya.models.host import HostInfo
+
+        return HostInfo.from_json(self.request("GET", "/v1/host"))
+
+    def apply(
+        self,
+        machines: Sequence[MachineSpec | Mapping[str, Any]],
+        images: Mapping[str, Any] | None = None,
+        *,
+        source: str = "",
+        recreate: bool = False,
+        prune: bool = False,
+    ) -> Operation:
+        """Make it so: build missing images, create, update and start machines. Idempotent.
+
+        The operation's result is `{"machines": [{"name", "action"}], "images": [{"name", "action"}]}`. A
+        running machine whose spec changed is a `ConflictError` unless `recreate`; `prune` deletes what an
+        earlier `apply` with the same `source` made and this one leaves out.
+        """
+        body = {
+            "machines": list(machines),
+            "images": dict(images or {}),
+            "source": source,
+            "recreate": recreate,
+            "prune": prune,
+        }
+        return self.operations.begin("/v1/apply", body)
+
+    def down(self, machines: Sequence[str], *, keep: bool = False, timeout: float = 30.0) -> Operation:
+        """Stop the named machines and delete them (`keep`: only stop); unknown names are passed over."""
+        body = {"machines": list(machines), "keep": keep, "timeout": timeout}
+        return self.operations.begin("/v1/down", body)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events as they come: `{"event": "machine" | "operation" | "deleted", ...}`."""
+        import json
+
+        with self.websocket("/v1/events") as connection:
+            for message in connection:
+                yield json.loads(message)

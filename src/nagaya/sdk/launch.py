@@ -1,0 +1,96 @@
+"""Finding the daemon, or starting one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from nagaya.errors import ConflictError, UnavailableError
+from nagaya.paths import Paths
+from nagaya.sdk.client import Client
+
+_START_TIME = 30.0  # s until a daemon that we start must answer
+
+
+def ensure_daemon(paths: Paths | None = None, *, program: Sequence[str] = ("-m", "nagaya.daemon")) -> int:
+    """The pid of the daemon that serves `paths`; one is started, detached, if none answers.
+
+    `program` are the arguments of Python that start it (tests start one with fakes).
+    """
+    paths = paths or Paths.default()
+    with Client(paths) as client:
+        try:
+            return client.host().daemon_pid
+        except UnavailableError:
+            pass
+        try:
+            _start_daemon(paths, program)
+        except ConflictError:  # somebody else's start was quicker; it serves soon
+            return _patient(lambda: client.host().daemon_pid)
+        return client.host().daemon_pid
+
+
+def _start_daemon(paths: Paths, program: Sequence[str]) -> None:
+    """Start one and wait until it says that it is ready, or ends."""
+    import subprocess
+
+    ready, told = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                *program,
+                "--ready-fd",
+                str(told),
+                "--log-file",
+                str(paths.state / "daemon.log"),
+            ],
+            pass_fds=[told],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=os.environ | paths.environment(),
+            start_new_session=True,
+        )
+    finally:
+        os.close(told)
+    with process, os.fdopen(ready, "rb") as pipe:
+        said = _read_until(pipe.fileno(), _START_TIME)
+        if said.startswith(b"ready"):
+            process.returncode = 0  # it is not ours to wait for: it outlives us
+            return
+        if said is _NOTHING:
+            process.kill()
+        complaint = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+    if process.returncode == ConflictError.exit_code:
+        raise ConflictError(complaint.removeprefix("nagayad: "))
+    raise UnavailableError(
+        f"the daemon did not start: {complaint or 'it ended without a word'}",
+        hint="run `nagaya daemon` in a terminal to watch it",
+    )
+
+
+def _patient(ask: Callable[[], int]) -> int:
+    """What `ask` returns once the daemon answers. Raises its error if that takes too long."""
+    deadline = time.monotonic() + _START_TIME
+    while True:
+        try:
+            return ask()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
+_NOTHING = b"\0"
+
+
+def _read_until(pipe: int, seconds: float) -> bytes:
+    """What the pipe says first, b"" at its end, `_NOTHING` after `seconds`."""
+    import select
+
+    readable, _, _ = select.select([pipe], [], [], seconds)
+    return os.read(pipe, 64) if readable else _NOTHING

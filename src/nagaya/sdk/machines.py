@@ -1,0 +1,216 @@
+"""Machines: made, found and commanded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import quote
+
+from nagaya.connection import ANSWER_TIME, POLL_TIME
+from nagaya.errors import TimeoutExpiredError
+from nagaya.models.machine import ExecAnswer, JournalEntry, MachineInfo, MachineState
+
+if TYPE_CHECKING:
+    from nagaya.sdk.client import Client
+    from nagaya.spec import MachineSpec
+
+WaitFor = Literal["running", "stopped", "agent"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """How a guest command ended. `truncated`: the guest agent cut an output at its limit (16 MiB)."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+
+class Machines:
+    """`client.machines`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self) -> list[Machine]:
+        """All machines, by name."""
+        answer = self._client.request("GET", "/v1/machines")
+        return [Machine(self._client, MachineInfo.from_json(one)) for one in answer]
+
+    def get(self, name: str) -> Machine:
+        """The machine with this name or id."""
+        return Machine(self._client, MachineInfo.from_json(self._client.request("GET", _machine(name))))
+
+    def named(self, name: str) -> Machine:
+        """The machine with this name or id, before anything is known of it.
+
+        Nothing is asked now; if there is none, the first use that asks raises `NotFoundError`.
+        """
+        return Machine(self._client, name)
+
+    def create(self, spec: MachineSpec | Mapping[str, Any], *, start: bool = False) -> Machine:
+        """Make a machine, and start it if asked."""
+        answer = self._client.request("POST", "/v1/machines", body=spec, query={"start": start}, within=120)
+        return Machine(self._client, MachineInfo.from_json(answer))
+
+
+class Machine:
+    """One machine. `info` is what the last answer said; `refresh` asks again."""
+
+    def __init__(self, client: Client, known: MachineInfo | str) -> None:
+        """`known`: what the daemon said of it, or only its name or id."""
+        self._client = client
+        self._key = known if isinstance(known, str) else known.id
+        self._info = None if isinstance(known, str) else known
+
+    def __str__(self) -> str:
+        return self._key if self._info is None else self._info.name
+
+    def __repr__(self) -> str:
+        return f"<Machine {self} {'unseen' if self._info is None else self._info.state}>"
+
+    @property
+    def info(self) -> MachineInfo:
+        """What the last answer said; asks if there was none."""
+        return self._ask("GET") if self._info is None else self._info
+
+    @property
+    def id(self) -> str:
+        """12 hex digits, its own for ever."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.info.name
+
+    @property
+    def state(self) -> MachineState:
+        """Its state at the last answer."""
+        return MachineState(self.info.state)
+
+    def refresh(self) -> Self:
+        """Ask the daemon again."""
+        self._ask("GET")
+        return self
+
+    def start(self) -> Self:
+        """Start it; returns when its process runs."""
+        return self._act("start", within=120)
+
+    def stop(self, timeout: float = 30.0) -> Self:
+        """Ask it to shut down, end it after `timeout` seconds; returns when it is gone."""
+        return self._act("stop", within=timeout + 30, query={"timeout": timeout})
+
+    def kill(self) -> Self:
+        """End it at once."""
+        return self._act("kill")
+
+    def pause(self) -> Self:
+        """Stop its CPUs."""
+        return self._act("pause")
+
+    def resume(self) -> Self:
+        """Let its CPUs run again."""
+        return self._act("resume")
+
+    def restart(self, timeout: float = 30.0, *, hard: bool = False) -> Self:
+        """Stop it and start it again; `hard` pulls the plug first (a reset)."""
+        return self._act("restart", within=timeout + 120, query={"timeout": timeout, "hard": hard})
+
+    def delete(self, *, force: bool = False) -> None:
+        """Remove it and its disks; `force` ends it first if it runs."""
+        self._client.request("DELETE", self._path(), query={"force": force}, within=120)
+
+    def wait(self, what: WaitFor = "running", timeout: float = 60.0) -> Self:
+        """Wait until it runs, is down, or its guest agent answers. Raises `TimeoutExpiredError`."""
+        deadline = time.monotonic() + timeout
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                poll = min(left, POLL_TIME)
+                self._act("wait", within=poll + 30, query={"until": what, "timeout": poll})
+            except TimeoutExpiredError:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                return self
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+        wait: float = 0.0,
+    ) -> ExecResult:
+        """Run a command in the guest, as root, through its agent, which has `wait` seconds to come up."""
+        import base64
+
+        body = {
+            "argv": list(argv),
+            "stdin": base64.b64encode(stdin).decode(),
+            "env": dict(env or {}),
+            "timeout": timeout,
+            "wait": wait,
+        }
+        told = self._client.request("POST", self._path("exec"), body=body, within=timeout + wait + 30)
+        answer = ExecAnswer.from_json(told)
+        return ExecResult(
+            answer.exit_code,
+            base64.b64decode(answer.stdout),
+            base64.b64decode(answer.stderr),
+            answer.truncated,
+        )
+
+    def logs(
+        self, *, tail: int | None = None, raw: bool = False, source: Literal["console", "engine"] = "console"
+    ) -> bytes:
+        """What it printed, all or the last `tail` lines; without control sequences unless `raw`."""
+        return b"".join(self._client.stream(self._path("logs"), tail=tail, raw=raw, source=source))
+
+    def follow_logs(
+        self, *, tail: int | None = None, raw: bool = False, source: Literal["console", "engine"] = "console"
+    ) -> Iterator[bytes]:
+        """Like `logs`, and then what comes, until the machine is deleted."""
+        return self._client.stream(self._path("logs"), tail=tail, raw=raw, source=source, follow=True)
+
+    @contextmanager
+    def console(self) -> Iterator[Any]:
+        """Its console as a `websockets.sync` connection: binary messages, the scrollback's end first."""
+        with self._client.websocket(self._path("console")) as connection:
+            yield connection
+
+    def journal(self) -> list[JournalEntry]:
+        """Its history, oldest first."""
+        return [JournalEntry.from_json(one) for one in self._client.request("GET", self._path("journal"))]
+
+    def _act(
+        self, action: str, within: float = ANSWER_TIME, query: Mapping[str, object] | None = None
+    ) -> Self:
+        self._ask("POST", action, query, within)
+        return self
+
+    def _ask(
+        self,
+        method: str,
+        action: str = "",
+        query: Mapping[str, object] | None = None,
+        within: float = ANSWER_TIME,
+    ) -> MachineInfo:
+        answer = self._client.request(method, self._path(action), query=query, within=within)
+        self._info = MachineInfo.from_json(answer)
+        self._key = self._info.id  # a name may go to another machine
+        return self._info
+
+    def _path(self, action: str = "") -> str:
+        return f"{_machine(self._key)}/{action}" if action else _machine(self._key)
+
+
+def _machine(name: str) -> str:
+    return f"/v1/machines/{quote(name, safe='')}"
