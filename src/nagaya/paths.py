@@ -38,6 +38,11 @@ class MachinePaths:
         return self.run / "agent.sock"
 
     @property
+    def qmp_socket(self) -> Path:
+        """The monitor of a machine of the kvm engine, mode 0600."""
+        return self.run / "qmp.sock"
+
+    @property
     def console_log(self) -> Path:
         """What the console printed, capped; the older half is `console.log.1`."""
         return self.state / "console.log"

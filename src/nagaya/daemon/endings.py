@@ -115,6 +115,7 @@ def _cause(ended: Exit, asked: str) -> str:
     words = {
         ExitReason.REBOOT: "the guest restarts",
         ExitReason.PANIC: "the guest's kernel panicked",
+        ExitReason.FAULT: "the guest cannot go on",
         ExitReason.KILLED: "its process was killed from outside",
         ExitReason.CRASHED: "its engine failed",
         ExitReason.UNKNOWN: "it ended while nobody watched",

@@ -155,10 +155,14 @@ class Launcher:
                 agent_socket=str(paths.agent_socket),
                 log=str(paths.console_log),
                 log_limit=machine.spec.console.log_limit,
+                serial_socket=str(paths.device_socket("serial")) if self._has_serial(machine) else "",
             )
         )
         devices.append(RngDevice(f"{row.id}/rng", str(paths.device_socket("rng")), uid, gid))
         return devices
+
+    def _has_serial(self, machine: Machine) -> bool:
+        return self.parts.engine(machine.spec).serial_console
 
     def _layers(self, paths: MachinePaths, index: int, disk: Disk, digest: str) -> tuple[Layer, ...]:
         if disk.path:

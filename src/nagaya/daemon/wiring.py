@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nagaya.daemon.parts import BaseImage, Parts
-from nagaya.engines.select import select_engine
+from nagaya.engines.engine import Engine
+from nagaya.engines.jailed import Jails
+from nagaya.engines.kvm import KvmEngine
+from nagaya.engines.select import Engines
 from nagaya.engines.uml import UmlEngine
 from nagaya.errors import NotFoundError, SpecError, UnavailableError
 from nagaya.kernel import Kernel
@@ -28,23 +32,33 @@ if TYPE_CHECKING:
 
 def real_parts(paths: Paths) -> Parts:
     """Everything below a daemon of `paths`."""
-    uml = UmlEngine(paths)
+    jails = Jails(paths)
+    uml = UmlEngine(paths, jails)
+    engines = Engines(uml, KvmEngine(paths, jails), _cpu_runs_guest_kernels, paths.kernels)
     plane = PlaneLink(paths)
 
     async def prepare() -> None:
-        await asyncio.gather(uml.prepare(), plane.prepare())
+        await asyncio.gather(jails.prepare(), plane.prepare())
 
     return Parts(
-        engine=lambda spec: select_engine(spec, uml),
+        engine=engines.select,
         plane=plane,
         images=Images(paths),
-        kernels=Kernels(paths),
+        kernels=Kernels(paths, engines.select),
         agent=_GuestAgent,
         create_overlay=_create_overlay,
-        zygote_pid=lambda: uml.zygote_pid,
+        zygote_pid=lambda: jails.zygote_pid,
         prepare=prepare,
         balance=uml.balance,
     )
+
+
+@functools.cache
+def _cpu_runs_guest_kernels() -> bool:
+    """Probed once: it takes some milliseconds, and a host does not change while it runs."""
+    from nagaya.kvm.probe import probe
+
+    return probe().native
 
 
 class PlaneLink:
@@ -174,8 +188,9 @@ class Images:
 class Kernels:
     """The guest kernels, as `parts.KernelStore`."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, engine: Callable[[MachineSpec], Engine]) -> None:
         self._paths = paths
+        self._engine = engine
 
     def list(self) -> Sequence[KernelInfo]:
         """All kernels."""
@@ -192,6 +207,8 @@ class Kernels:
         from nagaya.images.kernels import default_uml_kernel, find_kernel
 
         wanted = spec.boot.kernel
+        if not wanted and self._engine(spec).name == "kvm":
+            return find_kernel(self._paths, "kvm")
         if not wanted:
             return default_uml_kernel(self._paths)
         if not wanted.startswith("/"):

@@ -33,6 +33,7 @@ class ExitReason(StrEnum):
     POWEROFF = "poweroff"  # the guest switched itself off
     REBOOT = "reboot"  # the guest asked for a restart; the supervisor starts it again
     PANIC = "panic"  # the guest's kernel panicked
+    FAULT = "fault"  # the guest's CPU cannot go on: triple fault, an instruction that KVM cannot finish
     KILLED = "killed"  # by us
     CRASHED = "crashed"  # the engine's process died by a signal or with an error
     UNKNOWN = "unknown"  # it ended while nobody could see its status
@@ -65,6 +66,7 @@ class Engine(Protocol):
     """One way to run a machine. All methods may raise `nagaya.errors.NagayaError`."""
 
     name: EngineName
+    serial_console: bool  # the guest's console is its first serial port, not a virtio-console
 
     def check(self, spec: MachineSpec) -> None:
         """Raise `UnsupportedError` naming the field if this engine or host cannot do what `spec` says."""

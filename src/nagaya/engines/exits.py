@@ -1,4 +1,7 @@
-"""Why a User-mode Linux process ended: from its exit status and its log (arch/um/os-Linux/{main,util}.c)."""
+"""Why a machine's process ended, from its exit status and its log.
+
+User-mode Linux: arch/um/os-Linux/{main,util}.c. The kvm engine: `nagaya.kvm.ending`.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from pathlib import Path
 
 from nagaya.engines.engine import Exit, ExitReason, ProcessId
 from nagaya.engines.seccomp import PANIC_STATUS
+from nagaya.kvm.ending import Reason, read_ending
 
 _TAIL_BYTES = 64 * 1024
+_UNSEEN = "it ended while nobody could see its status"
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 # A restarting guest executes its own binary again. The name it was given is found nowhere in the jail, so it
 # prints this and ends with status 0.
@@ -50,8 +55,33 @@ def read_tail(log: Path) -> str:
         return ""
 
 
+_KVM_REASONS = {
+    Reason.POWEROFF: ExitReason.POWEROFF,
+    Reason.QUIT: ExitReason.KILLED,
+    Reason.RESET: ExitReason.REBOOT,
+    Reason.PANIC: ExitReason.PANIC,
+    Reason.FAULT: ExitReason.FAULT,
+    Reason.FAILED: ExitReason.CRASHED,
+}
+
+
+def classify_kvm(status: Status | None, tail: str, *, killed: bool, oom_kills: int) -> Exit:
+    """Why a machine of the kvm engine ended, as `classify`."""
+    ending = read_ending(tail)
+    if ending is not None and (status is None or status.code == ending.status):
+        return Exit(_KVM_REASONS[ending.reason], ending.cause)
+    if status is None:
+        return Exit(ExitReason.KILLED if killed else ExitReason.UNKNOWN, "" if killed else _UNSEEN)
+    if status.signal is not None:
+        return _from_signal(status.signal, tail, killed, oom_kills)
+    return Exit(ExitReason.CRASHED, f"status {status.code}{_comma(_last_line(tail))}")
+
+
 def classify(status: Status | None, tail: str, *, killed: bool, oom_kills: int) -> Exit:
-    """Why it ended. `killed`: we were asked to. `oom_kills`: processes that the host's OOM killer took."""
+    """Why User-mode Linux ended.
+
+    `killed`: we were asked to. `oom_kills`: processes that the host's OOM killer took.
+    """
     if status is None:
         return Exit(ExitReason.KILLED) if killed else _from_log(tail)
     if status.signal is not None:
@@ -84,7 +114,7 @@ def _from_log(tail: str) -> Exit:
         return Exit(ExitReason.PANIC, panic.group(1).strip())
     if _POWEROFF.search(tail):
         return Exit(ExitReason.POWEROFF)
-    return Exit(ExitReason.UNKNOWN, "it ended while nobody could see its status")
+    return Exit(ExitReason.UNKNOWN, _UNSEEN)
 
 
 def _last_line(tail: str) -> str:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from nagaya.engines import mconsole
+from nagaya.engines.check import refuse
 from nagaya.engines.command import MCONSOLE, host_memory, launch_plan, max_pids
 from nagaya.engines.engine import Exit, GuestState, Machine, ProcessId
 from nagaya.engines.exits import classify
@@ -19,7 +20,7 @@ from nagaya.errors import MachineFailedError, UnavailableError, UnsupportedError
 from nagaya.paths import Paths
 from nagaya.resources.cgroups import Cgroup, Limits
 from nagaya.resources.placement import CpuMeter, Placement, move_to_cpu
-from nagaya.spec import CpuKnobs, DiskKnobs, EngineName, MachineSpec, NetworkKnobs
+from nagaya.spec import EngineName, MachineSpec
 from nagaya.units import human_size
 
 MEMORY_MIN = 24 * 2**20  # less, and the kernel has no room for its own tables
@@ -29,6 +30,7 @@ class UmlEngine:
     """Runs machines as User-mode Linux. One instance a daemon: it knows which machine is on which CPU."""
 
     name: EngineName = "uml"
+    serial_console = False
 
     def __init__(self, paths: Paths, jails: Jails | None = None) -> None:
         """`jails` is what engines of one daemon share."""
@@ -38,31 +40,15 @@ class UmlEngine:
 
     def check(self, spec: MachineSpec) -> None:
         """Raise `UnsupportedError` naming the field, its value and what is allowed."""
-        knobs = "not built yet: leave it out"
-        refused: tuple[tuple[bool, str, object, str], ...] = (
-            (spec.cpus != 1, "cpus", spec.cpus, "User-mode Linux has one vCPU: 1"),
-            (bool(spec.nics), "nics", len(spec.nics), "networks are not built yet: none"),
-            (spec.memory.size < MEMORY_MIN, "memory.size", human_size(spec.memory.size), "at least 24 MiB"),
+        size = spec.memory.size
+        refuse(
+            spec,
+            self.name,
             (
-                spec.memory.limit is not None and spec.memory.limit < spec.memory.size,
-                "memory.limit",
-                human_size(spec.memory.limit or 0),
-                f"at least memory.size, {human_size(spec.memory.size)}: there is no balloon yet",
-            ),
-            (spec.cpu.reservation > CpuKnobs().reservation, "cpu.reservation", spec.cpu.reservation, knobs),
-            (spec.disk != DiskKnobs(), "disk", spec.disk.model_dump(exclude_defaults=True), knobs),
-            (
-                spec.network != NetworkKnobs(),
-                "network",
-                spec.network.model_dump(exclude_defaults=True),
-                knobs,
+                (spec.cpus != 1, "cpus", spec.cpus, "User-mode Linux has one vCPU: 1"),
+                (size < MEMORY_MIN, "memory.size", human_size(size), "at least 24 MiB"),
             ),
         )
-        for wrong, field, value, allowed in refused:
-            if wrong:
-                raise UnsupportedError(
-                    f"{spec.name}: {field}: {value} is not possible with engine uml, {allowed}", field=field
-                )
 
     async def prepare(self) -> ZygoteInfo:
         """Make sure that the zygote runs; `start` does it too. Worth calling before the first start."""

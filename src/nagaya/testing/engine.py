@@ -45,6 +45,7 @@ class FakeEngine:
     """See the module."""
 
     name: EngineName = "uml"
+    serial_console = False
 
     def check(self, spec: MachineSpec) -> None:
         """Refuse what the real one refuses first."""

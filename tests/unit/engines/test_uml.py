@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from nagaya.engines.select import select_engine
 from nagaya.engines.uml import UmlEngine
 from nagaya.errors import UnsupportedError
 from nagaya.paths import Paths
@@ -51,14 +50,3 @@ def test_what_cannot_be_done_is_refused_by_name(
 )
 def test_what_can_be_done_passes(engine: UmlEngine, fields: dict[str, Any]) -> None:
     engine.check(MachineSpec(name="web", **fields))
-
-
-@pytest.mark.parametrize("name", ["auto", "uml"])
-def test_uml_is_the_engine_there_is(engine: UmlEngine, name: Any) -> None:
-    assert select_engine(MachineSpec(name="web", engine=name), engine) is engine
-
-
-@pytest.mark.parametrize("name", ["kvm", "qemu"])
-def test_engines_to_come_say_so(engine: UmlEngine, name: Any) -> None:
-    with pytest.raises(UnsupportedError, match=f"web: engine: '{name}' is not built yet"):
-        select_engine(MachineSpec(name="web", engine=name), engine)

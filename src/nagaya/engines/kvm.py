@@ -1,0 +1,209 @@
+"""The engine `kvm`: a machine is a process of our own VMM in a jail (docs/engines.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from nagaya.engines.check import refuse
+from nagaya.engines.engine import Exit, GuestState, Machine, ProcessId
+from nagaya.engines.exits import classify_kvm
+from nagaya.engines.jailed import Jails
+from nagaya.engines.launch import ZygoteInfo
+from nagaya.engines.pidfd import alive
+from nagaya.engines.plan import Bind, LaunchPlan
+from nagaya.engines.qmp import ask
+from nagaya.engines.seccomp import kvm_filters
+from nagaya.errors import MachineFailedError, UnavailableError
+from nagaya.kvm.config import DeviceConfig, DeviceKind, MachineConfig
+from nagaya.kvm.system import DEVICE, Kvm
+from nagaya.kvm.vm import MAX_VCPUS
+from nagaya.paths import MachinePaths, Paths
+from nagaya.resources.cgroups import Cgroup, Limits
+from nagaya.spec import MIB, EngineName, MachineSpec
+from nagaya.units import human_size
+
+MEMORY_MIN = 16 * MIB  # a kernel of 5 MiB, unpacked, its initial RAM disk and its tables
+# What a machine takes of the host beyond guest memory: the VMM's own pages, and KVM's tables for 4 KiB pages,
+# 8 bytes a page twice over.
+OVERHEAD = 48 * MIB
+OVERHEAD_SHARE = 128
+LOG_LIMIT = 256 * 1024
+THREADS = 8  # beyond those of the vCPUs
+NOFILE = 4096  # a disk takes 3 descriptors and 3 a queue, and has 64 queues at most
+SERIAL = "serial"  # its socket is beside the devices'
+_KERNEL = "/kernel"
+_INITRD = "/initrd"
+_KINDS: dict[str, DeviceKind] = {"disk": "blk", "console": "console", "rng": "rng", "net": "net"}
+_IDS = uuid.UUID("5f4b7c1e-9d0a-4f5e-8a53-6e61676179a1")  # namespace of our machines' UUIDs
+
+
+class KvmEngine:
+    """Runs machines in our VMM, on any host with /dev/kvm. One instance a daemon."""
+
+    name: EngineName = "kvm"
+    serial_console = True
+
+    def __init__(self, paths: Paths, jails: Jails | None = None) -> None:
+        """`jails` is what engines of one daemon share."""
+        self._jails = jails or Jails(paths)
+
+    def check(self, spec: MachineSpec) -> None:
+        """Raise `UnsupportedError` naming the field, or what KVM lacks on this host."""
+        with Kvm() as kvm:
+            most = min(kvm.max_vcpus, MAX_VCPUS)
+        size = spec.memory.size
+        refuse(
+            spec,
+            self.name,
+            (
+                (spec.cpus > most, "cpus", spec.cpus, f"KVM on this host has {most} at most"),
+                (size < MEMORY_MIN, "memory.size", human_size(size), f"at least {human_size(MEMORY_MIN)}"),
+                (size % 4096 != 0, "memory.size", f"{size} bytes", "a multiple of 4 KiB"),
+            ),
+        )
+
+    async def prepare(self) -> ZygoteInfo:
+        """Make sure that the zygote runs; `start` does it too. Worth calling before the first start."""
+        return await self._jails.prepare()
+
+    async def start(self, machine: Machine) -> ProcessId:
+        """Launch the jailed process; its vhost-user sockets listen already. Returns when its vCPUs run."""
+        kernel = await asyncio.to_thread(_unpacked, machine)
+        limits = Limits(
+            memory=host_memory(machine.spec),
+            cpu_weight=machine.spec.cpu.weight,
+            cpu_limit=machine.spec.cpu.limit,
+            pids=machine.spec.cpus + THREADS,
+        )
+        return await self._jails.launch(machine, limits, lambda group: launch_plan(machine, group, kernel))
+
+    async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
+        """Press the power button. Returns at once; the guest decides."""
+        if alive(process):
+            await self._ask(machine, "system_powerdown")
+
+    async def kill(self, machine: Machine, process: ProcessId) -> None:
+        """End the machine now, paused or not. Idempotent; returns when it is gone."""
+        await self._jails.kill(machine, process)
+
+    async def pause(self, machine: Machine, process: ProcessId) -> None:
+        """Take the vCPUs out of the guest. The clock that the guest sees stands still. Idempotent."""
+        await self._change(machine, process, "stop", "paused")
+
+    async def resume(self, machine: Machine, process: ProcessId) -> None:
+        """Let them run again. Idempotent."""
+        await self._change(machine, process, "cont", "resumed")
+
+    async def state(self, machine: Machine, process: ProcessId) -> GuestState:
+        """What the machine does now."""
+        if not alive(process):
+            return GuestState.GONE
+        status = (await self._ask(machine, "query-status"))["status"]
+        return GuestState.PAUSED if status == "paused" else GuestState.RUNNING
+
+    async def wait(self, machine: Machine, process: ProcessId) -> Exit:
+        """Wait until the process has ended and say why. Works for an adopted process too."""
+        ended = await self._jails.wait(machine, process)
+        return classify_kvm(ended.status, ended.log, killed=ended.killed, oom_kills=ended.oom_kills)
+
+    async def cleanup(self, machine: Machine) -> None:
+        """End what is left of the machine, known or not, and remove what `start` made. Idempotent."""
+        await self._jails.cleanup(machine)
+        with contextlib.suppress(FileNotFoundError):
+            machine.paths.qmp_socket.unlink()
+
+    async def _change(self, machine: Machine, process: ProcessId, command: str, done: str) -> None:
+        if not alive(process):
+            raise MachineFailedError(f"{machine.spec.name} cannot be {done}: its process has ended")
+        await self._ask(machine, command)
+
+    async def _ask(self, machine: Machine, command: str) -> dict[str, object]:
+        answer: dict[str, object] = await ask(machine.spec.name, machine.paths.qmp_socket, command)
+        return answer
+
+
+def host_memory(spec: MachineSpec) -> int:
+    """Bytes of host memory that the machine's process may use, guest memory included."""
+    return spec.memory.size + spec.memory.size // OVERHEAD_SHARE + OVERHEAD
+
+
+def launch_plan(machine: Machine, group: Cgroup, kernel: Path) -> LaunchPlan:
+    """The whole plan; `kernel` is unpacked already."""
+    paths = machine.paths
+    rooted = os.geteuid() == 0
+    return LaunchPlan(
+        machine=machine.id,
+        call="kvm",
+        config=machine_config(machine).to_json(),
+        opens={"kvm": DEVICE},
+        listens={"qmp": str(paths.qmp_socket)},
+        uid=machine.uid if rooted else 0,  # not root: the zygote's user namespace knows only us, as 0
+        gid=machine.gid if rooted else 0,
+        hostname=machine.spec.name,
+        exit_file=str(paths.exit_file),
+        log=str(paths.engine_log),
+        log_limit=LOG_LIMIT,
+        binds=_binds(machine, kernel),
+        cgroup=group.v2,
+        tasks=group.tasks_files,
+        rlimits={"core": 0, "nofile": NOFILE, "memlock": 0, "msgqueue": 0},
+        seccomp=kvm_filters(),
+    )
+
+
+def machine_config(machine: Machine) -> MachineConfig:
+    """The machine as its process is told."""
+    spec = machine.spec
+    return MachineConfig(
+        name=spec.name,
+        uuid=str(uuid.uuid5(_IDS, machine.id)),
+        memory=spec.memory.size,
+        cpus=spec.cpus,
+        kernel=_KERNEL,
+        initrd=_INITRD if _initrd(machine) else "",
+        cmdline=" ".join(_command_line(machine)),
+        devices=tuple(_device(machine.paths, name) for name in machine.devices),
+        serial=str(machine.paths.device_socket(SERIAL)) if "console" in machine.devices else "",
+    )
+
+
+def _device(paths: MachinePaths, name: str) -> DeviceConfig:
+    return DeviceConfig(name, _KINDS[name.rstrip("0123456789")], str(paths.device_socket(name)))
+
+
+def _command_line(machine: Machine) -> tuple[str, ...]:
+    """The kernel's arguments, in the order in which later ones win."""
+    spec = machine.spec
+    root = ("root=/dev/vda", "ro" if spec.disks[0].read_only else "rw") if spec.disks else ()
+    return (
+        *machine.kernel.cmdline.split(),
+        *root,
+        "console=ttyS0",
+        "quiet",
+        f"nagaya.hostname={spec.name}",
+        *spec.boot.cmdline.split(),
+    )
+
+
+def _initrd(machine: Machine) -> str:
+    return machine.spec.boot.initrd or machine.kernel.initrd
+
+
+def _binds(machine: Machine, kernel: Path) -> tuple[Bind, ...]:
+    jail = str(machine.paths.jail)
+    binds = [Bind(jail, jail), Bind(str(kernel), _KERNEL)]
+    initrd = _initrd(machine)
+    if initrd:
+        if not Path(initrd).is_file():
+            raise UnavailableError(f"boot.initrd: there is no file {initrd}", field="boot.initrd")
+        binds.append(Bind(initrd, _INITRD))
+    return tuple(binds)
+
+
+def _unpacked(machine: Machine) -> Path:
+    """The kernel's file, its compressed payload unpacked once for all machines."""
+    return Path(machine.kernel.path)
