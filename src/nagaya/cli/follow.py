@@ -103,7 +103,7 @@ def _gather(
     doing: str,
     done: str,
 ) -> list[BaseException]:
-    waited_for = [machine.name for machine in machines]
+    waited_for = list(machines)
     errors = []
     with view(session, doing) as shown:
         try:
@@ -111,17 +111,21 @@ def _gather(
             while waited_for:
                 if time.monotonic() >= show_at:
                     ended_part = 1 - len(waited_for) / len(machines) if len(machines) > 1 else None
-                    shown.update(", ".join(waited_for), ended_part)
+                    shown.update(_listed(waited_for), ended_part)
                 try:
                     machine, error = ended.get(timeout=TICK_S)
                 except queue.Empty:
                     continue
-                waited_for.remove(machine.name)
+                waited_for.remove(machine)
                 if error is not None:
                     errors.append(error)
                 elif not session.quiet:
-                    click.echo(f"{machine.name} {done}")
+                    click.echo(f"{machine} {done}")
         except KeyboardInterrupt:
-            names = ", ".join(waited_for)
-            raise Interrupted(f"the daemon goes on with {names}; `nagaya list` shows their state") from None
+            message = f"the daemon goes on with {_listed(waited_for)}; `nagaya list` shows their state"
+            raise Interrupted(message) from None
     return errors
+
+
+def _listed(machines: Sequence[Machine]) -> str:
+    return ", ".join(str(machine) for machine in machines)

@@ -118,13 +118,15 @@ def _brief(value: Any) -> Any:
 
 
 def _chosen(session: Session, names: Sequence[str], every: bool) -> list[Machine]:
-    """The machines named, each once; all names are checked before anything is done."""
+    """The machines named, each once. Of several names all are checked before anything is done."""
     if every and names:
         raise UsageError("give names or --all, not both")
     if every:
         return session.client.machines.list()
     if not names:
         raise UsageError("name at least one machine, or give --all", hint="`nagaya list` shows them")
+    if len(names) == 1:
+        return [session.client.machines.named(names[0])]
     known = {machine.name: machine for machine in session.client.machines.list()}
     known |= {machine.id: machine for machine in known.values()}
     missing = [name for name in names if name not in known]

@@ -10,6 +10,7 @@ daemon that dies on the way leaves `starting` behind; the next one clears what i
 from __future__ import annotations
 
 import asyncio
+import difflib
 import hashlib
 import logging
 import os
@@ -67,7 +68,9 @@ class Supervisor:
         for one in self._machines.values():
             if name in (one.name, one.row.id):
                 return one
-        raise NotFoundError(f"there is no machine {name!r}", hint="`nagaya list` shows them", machine=name)
+        near = difflib.get_close_matches(name, [one.name for one in self._machines.values()], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`nagaya list` shows them"
+        raise NotFoundError(f"there is no machine {name!r}", hint=hint, machine=name)
 
     def promised(self, but: Supervised | None = None) -> dict[str, int]:
         """Guest memory in bytes of the machines that are not down."""

@@ -85,6 +85,9 @@ def test_an_unknown_name_does_nothing_to_the_known(invoke: Invoke) -> None:
     assert "no machine 'bacth'; nothing was done" in done.err
     assert "did you mean 'batch'?" in done.err
     assert invoke("list", "--state", "running", "-q").out == "batch\n"
+    alone = invoke("kill", "bacth")
+    assert alone.status == 3
+    assert alone.err == "error: there is no machine 'bacth'\n  did you mean 'batch'?\n"
 
 
 @pytest.mark.parametrize(
