@@ -19,7 +19,7 @@ from nagaya.abi import pci
 from nagaya.abi.registers import Register
 from nagaya.errors import ConflictError
 from nagaya.hw.capabilities import DEVICE_REGISTERS, LINK_STATUS, Express, capability_map
-from nagaya.hw.pci import BAR, COMMON, Identity, PciFunction, Windows
+from nagaya.hw.pci import BAR, COMMON, HEADER_TYPE, Identity, PciFunction, Windows
 from nagaya.hw.registers import RegisterAt, RegisterMap
 from nagaya.hw.wires import Interrupts
 
@@ -136,6 +136,7 @@ class RootPort:
         self.function = PciFunction(
             IDENTITY, interrupts=interrupts, msix_vectors=1, msix_bar=0, express=self._express, header=BRIDGE
         )
+        self.function.header.preset(HEADER_TYPE, pci.PCI_HEADER_TYPE_BRIDGE)
         self.function.header.on_write(CONTROL, self._bridge_controlled)
 
     @property
