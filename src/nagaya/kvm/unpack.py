@@ -1,8 +1,8 @@
 """Unpacks a compressed kernel on the host, once, so that no guest spends its first second on it.
 
-A bzImage carries its kernel compressed and unpacks itself, in the guest, at every start; here the ELF file inside
-is kept in a cache beside other unpacked kernels, and stays in the page cache. Runs before a machine starts,
-outside its jail: the file is read as a stream, its output is bounded, and nothing in it is trusted or executed.
+A bzImage carries its kernel compressed and unpacks itself, in the guest, at every start; here the ELF file
+inside is kept among other unpacked kernels, and so in the page cache. Runs before a machine starts, outside
+its jail: the file is read as a stream, its output is bounded, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ LIMIT = 1 << 30  # bytes that a kernel may have unpacked: ten times Debian's
 _CHUNK = 1 << 20
 _ZSTD_CHUNK = (
     4 << 10
-)  # of input, for the decoder bounds no output: 4 bytes can become 128 KiB (RFC 8878, 3.1.1.2)
+)  # of input, as output is not bounded: 4 bytes become 128 KiB at most (RFC 8878, 3.1.1.2)
 _LZ4_BLOCK = 8 << 20  # of the legacy format (lz4_Frame_format.md, "Legacy frame")
+_PREFIX = ".unpack-"
 _KEPT = 16  # unpacked kernels in the cache
 _LZMA_MEMORY = 256 << 20  # of the decoder, for a dictionary of 128 MiB and more
 
@@ -110,10 +111,10 @@ def _write(packed: _Packed, path: Path, target: Path) -> None:
     """Unpack to a new file and name it `target` when it is whole."""
     unpacker = _UNPACKERS.get(packed.name)
     if unpacker is None:
-        raise _wrong(
-            path, f"is compressed with {packed.name}; {', '.join(filter(None, _UNPACKERS))} are known"
-        )
-    fd, name = tempfile.mkstemp(dir=target.parent, prefix=".unpack-")
+        raise _wrong(path, f"is compressed with {packed.name}, not {', '.join(filter(None, _UNPACKERS))}")
+    for left in target.parent.glob(f"{_PREFIX}*"):  # by one that was killed: we hold the lock
+        left.unlink()
+    fd, name = tempfile.mkstemp(dir=target.parent, prefix=_PREFIX)
     temporary = Path(name)
     try:
         with os.fdopen(fd, "wb") as file:  # closed, and so on the disk or refused, before it gets its name
@@ -256,7 +257,7 @@ def _zstd(source: _Reader) -> Iterator[bytes]:
 
 def _lz4(source: _Reader) -> Iterator[bytes]:
     """The legacy frame that Linux uses: blocks of 8 MiB, each behind its length; the last may be shorter."""
-    import lz4.block
+    import lz4.block  # type: ignore[import-untyped]
 
     source.read(4)
     while prefix := source.read(4):
@@ -273,7 +274,7 @@ def _lz4(source: _Reader) -> Iterator[bytes]:
 
 
 def _lz4_frame(source: _Reader) -> Iterator[bytes]:
-    import lz4.frame
+    import lz4.frame  # type: ignore[import-untyped]
 
     decoder = lz4.frame.LZ4FrameDecompressor()
     while not decoder.eof:

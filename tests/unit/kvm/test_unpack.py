@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import lz4.block
-import lz4.frame
+import lz4.block  # type: ignore[import-untyped]
+import lz4.frame  # type: ignore[import-untyped]
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -81,6 +81,13 @@ def test_what_is_not_compressed_is_left_alone(content: bytes, tmp_path: Path) ->
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_a_killed_one_left_goes(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    left = write(tmp_path / "cache" / ".unpack-x", b"half")
+    unpack(write(tmp_path / "k", gzip.compress(elf64())), tmp_path / "cache")
+    assert not left.exists()
+
+
 def test_it_is_done_once_until_the_file_changes(tmp_path: Path) -> None:
     image = write(tmp_path / "k", PACKERS["gzip"](KERNEL))
     first = unpack(image, tmp_path / "cache")
@@ -110,7 +117,7 @@ def test_the_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.
         (zstandard.compress(b"070701"), "is a zstd of a cpio archive"),
         (packed_bzimage("xz", b"#!/bin/sh\n"), "is a bzImage whose kernel is a script"),
         (packed_bzimage("xz")[:-5000], "is truncated: its payload ends at"),
-        (bzimage(payload=b"\x89LZO\x00\r\n\x1a\n" + bytes(20)), "is compressed with lzo; gzip, "),
+        (bzimage(payload=b"\x89LZO\x00\r\n\x1a\n" + bytes(20)), "is compressed with lzo, not gzip, "),
         (bzimage(payload=b"what is this"), r"is compressed with unknown \(77 68 61 74 20 69\)"),
         (bzimage(payload=gzip.compress(KERNEL) + bytes(4)), "bytes were unpacked, it says 0"),
         *((PACKERS[name](KERNEL)[:-5000], f"is damaged: {name}: ") for name in PACKERS),
