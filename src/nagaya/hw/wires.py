@@ -70,7 +70,9 @@ class RamRegion:
 class Ram(Protocol):
     """Guest memory, as devices that are not backends need it."""
 
-    regions: Sequence[RamRegion]
+    @property
+    def regions(self) -> Sequence[RamRegion]:
+        """Its parts, lowest address first."""
 
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at guest-physical `address`. Raises `UsageError` if they are not all RAM."""

@@ -61,6 +61,12 @@ class Vcpus:
         finally:
             threading.stack_size(previous)
 
+    @property
+    def thread_ids(self) -> dict[int, int]:
+        """The kernel's thread id of each vCPU that has begun, by index."""
+        with self._changed:
+            return dict(self._tids)
+
     def resume(self) -> None:
         """Let all vCPUs run."""
         with self._changed:
