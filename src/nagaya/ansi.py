@@ -56,3 +56,10 @@ class AnsiStripper:
             self._state, self._string_length = "string", 0
         elif not "\x20" <= character <= "\x2f":  # intermediate characters go on
             self._state = "text"
+
+
+def clean(text: str) -> str:
+    """`text` without control characters: what guests and files name must not steer a terminal."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nagaya.ansi import AnsiStripper
+from nagaya.ansi import AnsiStripper, clean
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,7 @@ def test_the_borders_of_chunks_do_not_matter(written: bytes, step: int) -> None:
     pieces = [stripper.feed(written[at : at + step]) for at in range(0, len(written), step)]
     assert "".join(pieces) == whole
     assert all(character.isprintable() or character in "\n\t" for character in whole)
+
+
+def test_clean_keeps_letters_of_all_scripts() -> None:
+    assert clean("長屋 grün\x07\u202e") == "長屋 grün��"

@@ -1,4 +1,4 @@
-"""Names for the shell's completion: from a daemon that runs, none quickly where there is none."""
+"""Arguments that the shell completes: from a daemon that runs, with nothing quickly where there is none."""
 
 from __future__ import annotations
 
@@ -33,3 +33,7 @@ def _names(ctx: click.Context, incomplete: str, ask: Callable[[Client], list[str
         return []
     taken = set(ctx.params.get("names") or ())
     return [name for name in names if name.startswith(incomplete) and name not in taken]
+
+
+name_argument = click.argument("name", shell_complete=machine_names)
+names_argument = click.argument("names", nargs=-1, metavar="NAME...", shell_complete=machine_names)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from nagaya.ansi import clean
 from nagaya.cli.session import Session
 
 Row = Mapping[str, Any]
@@ -61,13 +62,6 @@ def print_value(session: Session, value: Any) -> None:
     import yaml
 
     click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), nl=False)
-
-
-def clean(text: str) -> str:
-    """`text` without control characters: what guests and files name must not steer a terminal."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
 
 
 def _print_table(session: Session, rows: Sequence[Row], columns: Sequence[Column]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from nagaya.cli.output import clean
+from nagaya.ansi import clean
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

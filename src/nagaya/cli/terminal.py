@@ -11,8 +11,8 @@ import click
 
 from nagaya.ansi import AnsiStripper
 from nagaya.cli.app import shared_options
+from nagaya.cli.complete import name_argument
 from nagaya.cli.follow import Interrupted
-from nagaya.cli.machines import name_argument
 from nagaya.cli.rawterm import DETACH_BYTE, attach, write_all
 from nagaya.cli.session import Session
 from nagaya.errors import NotFoundError, PermissionDeniedError, UsageError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nagaya.cli.output import Column, clean, field, print_rows, print_value
+from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.session import Session
 
 ROWS: list[dict[str, Any]] = [
@@ -68,7 +68,3 @@ def test_one_thing_as_each_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == thing
     print_value(Session(format="csv"), thing)
     assert capsys.readouterr().out.splitlines()[0] == "name,web"
-
-
-def test_clean_keeps_letters_of_all_scripts() -> None:
-    assert clean("長屋 grün\x07\u202e") == "長屋 grün��"
