@@ -112,6 +112,7 @@ class VirtioPci:
         self._common.preset(QUEUES, len(self.device.queues))
         self._common.on_write(CONFIG_VECTOR, lambda before: self._take_config_vector())
         self._common.on_write(QUEUE_VECTOR, lambda before: self._common.take_queue())
+        self._common.show_all()
         self._window = self._make_window()
         self.function = PciFunction(
             Identity(

@@ -46,7 +46,10 @@ class DriverRegisters(RegisterBlock):
         show: Callable[[Queue | None], None] = lambda queue: None,
         take: Callable[[Queue], None] = lambda queue: None,
     ) -> None:
-        """`show(queue)` and `take(queue)` carry what only this transport has between registers and queue."""
+        """`show(queue)` and `take(queue)` carry what only this transport has between registers and queue.
+
+        Call `show_all` before a driver comes.
+        """
         super().__init__(registers)
         self._names = names
         self._device = device
@@ -62,7 +65,6 @@ class DriverRegisters(RegisterBlock):
         for one in (names.queue_size, names.queue_desc, names.queue_driver, names.queue_device):
             self.on_write(one, lambda before: self.take_queue())
         self.on_write(names.queue_enable, lambda before: self._enable())
-        self.show_all()
 
     @property
     def selected(self) -> Queue | None:
