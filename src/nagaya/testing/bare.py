@@ -1,4 +1,4 @@
-"""A machine of one vCPU around a payload: memory, buses, PCI, a serial port that collects. No monitor, no jail."""
+"""A machine of one vCPU around a payload: memory, buses, PCI, a serial port. No monitor, no jail."""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
 """Payload guests: bare-metal programs, built with the system's gcc, for tests and benches of the kvm engine.
 
-A payload is one C file beside this package's runtime (payload.h says what it may use). It sets itself up in ring 0
-and runs in ring 3 with access to all ports and memory, so it has native speed also where ring 0 is emulated. The
-same ELF file boots by the Linux 64-bit protocol (its entry point) and by PVH (its note, as QEMU's microvm does).
+A payload is one C file beside this package's runtime (payload.h says what it may use). It sets itself up in
+ring 0 and runs in ring 3 with access to all ports and memory, so it has native speed also where ring 0 is
+emulated. The same ELF file boots by the Linux 64-bit protocol (its entry point) and by PVH (its note, as
+QEMU's microvm does).
 
     elf = build("hello")                      # guests/hello.c of this package
     elf = build(Path("tests/guest/mine.c"))   # any file; it may include payload.h, pci.h, virtio.h
 
-Output is on the first serial port. The last line is `EXIT status`: 0 is success, 1 follows a line `FAILED ...`,
-2 a line `FAULT ...` with the exception. Then the payload powers the machine off: QEMU's isa-debug-exit at 0xf4,
-ACPI's sleep control register, a triple fault. A guest that is an .S file is linked alone, without runtime.
+Output is on the first serial port. The last line is `EXIT status`: 0 is success, 1 follows a line
+`FAILED ...`, 2 a line `FAULT ...` with the exception. Then the payload powers the machine off: QEMU's
+isa-debug-exit at 0xf4, ACPI's sleep control register, a triple fault. A guest that is an .S file is linked
+alone, without runtime.
 """
 
 from __future__ import annotations
