@@ -132,7 +132,8 @@ class VirtioPci:
         )
 
     def close(self) -> None:
-        """Give back what it took from the host. Only once it is out of its slot."""
+        """Give back what it took from the host. It may still be in its slot if no vCPU runs any more."""
+        self._unbind()
         self.device.close()
         self.function.close()
         if self._silence >= 0:
@@ -170,9 +171,7 @@ class VirtioPci:
 
     def _moved(self, before: int | None, now: int | None) -> None:
         """BAR 0 is elsewhere, and the doorbells with it."""
-        for fd, address in self._bells:
-            self._doorbells.unbind(fd, address, 0)
-        self._bells.clear()
+        self._unbind()
         if now is None:
             return
         for queue in self.device.queues:
@@ -183,6 +182,11 @@ class VirtioPci:
                 log.warning("virtio-%s, queue %d: %s", self.device.kind.name, queue.index, error.message)
                 continue
             self._bells.append((queue.kick, address))
+
+    def _unbind(self) -> None:
+        for fd, address in self._bells:
+            self._doorbells.unbind(fd, address, 0)
+        self._bells.clear()
 
     def _call(self, queue: Queue) -> int:
         vectors = self.function.msix.vectors if self.function.msix else ()
