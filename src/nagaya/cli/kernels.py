@@ -33,10 +33,10 @@ def _list(session: Session) -> None:
 
 
 @kernel_command.command("build")
-@click.argument("kind", type=click.Choice(["uml"]))
+@click.argument("kind", type=click.Choice(["uml", "kvm"]))
 @shared_options(session_formats=False)
 @click.pass_obj
 def _build(session: Session, kind: str) -> None:
-    """Build our own User-mode Linux kernel (a few minutes the first time). Prints its name."""
-    result = follow(session, session.client.kernels.build(), f"kernel {kind}")
+    """Build our own kernel for an engine (a few minutes the first time). Prints its name."""
+    result = follow(session, session.client.kernels.build(kind), f"kernel {kind}")
     click.echo(result.get("name", kind))

@@ -109,8 +109,8 @@ class KernelStore(Protocol):
     def choose(self, spec: MachineSpec) -> Kernel:
         """The one that `spec` boots. Raises `NotFoundError` or `UnavailableError`."""
 
-    async def build(self, progress: Progress) -> KernelInfo:
-        """Build our own."""
+    async def build(self, name: str, progress: Progress) -> KernelInfo:
+        """Build our own of that name, "uml" or "kvm". Raises `UsageError` for another."""
 
 
 @dataclass(frozen=True, slots=True)

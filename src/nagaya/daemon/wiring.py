@@ -217,11 +217,11 @@ class Kernels:
             raise NotFoundError(f"boot.kernel: there is no file {wanted}", field="boot.kernel")
         return Kernel(wanted, wanted, "a file")
 
-    async def build(self, progress: Progress) -> KernelInfo:
+    async def build(self, name: str, progress: Progress) -> KernelInfo:
         """Build our own."""
-        from nagaya.images.kernels import build_uml_kernel
+        from nagaya.images.kernels import build_named_kernel
 
-        return _kernel(await build_uml_kernel(self._paths, progress), True)
+        return _kernel(await build_named_kernel(self._paths, name, progress), name == "uml")
 
 
 class _GuestAgent:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nagaya.errors import NotFoundError, UnavailableError
+from nagaya.errors import NotFoundError, UnavailableError, UsageError
 from nagaya.images.initramfs import write_module_loader
 from nagaya.images.kernel_build import KVM, KVM_NAME, UML, UML_NAME, Flavour, build_kernel
 from nagaya.images.tools import in_thread
@@ -30,6 +30,14 @@ async def build_uml_kernel(paths: Paths, progress: Progress, *, rebuild: bool = 
     Raises `BuildError`, `ResourceError`, or `UnavailableError` naming the Debian package that is missing.
     """
     return await _build(UML, paths, progress, rebuild)
+
+
+async def build_named_kernel(paths: Paths, name: str, progress: Progress) -> Kernel:
+    """Build the kernel called `name`. Raises `UsageError` if we cannot build such a one."""
+    for flavour in (UML, KVM):
+        if flavour.name == name:
+            return await _build(flavour, paths, progress, False)
+    raise UsageError(f"kernel {name!r} cannot be built here, only {UML_NAME} and {KVM_NAME}", kernel=name)
 
 
 async def build_kvm_kernel(paths: Paths, progress: Progress, *, rebuild: bool = False) -> Kernel:
@@ -64,10 +72,9 @@ def find_kernel(paths: Paths, name: str) -> Kernel:
     for kernel in kernels:
         if kernel.name == name:
             return kernel
+    hint = _BUILD_HINT.format(KVM_NAME if name == KVM_NAME else UML_NAME)
     known = ", ".join(kernel.name for kernel in kernels) or "none"
-    raise NotFoundError(
-        f"no kernel is called {name!r}; there is: {known}", hint=_BUILD_HINT.format(UML_NAME), kernel=name
-    )
+    raise NotFoundError(f"no kernel is called {name!r}; there is: {known}", hint=hint, kernel=name)
 
 
 def default_uml_kernel(paths: Paths) -> Kernel:
@@ -81,14 +88,6 @@ def default_uml_kernel(paths: Paths) -> Kernel:
     if kernels[0].name == DEBIAN_NAME and (reason := debian_obstacle()):
         raise UnavailableError(f"Debian's User-mode Linux does not run on this host: {reason}", hint=hint)
     return kernels[0]
-
-
-def default_kvm_kernel(paths: Paths) -> Kernel:
-    """The one that machines of the kvm engine boot. Raises `UnavailableError` that says what to do."""
-    for kernel in list_kernels(paths):
-        if kernel.name == KVM_NAME:
-            return kernel
-    raise UnavailableError("there is no kernel for the kvm engine", hint=_BUILD_HINT.format(KVM_NAME))
 
 
 def debian_obstacle(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

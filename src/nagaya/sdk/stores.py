@@ -48,6 +48,6 @@ class Kernels:
         """The guest kernels that are there."""
         return [KernelInfo.from_json(one) for one in self._client.request("GET", "/v1/kernels")]
 
-    def build(self) -> Operation:
-        """Build our User-mode Linux kernel (minutes)."""
-        return self._client.operations.begin("/v1/kernels/build")
+    def build(self, name: str = "uml") -> Operation:
+        """Build our kernel for the engine `name`, "uml" or "kvm" (minutes)."""
+        return self._client.operations.begin("/v1/kernels/build", {"name": name})

@@ -104,7 +104,7 @@ class FakeKernels:
             raise NotFoundError(f"there is no kernel {spec.boot.kernel!r}", kernel=spec.boot.kernel)
         return FAKE_KERNEL
 
-    async def build(self, progress: Progress) -> KernelInfo:
+    async def build(self, name: str, progress: Progress) -> KernelInfo:
         """Nothing to do."""
         progress("compile", 0.5)
         return self.list()[0]

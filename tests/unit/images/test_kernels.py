@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
-from nagaya.errors import NotFoundError, UnavailableError
+from nagaya.errors import NotFoundError, UnavailableError, UsageError
 from nagaya.images import kernels
-from nagaya.images.kernels import debian_obstacle, default_uml_kernel, find_kernel, list_kernels
+from nagaya.images.kernels import (
+    build_named_kernel,
+    debian_obstacle,
+    default_uml_kernel,
+    find_kernel,
+    list_kernels,
+)
 from nagaya.paths import Paths
 
 
@@ -52,3 +59,24 @@ def test_amx_stops_debians_kernel(tmp_path: Path, flags: str, runs: bool) -> Non
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     assert (debian_obstacle(cpuinfo) == "") is runs
+
+
+def test_only_what_we_have_a_configuration_for_is_built(paths: Paths) -> None:
+    with pytest.raises(UsageError, match="'bsd' cannot be built here, only uml and kvm"):
+        asyncio.run(build_named_kernel(paths, "bsd", lambda _step, _part: None))
+
+
+def test_a_missing_kvm_kernel_says_how_to_get_it(paths: Paths) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        find_kernel(paths, "kvm")
+    assert "nagaya kernel build kvm" in caught.value.hint
+
+
+def test_a_kvm_kernel_is_none_of_the_uml_engine(paths: Paths) -> None:
+    built = paths.kernels / "kvm-0123456789ab"
+    built.mkdir(parents=True)
+    (built / "meta.json").write_text(json.dumps({"origin": "built from x", "key": "0", "cmdline": ""}))
+    (paths.kernels / "kvm").symlink_to(built.name)
+    assert find_kernel(paths, "kvm").path == str(built / "vmlinux")
+    with pytest.raises(UnavailableError, match="no User-mode Linux kernel"):
+        default_uml_kernel(paths)

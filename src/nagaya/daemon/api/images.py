@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pathlib
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +34,14 @@ class ImportBody(BaseModel):
 
     name: Name
     path: Annotated[str, Field(description="absolute path", max_length=4096)]
+
+
+class KernelBody(BaseModel):
+    """A kernel to build."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["uml", "kvm"] = "uml"
 
 
 def router(daemon: Daemon) -> APIRouter:
@@ -80,12 +88,13 @@ def router(daemon: Daemon) -> APIRouter:
         return list(await asyncio.to_thread(kernels.list))
 
     @routes.post("/kernels/build", status_code=202)
-    async def build_kernel() -> OperationInfo:
-        """Build our User-mode Linux kernel."""
+    async def build_kernel(body: KernelBody | None = None) -> OperationInfo:
+        """Build our kernel for one of the engines."""
+        name = KernelBody().name if body is None else body.name
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return asdict(await kernels.build(progress))
+            return asdict(await kernels.build(name, progress))
 
-        return await daemon.operations.start("kernel build", "uml", work)
+        return await daemon.operations.start("kernel build", name, work)
 
     return routes
