@@ -222,9 +222,14 @@ class RootPort:
 
     def _controlled(self, before: pci.SlotControl) -> None:
         """Every write is a command, and done at once (PCIe 3.0, 6.7.3.2)."""
-        if self._unplugging and self._express[SLOT_CONTROL].POWER == _OFF and before.POWER != _OFF:
-            self.eject()
-        self._raise(pci.SlotStatus.of(COMMAND_COMPLETED=1))
+        events = pci.SlotStatus.of(COMMAND_COMPLETED=1)
+        if self._unplugging:
+            power = self._express[SLOT_CONTROL].POWER
+            if power == _OFF:
+                self.eject()
+            elif power == _ON and before.POWER == _BLINKING:
+                events = events.replace(BUTTON=1)  # it was busy with the device when the button was pressed
+        self._raise(events)
 
     def _bridge_controlled(self, before: pci.BridgeControl) -> None:
         if self.function.header[CONTROL].BUS_RESET and not before.BUS_RESET and self.child is not None:

@@ -58,8 +58,9 @@ class FakeVector:
         self.delivered.append(self.open)
 
     def close(self) -> None:
-        os.close(self.fd)
-        self.fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class FakeInterrupts:
@@ -82,8 +83,7 @@ class FakeInterrupts:
     def close(self) -> None:
         """Close the eventfds that are still open."""
         for one in self.vectors:
-            if one.fd >= 0:
-                one.close()
+            one.close()
 
 
 @dataclass(slots=True)

@@ -148,6 +148,20 @@ def test_a_second_press_is_allowed_when_the_guest_took_no_notice(slot: Slot) -> 
     assert slot.events() == SlotStatus.of(BUTTON=1)
 
 
+def test_a_press_while_the_guest_is_busy_with_the_device_is_repeated(slot: Slot) -> None:
+    slot.listen(OFF)
+    slot.port.plug(slot.child())
+    slot.events()
+    slot.listen(BLINKING)
+    slot.port.request_unplug()
+    assert slot.events() == SlotStatus.of(BUTTON=1)
+    slot.command(LISTENING.replace(POWER=ON))
+    assert slot.events() == SlotStatus.of(BUTTON=1, COMMAND_COMPLETED=1)
+    slot.listen(BLINKING)
+    slot.command(LISTENING.replace(POWER=OFF))
+    assert len(slot.ejected) == 1
+
+
 def test_an_event_from_before_interrupts_were_on_interrupts_when_they_are(slot: Slot) -> None:
     slot.port.plug(slot.child())
     slot.command(LISTENING.replace(COMMAND_ENABLE=0))

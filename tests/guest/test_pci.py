@@ -1,0 +1,92 @@
+"""PCI as a guest finds and drives it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nagaya.abi import pci
+from nagaya.hw.pci import Bar, Identity, PciFunction
+from nagaya.hw.root_port import RootPort
+from nagaya.hw.wires import Interrupts
+from nagaya.testing.bare import Bare
+from nagaya.testing.payload import build
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.kvm
+
+
+class Bell:
+    """Interrupts by vector n when n is written to its BAR."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self.function = PciFunction(
+            Identity(0x1AF4, 0x10FF, pci.PCI_CLASS_OTHERS << 8),
+            bars={0: Bar(0x4000, self)},
+            interrupts=interrupts,
+            msix_vectors=3,
+        )
+
+    def read(self, offset: int, size: int) -> int:
+        return int.from_bytes(b"bell", "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        if self.function.msix is not None and value < 3:
+            self.function.msix.signal(value)
+
+
+def _said(board: Bare, text: str, times: int) -> None:
+    board.wait(lambda: board.output.count(text) == times)
+
+
+def test_a_guest_walks_the_buses_and_is_interrupted() -> None:
+    board = Bare(build(HERE / "pci_walk.c"))
+    host = board.machine.pci
+    ports = len(host.ports)
+    host.add(Bell(board.machine.interrupts).function)
+    next(iter(host.ports.values())).plug(Bell(board.machine.interrupts).function)
+    host.power_on()
+    with board:
+        output = board.finish()
+        there = list(host.functions())
+    found = re.findall(r"FOUND (\w+):(\w+) (\w+):(\w+)(.*)", output)
+    assert {tuple(int(part, 16) for part in one[:4]) for one in found} == {
+        (bus, number, function.identity.vendor, function.identity.device) for bus, number, function in there
+    }
+    assert len(found) == len(there) == 3 + ports
+    for _bus, _number, vendor, device, rest in found:
+        bars = dict(re.findall(r"bar(\d)=\w+\+(\w+)", rest))
+        capabilities = re.findall(r"cap(\w+)", rest)
+        if (vendor, device) == ("1af4", "10ff"):
+            assert (bars, capabilities) == ({"0": "4000", "1": "1000"}, ["10", "11"])
+        elif (vendor, device) == ("1b36", "c"):
+            assert (bars, capabilities) == ({"0": "1000"}, ["10", "11"])
+        else:
+            assert (bars, capabilities) == ({}, ["10"])
+
+
+def test_devices_come_and_go_while_the_guest_runs() -> None:
+    board = Bare(build(HERE / "pci_hotplug.c"), "devices=3")
+    machine = board.machine
+    ejected: list[PciFunction] = []
+    port = RootPort(machine.interrupts, 9, ejected.append)
+    number = machine.pci.add_port(port)
+    machine.pci.power_on()
+    with board:
+        board.said(f"PORT {number:x}")
+        functions = []
+        for count in range(1, 4):
+            _said(board, "LISTENING", count)
+            function = Bell(machine.interrupts).function
+            functions.append(function)
+            with machine.lock:
+                port.plug(function)
+            _said(board, "\nPLUGGED", count)
+            with machine.lock:
+                port.request_unplug()
+            _said(board, "UNPLUGGED", count)
+            assert ejected == functions
+            function.close()
+        board.finish()
