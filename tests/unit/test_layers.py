@@ -15,7 +15,19 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "data" not in path.relat
 
 # From the bottom up. A module imports its own package and lower rows, never its row's others.
 LAYERS = (
-    {"errors", "units", "paths", "progress", "kernel", "ansi", "yamlfile", "validation", "qmp", "_core"},
+    {
+        "errors",
+        "units",
+        "paths",
+        "progress",
+        "kernel",
+        "ansi",
+        "yamlfile",
+        "validation",
+        "qmp",
+        "detached",
+        "_core",
+    },
     {"spec"},
     {"abi"},
     {"hw"},

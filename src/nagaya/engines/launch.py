@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nagaya.detached import log_tail, start_detached
 from nagaya.engines.engine import ProcessId
 from nagaya.engines.plan import MAX_MESSAGE, LaunchPlan, encode
 from nagaya.errors import MachineFailedError, NagayaError, PermissionDeniedError, UnavailableError
@@ -19,7 +18,6 @@ from nagaya.resources.cgroups import CgroupBase
 
 START_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
-_LOG_LIMIT = 1024 * 1024  # bytes of zygote.log before a start moves it to zygote.log.1
 _PERMISSION_STEPS = ("enter new namespaces", "prepare the launch", "give up privileges")
 
 
@@ -102,43 +100,13 @@ async def ensure_zygote(paths: Paths) -> ZygoteInfo:
         pass
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            await _start(paths)
+            await start_detached("nagaya.engines.zygote", paths, _log_path(paths))
             return await _patient_ping(client)
     except (TimeoutError, OSError) as error:
         raise UnavailableError(
             f"the zygote did not start: {error or f'not ready within {START_TIMEOUT_S:g} s'}",
-            hint=f"the end of {_log_path(paths)}:\n{_tail(_log_path(paths))}",
+            hint=f"the end of {_log_path(paths)}:\n{log_tail(_log_path(paths))}",
         ) from error
-
-
-async def _start(paths: Paths) -> None:
-    """Start one and wait until it listens or gives up, because another holds the lock."""
-    paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
-    paths.state.mkdir(mode=0o711, parents=True, exist_ok=True)
-    log = _log_path(paths)
-    if log.exists() and log.stat().st_size > _LOG_LIMIT:
-        log.replace(log.with_name(log.name + ".1"))
-    ready, ready_writer = os.pipe()
-    log_fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "nagaya.engines.zygote", "--detach", "--ready-fd", str(ready_writer)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log_fd,
-            stderr=log_fd,
-            cwd="/",
-            pass_fds=[ready_writer],
-            env=_environment(paths),
-        )
-        os.close(ready_writer)
-        ready_writer = -1
-        await process.wait()  # the parent half; the zygote itself is nobody's child
-        os.set_blocking(ready, False)
-        await _readable(ready)
-    finally:
-        for fd in (ready, ready_writer, log_fd):
-            if fd >= 0:
-                os.close(fd)
 
 
 async def _patient_ping(client: ZygoteClient) -> ZygoteInfo:
@@ -150,29 +118,9 @@ async def _patient_ping(client: ZygoteClient) -> ZygoteInfo:
             await asyncio.sleep(0.02)
 
 
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-    loop.add_reader(fd, event.set)
-    try:
-        await event.wait()
-    finally:
-        loop.remove_reader(fd)
-
-
-def _environment(paths: Paths) -> dict[str, str]:
-    package = str(Path(__file__).parents[2])  # a checkout that is on sys.path but not installed
-    known = os.environ.get("PYTHONPATH", "")
-    return os.environ | paths.environment() | {"PYTHONPATH": f"{package}:{known}" if known else package}
-
-
 def _log_path(paths: Paths) -> Path:
     return paths.state / "zygote.log"
 
 
 def _owner(paths: Paths) -> int:
     return paths.zygote_socket.stat().st_uid
-
-
-def _tail(path: Path) -> str:
-    return path.read_bytes()[-2000:].decode(errors="replace").strip() if path.exists() else ""
