@@ -13,6 +13,7 @@ from nagaya.abi import kvm
 from nagaya.errors import ResourceError, UnavailableError, UnsupportedError
 from nagaya.hw import layout
 from nagaya.hw.wires import RamRegion
+from nagaya.kvm import msrs
 from nagaya.kvm.system import Kvm, ioctl
 
 MAX_VCPUS = 254  # APIC ids of 8 bits, 255 is the broadcast: what an MSI's address can name
@@ -21,8 +22,8 @@ MAX_VCPUS = 254  # APIC ids of 8 bits, 255 is the broadcast: what an MSI's addre
 class Vm:
     """A VM with RAM, in-kernel irqchip and PIT, ready for vCPUs. A context manager.
 
-    RAM comes before the irqchip: each change of slots waits until no vCPU can see the old ones, and once
-    there is an irqchip that wait takes 5 ms on the kernels that were measured, where it takes 0.1 ms before.
+    The order matters: MSR filter, RAM, irqchip. A change of the first two makes the kernel wait for a grace
+    period. It is over at once in a VM that is new, and takes 13 ms (filter) or 5 ms (RAM) later.
     """
 
     def __init__(self, system: Kvm, ram: Iterable[RamRegion] = (), *, irqchip: bool = True) -> None:
@@ -31,6 +32,7 @@ class Vm:
         self._slots = 0
         self.fd = _create(system)
         try:
+            self.filters_msrs = msrs.install_filter(system, self.fd)
             ioctl(self.fd, kvm.KVM_SET_IDENTITY_MAP_ADDR, ctypes.c_uint64(layout.KVM_IDENTITY_MAP))
             ioctl(self.fd, kvm.KVM_SET_TSS_ADDR, layout.KVM_TSS)
             for region in ram:
