@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from nagaya.abi import virtio
@@ -252,9 +252,8 @@ class VirtioDevice:
 
     def reset(self) -> None:
         """As it was before a driver came. The guest's memory is its own again."""
-        self.cause = ""
         self._stop()
-        self._suspended = False
+        self.cause = ""
         self.status = Status(0)
         self.driver_features = 0
         for queue in self.queues:
@@ -265,9 +264,16 @@ class VirtioDevice:
 
     def suspend(self) -> None:
         """Let the backend finish what it has begun, and touch the guest's memory no more until `resume`."""
-        if self._running and not self._suspended:
-            self._suspended = True
-            self._running = [_at(ring, base) for ring, base in zip(self._running, self._bases(), strict=True)]
+        if not self._running or self._suspended:
+            return
+        try:
+            bases = self._backend.stop()
+        except NagayaError as error:
+            self._running = []
+            self.fail(f"the backend does not stop: {error.message}")
+            return
+        self._suspended = True
+        self._running = [replace(ring, base=base) for ring, base in zip(self._running, bases, strict=True)]
 
     def resume(self) -> None:
         """Go on after `suspend`."""
@@ -332,16 +338,14 @@ class VirtioDevice:
 
     def _stop(self) -> None:
         if self._running and not self._suspended:
-            self._bases()
+            try:
+                self._backend.stop()
+            except NagayaError as error:  # a reset goes on: what is gone serves no more
+                log.warning(
+                    "virtio-%s is reset, its backend does not stop: %s", self.kind.name, error.message
+                )
         self._running = []
-
-    def _bases(self) -> Sequence[int]:
-        """Stop the backend; where each ring goes on."""
-        try:
-            return self._backend.stop()
-        except NagayaError as error:
-            self.fail(f"the backend does not stop: {error.message}")
-            return [ring.base for ring in self._running]
+        self._suspended = False
 
     def _read_config(self) -> bytes:
         return self._backend.read_config(0, self.kind.config_size) if self.kind.config_size else b""
@@ -349,7 +353,3 @@ class VirtioDevice:
 
 def _power_of_two(number: int) -> bool:
     return number > 0 and not number & (number - 1)
-
-
-def _at(ring: Ring, base: int) -> Ring:
-    return Ring(ring.index, ring.size, base, ring.desc, ring.driver, ring.device, ring.kick, ring.call)

@@ -206,7 +206,7 @@ class VirtioPci:
         self._common[CONFIG_VECTOR] = self._vector(self._common[CONFIG_VECTOR])
 
     def _take_queue(self, queue: Queue) -> None:
-        queue.vector = self._vector(self._common[QUEUE_VECTOR])
+        queue.vector = self._vector(int(self._common[QUEUE_VECTOR]))
 
     def _show_queue(self, queue: Queue | None) -> None:
         self._common[QUEUE_VECTOR] = queue.vector if queue else virtio.VIRTIO_MSI_NO_VECTOR

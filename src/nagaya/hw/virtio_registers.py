@@ -92,10 +92,10 @@ class DriverRegisters(RegisterBlock):
         """The driver has written to a register of the selected queue: nothing changes once it is enabled."""
         names, queue = self._names, self.selected
         if queue is not None and not queue.enabled:
-            queue.size = self[names.queue_size]
-            queue.desc = self[names.queue_desc]
-            queue.driver = self[names.queue_driver]
-            queue.device = self[names.queue_device]
+            queue.size = int(self[names.queue_size])
+            queue.desc = int(self[names.queue_desc])
+            queue.driver = int(self[names.queue_driver])
+            queue.device = int(self[names.queue_device])
             self._take(queue)
         self.show_queue()
 

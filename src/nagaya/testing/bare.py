@@ -55,7 +55,7 @@ class Bare:
         self._system.close()
 
     def wait(self, until: Callable[[], bool], seconds: float = 60) -> None:
-        """Until it is so. Raises `MachineFailedError` with the output if the machine ends before or time is up."""
+        """Until it is so. Raises `MachineFailedError` with the output if it does not come to that."""
         with self._changed:
             self._changed.wait_for(lambda: until() or self.ending is not None, seconds)
             if not until():

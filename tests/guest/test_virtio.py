@@ -1,0 +1,194 @@
+"""Virtio devices of the plane, driven by payloads: every byte is checked by the guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nagaya import _core
+from nagaya.errors import UnavailableError
+from nagaya.kvm import frontend
+from nagaya.kvm.config import DeviceConfig
+from nagaya.testing.bare import Bare
+from nagaya.testing.payload import build
+
+MakeDisk = Callable[..., DeviceConfig]
+
+pytestmark = pytest.mark.kvm
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "depth=1",
+        "depth=16",
+        "depth=64 irq=0",
+        "depth=16 features=0",
+        "depth=16 features=0 irq=0",
+        "depth=4 size=65536",
+        "depth=8 size=512",
+    ],
+)
+def test_every_byte_comes_back(disk: MakeDisk, options: str) -> None:
+    with Bare(build("blk"), options, devices=[disk(size=1 << 20)]) as guest:
+        guest.finish()
+
+
+def test_several_queues(plane: _core.Plane, disk: MakeDisk) -> None:
+    with Bare(build("blk"), "queues=4 depth=8 rounds=2", devices=[disk(queues=4)]) as guest:
+        assert "4 queues" in guest.finish()
+    (status,) = json.loads(plane.query())["devices"]
+    assert status["writes"] == status["reads"] == 2 * (4 << 20) // 4096
+    assert status["errors"] == 0 and status["violations"] == {}
+
+
+def test_two_disks_are_two(disk: MakeDisk, directory: Path) -> None:
+    with Bare(build("blk"), devices=[disk("disk0"), disk("disk1")]) as guest:
+        guest.finish()
+    assert any((directory / "disk0.raw").read_bytes())
+    assert not any((directory / "disk1.raw").read_bytes())
+
+
+def test_paused_and_resumed_in_mid_io(disk: MakeDisk) -> None:
+    with Bare(build("blk"), "depth=16 rounds=20 queues=2", devices=[disk(queues=2)]) as guest:
+        guest.said("DISK")
+        for _ in range(20):
+            guest.machine.pause()
+            before = guest.output
+            time.sleep(0.005)
+            assert guest.output == before
+            guest.machine.resume()
+            time.sleep(0.005)
+        guest.finish()
+
+
+def test_devices_suspended_and_resumed_in_mid_io(disk: MakeDisk) -> None:
+    with Bare(build("blk"), "depth=16 rounds=20 queues=2", devices=[disk(queues=2)]) as guest:
+        guest.said("DISK")
+        device = guest.machine.devices["disk0"].virtio.device
+        for _ in range(10):
+            guest.machine.pause()
+            device.suspend()
+            ram = bytes(guest.machine.memory.view(0, 8 << 20))
+            time.sleep(0.01)
+            assert guest.machine.memory.view(0, 8 << 20) == ram
+            device.resume()
+            guest.machine.resume()
+            time.sleep(0.005)
+        guest.finish()
+        assert device.cause == ""
+
+
+def test_a_killed_worker_is_not_noticed(plane: _core.Plane, disk: MakeDisk) -> None:
+    kills = 0
+    with Bare(build("blk"), "depth=16 rounds=30 queues=2", devices=[disk(queues=2)]) as guest:
+        guest.said("ROUND 1\n")
+        while "EXIT" not in guest.output:
+            for one in json.loads(plane.query())["workers"]:
+                os.kill(one["pid"], signal.SIGKILL)
+                kills += 1
+            time.sleep(0.1)
+        guest.finish()
+        assert guest.machine.devices["disk0"].virtio.device.cause == ""
+    assert kills >= 2
+
+
+def test_a_reset_leaves_memory_alone(disk: MakeDisk) -> None:
+    with Bare(build("virtio_reset"), devices=[disk()]) as guest:
+        guest.finish()
+
+
+def test_a_driver_that_breaks_the_rules(disk: MakeDisk) -> None:
+    with Bare(build("virtio_bad"), devices=[disk()]) as guest:
+        output = guest.finish()
+    assert output.count("REFUSED a size") == 6
+    assert output.count("REFUSED an address") == 15
+
+
+def test_masked_vectors_are_pending(disk: MakeDisk) -> None:
+    with Bare(build("msix_mask"), devices=[disk()]) as guest:
+        guest.finish()
+
+
+def test_a_lost_plane_needs_a_reset_and_hurts_no_more(plane: _core.Plane, disk: MakeDisk) -> None:
+    with Bare(build("virtio_lost"), devices=[disk()]) as guest:
+        guest.said("RUNNING")
+        device = guest.machine.devices["disk0"]
+        plane.close()
+        guest.machine.attend(device)
+        assert device.virtio.device.cause == "disk0: the plane has hung up"
+        guest.said("STILL")
+        assert "does not serve" in device.virtio.device.cause
+        guest.finish()
+
+
+def test_a_plane_that_comes_back_serves_after_a_reset(
+    plane: _core.Plane, make_plane: Callable[[], _core.Plane], make_disk: Callable[..., DeviceConfig]
+) -> None:
+    with Bare(build("virtio_lost"), "back=1", devices=[make_disk(plane)]) as guest:
+        guest.said("RUNNING")
+        device = guest.machine.devices["disk0"]
+        plane.close()
+        make_disk(make_plane())
+        guest.machine.attend(device)
+        guest.finish()
+        assert device.virtio.device.cause == ""
+
+
+def test_a_plane_that_does_not_answer_is_an_error_in_time(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "TIMEOUT_S", 0.2)
+    path = directory / "mute.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(UnavailableError, match=r"mute0.*GET_FEATURES"):
+            Bare(build("hello"), devices=[DeviceConfig("mute0", "blk", str(path))])
+    with pytest.raises(UnavailableError, match="does not serve"):
+        Bare(build("hello"), devices=[DeviceConfig("mute0", "blk", str(path))])
+
+
+def test_entropy(plane: _core.Plane, directory: Path) -> None:
+    path = directory / "rng.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        plane.device_add(json.dumps({"driver": "rng", "id": "rng", "worker": "rng"}), [listener.fileno()])
+    with Bare(build("rng"), devices=[DeviceConfig("rng", "rng", str(path))]) as guest:
+        first = guest.finish()
+    with Bare(build("rng"), devices=[DeviceConfig("rng", "rng", str(path))]) as guest:
+        assert guest.finish() != first
+
+
+def test_a_console(plane: _core.Plane, directory: Path) -> None:
+    path = directory / "console.sock"
+    host, port = socket.socketpair()
+    config = {
+        "driver": "console",
+        "id": "console",
+        "worker": "console",
+        "ports": [{"name": "", "console": True}],
+    }
+    with socket.socket(socket.AF_UNIX) as listener, port:
+        listener.bind(str(path))
+        listener.listen()
+        plane.device_add(json.dumps(config), [listener.fileno(), port.fileno()])
+    host.settimeout(20)
+    with host, Bare(build("console"), devices=[DeviceConfig("console", "console", str(path))]) as guest:
+        assert host.recv(100) == b"READY\n"
+        for word in (b"hello", b"row house", b"x" * 4096):
+            host.sendall(word)
+            answer = b""
+            while len(answer) < len(word):
+                answer += host.recv(4096)
+            assert answer == word.upper()
+        host.sendall(b"bye")
+        guest.finish()
