@@ -1,10 +1,10 @@
 """CPU models: what CPUID tells a guest, made from what KVM can give it (KVM_GET_SUPPORTED_CPUID).
 
-`host` shows all of that, except what a machine of ours does not have: nested virtualization and performance
-counters. The named levels show the features of the x86-64 psABI's microarchitecture levels, whatever else the
-host has, so that a guest can move between hosts; a host that lacks one of them is refused. Two things stay the
-host's in every model: vendor, family and model, by which kernels pick their errata, and what a guest needs to
-protect itself (speculation controls, SMEP, SMAP, UMIP).
+`host` shows all of that, except what a machine of ours does not have: nested virtualization and
+performance counters. The named levels show the features of the x86-64 psABI's microarchitecture levels,
+whatever else the host has, so that a guest can move between hosts; a host that lacks one of them is
+refused. In every model some things are the host's: vendor, family and model, by which kernels pick their
+errata, and what a guest protects itself with (speculation controls, SMEP, SMAP, UMIP).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Model-specific registers: which ones a guest may touch, and what they hold at power-on.
 
 What `ALLOWED` lacks, and what KVM does not know, answers with #GP, as on a CPU without it;
-`Vcpu.refused_msrs` counts such tries. That keeps whole subsystems of the host's kernel from guests: performance
-counters, branch records, processor trace, Hyper-V, nested virtualization. x2APIC registers pass the filter by.
+`Vcpu.refused_msrs` counts such tries. That keeps whole subsystems of the host's kernel from guests:
+performance counters, branch records, processor trace, Hyper-V, nested virtualization. The filter does not see
+x2APIC registers.
 """
 
 from __future__ import annotations
