@@ -20,6 +20,7 @@ from nagaya.engines.seccomp import kvm_filters
 from nagaya.errors import MachineFailedError, UnavailableError
 from nagaya.kvm.config import DeviceConfig, DeviceKind, MachineConfig
 from nagaya.kvm.system import DEVICE, Kvm
+from nagaya.kvm.unpack import unpack
 from nagaya.kvm.vm import MAX_VCPUS
 from nagaya.paths import MachinePaths, Paths
 from nagaya.resources.cgroups import Cgroup, Limits
@@ -50,6 +51,7 @@ class KvmEngine:
     def __init__(self, paths: Paths, jails: Jails | None = None) -> None:
         """`jails` is what engines of one daemon share."""
         self._jails = jails or Jails(paths)
+        self._unpacked = paths.cache / "unpacked"
 
     def check(self, spec: MachineSpec) -> None:
         """Raise `UnsupportedError` naming the field, or what KVM lacks on this host."""
@@ -72,7 +74,7 @@ class KvmEngine:
 
     async def start(self, machine: Machine) -> ProcessId:
         """Launch the jailed process; its vhost-user sockets listen already. Returns when its vCPUs run."""
-        kernel = await asyncio.to_thread(_unpacked, machine)
+        kernel = await asyncio.to_thread(unpack, Path(machine.kernel.path), self._unpacked)
         limits = Limits(
             memory=host_memory(machine.spec),
             cpu_weight=machine.spec.cpu.weight,
@@ -202,8 +204,3 @@ def _binds(machine: Machine, kernel: Path) -> tuple[Bind, ...]:
             raise UnavailableError(f"boot.initrd: there is no file {initrd}", field="boot.initrd")
         binds.append(Bind(initrd, _INITRD))
     return tuple(binds)
-
-
-def _unpacked(machine: Machine) -> Path:
-    """The kernel's file, its compressed payload unpacked once for all machines."""
-    return Path(machine.kernel.path)

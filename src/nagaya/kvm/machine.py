@@ -33,12 +33,13 @@ from nagaya.hw.virtio import KINDS
 from nagaya.hw.virtio_pci import VirtioPci
 from nagaya.hw.vmgenid import GenerationId
 from nagaya.hw.wires import Request
-from nagaya.kvm import boot
+from nagaya.kvm import boot, msrs
 from nagaya.kvm.config import DeviceConfig, MachineConfig
 from nagaya.kvm.ending import Ending, Reason
 from nagaya.kvm.frontend import VhostUserBackend
 from nagaya.kvm.irq import KvmDoorbells, KvmInterrupts
 from nagaya.kvm.memory import GuestMemory
+from nagaya.kvm.models import cpuid
 from nagaya.kvm.system import Kvm
 from nagaya.kvm.vcpu import Vcpu
 from nagaya.kvm.vcpus import Vcpus
@@ -237,8 +238,10 @@ class Machine:
             )
             for index in range(self.config.cpus)
         ]
+        supported, cpus = self.vm.system.supported_cpuid(), self.config.cpus
         for vcpu in vcpus:
-            vcpu.set_cpuid(self.vm.system.supported_cpuid())
+            vcpu.set_cpuid(cpuid(self.config.cpu_model, supported, index=vcpu.index, cpus=cpus))
+            vcpu.set_msrs(msrs.initial())
         return Vcpus(vcpus, self._failed)
 
     def _boot(self) -> None:
