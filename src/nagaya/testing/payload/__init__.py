@@ -88,4 +88,5 @@ def _compile(units: list[Path], defines: tuple[str, ...], target: Path) -> None:
         if done.returncode != 0:
             Path(partial.name).unlink()
             raise BuildError(f"gcc cannot build the payload {units[-1].name}:\n{done.stderr.strip()}")
+    Path(partial.name).chmod(0o644)  # machines in their jails read it as users of their own
     Path(partial.name).rename(target)
