@@ -46,7 +46,7 @@ DEVICE_REGISTERS: Final = (
         pci.PCI_EXP_DEVCAP,
         4,
         pci.DeviceCapabilities,
-        reset=pci.DeviceCapabilities.of(EXTENDED_TAG=1, ROLE_BASED_ERRORS=1),
+        reset=pci.DeviceCapabilities.of(ROLE_BASED_ERRORS=1),
     ),
     RegisterAt(
         "device control",
@@ -54,9 +54,7 @@ DEVICE_REGISTERS: Final = (
         2,
         pci.DeviceControl,
         reset=pci.DeviceControl.of(READ_REQUEST=2),
-        writable=pci.DeviceControl.of(
-            ERRORS=15, RELAXED_ORDERING=1, PAYLOAD=7, EXTENDED_TAG=1, NO_SNOOP=1, READ_REQUEST=7
-        ),
+        writable=pci.DeviceControl.of(ERRORS=15, RELAXED_ORDERING=1, PAYLOAD=7, NO_SNOOP=1, READ_REQUEST=7),
     ),
     LINK_CAPABILITIES,
     RegisterAt(

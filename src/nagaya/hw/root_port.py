@@ -7,7 +7,8 @@
     port.eject()             at once, whatever the guest says
 
 No ACPI is involved but for _OSC, by which the guest asks for native hot-plug and has to be granted it.
-The bridge forwards everything: its memory windows are registers that a guest may set, and no filter.
+The bridge forwards everything: its memory window is two registers that a guest may set, and no filter. There
+are no windows for I/O or prefetchable memory, so no guest spends time on filling them.
 """
 
 from __future__ import annotations
@@ -30,13 +31,6 @@ MEMORY_BASE: Final = RegisterAt(
     "memory base", pci.PCI_MEMORY_BASE, 2, Register, reset=0xFFF0, writable=0xFFF0
 )
 MEMORY_LIMIT: Final = RegisterAt("memory limit", pci.PCI_MEMORY_LIMIT, 2, Register, writable=0xFFF0)
-# Bit 0: the prefetchable window has 64 bits. Base above limit: it is closed.
-PREFETCH_BASE: Final = RegisterAt(
-    "prefetchable base", pci.PCI_PREF_MEMORY_BASE, 2, Register, reset=0xFFF1, writable=0xFFF0
-)
-PREFETCH_LIMIT: Final = RegisterAt(
-    "prefetchable limit", pci.PCI_PREF_MEMORY_LIMIT, 2, Register, reset=1, writable=0xFFF0
-)
 CONTROL: Final = RegisterAt(
     "bridge control",
     pci.PCI_BRIDGE_CONTROL,
@@ -54,10 +48,6 @@ BRIDGE: Final = RegisterMap(
         SUBORDINATE,
         MEMORY_BASE,
         MEMORY_LIMIT,
-        PREFETCH_BASE,
-        PREFETCH_LIMIT,
-        RegisterAt("prefetchable base, upper", pci.PCI_PREF_BASE_UPPER32, 4, Register, writable=0xFFFFFFFF),
-        RegisterAt("prefetchable limit, upper", pci.PCI_PREF_LIMIT_UPPER32, 4, Register, writable=0xFFFFFFFF),
         CONTROL,
     ),
 )
