@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nagaya.images.build import build
-from nagaya.images.kernels import build_uml_kernel
+from nagaya.images.kernels import build_kvm_kernel, build_uml_kernel
 from nagaya.images.recipe import Recipe
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
@@ -82,6 +82,12 @@ def _quiet(_step: str, _fraction: float | None) -> None:
 def uml_kernel(shared_paths: Paths) -> Kernel:
     """Our own User-mode Linux kernel."""
     return asyncio.run(build_uml_kernel(shared_paths, _quiet))
+
+
+@pytest.fixture(scope="session")
+def kvm_kernel(shared_paths: Paths) -> Kernel:
+    """Our own Linux for machines of the kvm engine."""
+    return asyncio.run(build_kvm_kernel(shared_paths, _quiet))
 
 
 @pytest.fixture(scope="session")

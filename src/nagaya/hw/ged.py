@@ -33,6 +33,11 @@ class Ged:
         self._line = line
         self._pending = Event(0)
 
+    @property
+    def pending(self) -> Event:
+        """What the guest has not read yet."""
+        return self._pending
+
     def press_power_button(self) -> None:
         """Ask the guest to shut down; what it does then is its own affair."""
         self._raise(Event.POWER_BUTTON)

@@ -28,14 +28,24 @@ class Bare:
         devices: Sequence[DeviceConfig] = (),
         memory: int = MEMORY,
         cpus: int = 1,
+        cpu_model: str = "host",
+        initrd: str = "",
     ) -> None:
-        """`kernel` is what `nagaya.testing.payload.build` returned."""
+        """`kernel` is what `nagaya.testing.payload.build` returned, or any other kernel."""
         self.output = ""
         self.ending: Ending | None = None
         self.ejected_ids: list[str] = []
         self._changed = threading.Condition()
         config = MachineConfig(
-            "bare", "", memory, cpus, kernel=str(kernel), cmdline=cmdline, devices=tuple(devices)
+            "bare",
+            "",
+            memory,
+            cpus,
+            cpu_model,
+            kernel=str(kernel),
+            initrd=initrd,
+            cmdline=cmdline,
+            devices=tuple(devices),
         )
         self._system = Kvm()
         try:
