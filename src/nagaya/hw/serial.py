@@ -19,6 +19,7 @@ SIZE: Final = 8
 _DIVISOR: Final = (0, 1)  # its low and its high byte, while DLAB is set
 # What a connected modem says: ready, and there is a carrier.
 _CONNECTED: Final = ModemStatus.of(CTS=1, DSR=1, DCD=1)
+_ALL_SENT: Final = LineStatus.of(HOLDING_EMPTY=1, EMPTY=1)
 _MODEM_CHANGES: Final = ModemStatus.CHANGED.mask
 _RING: Final = ModemStatus.RI.mask
 
@@ -177,14 +178,13 @@ class Serial:
         self._msr = ModemStatus(status | self._msr & _MODEM_CHANGES | changed >> 4)
 
     def _line_status(self) -> int:
-        status = LineStatus.of(
-            READY=bool(self._received),
-            OVERRUN=self._overrun,
-            HOLDING_EMPTY=not self._unsent,
-            EMPTY=not self._unsent,
-        )
-        self._overrun = False
-        self._update()
+        status = 0 if self._unsent else _ALL_SENT
+        if self._received:
+            status |= LineStatus.READY.mask
+        if self._overrun:
+            status |= LineStatus.OVERRUN.mask
+            self._overrun = False
+            self._update()
         return status
 
     def _modem_status(self) -> int:
@@ -195,6 +195,8 @@ class Serial:
 
     def _cause(self) -> int:
         """The most urgent interrupt (8.5, table 4)."""
+        if not self._ier:
+            return uart.UART_IIR_NO_INT
         if self._ier.LINE and self._overrun:
             return uart.UART_IIR_RLSI
         if self._ier.RECEIVED and self._received:
