@@ -38,11 +38,10 @@ _file = click.option(
 )
 
 
-def _read(file: str) -> tuple[SpecFile, str]:
-    """The file, and the name under which the daemon remembers what came from it."""
+def _read(file: str) -> SpecFile:
     from nagaya import specfile
 
-    return specfile.load(file), "" if file == "-" else str(Path(file).absolute())
+    return specfile.load(file)
 
 
 @click.command("up")
@@ -51,17 +50,23 @@ def _read(file: str) -> tuple[SpecFile, str]:
 @click.option(
     "--prune", is_flag=True, help="Delete machines that an earlier `up` made from this file and it lacks now."
 )
+@click.option(
+    "--source", metavar="NAME", help="What the machines are remembered by for --prune (the file's path)."
+)
 @shared_options()
 @click.pass_obj
-def up_command(session: Session, file: str, recreate: bool, prune: bool) -> None:
+def up_command(session: Session, file: str, recreate: bool, prune: bool, source: str | None) -> None:
     """Bring up the images and machines of a file.
 
     Builds images that are missing, creates and starts machines. What is as the file says is left alone, so
     a second `up` is quick and changes nothing.
     """
-    wanted, source = _read(file)
+    known_by = source or ("" if file == "-" else str(Path(file).absolute()))
+    if prune and not known_by:
+        raise UsageError("--prune needs --source where the file is standard input", hint="nothing was done")
+    wanted = _read(file)
     operation = session.client.apply(
-        list(wanted.machines.values()), wanted.images, source=source, recreate=recreate, prune=prune
+        list(wanted.machines.values()), wanted.images, source=known_by, recreate=recreate, prune=prune
     )
     result = follow(session, operation, f"up {Path(file).name}")
     if session.format == "table" and not session.quiet:
@@ -96,7 +101,7 @@ def down_command(session: Session, file: str, keep: bool, timeout: float, images
     """Stop the machines of a file and remove them with their disks. Images stay."""
     if keep and images:
         raise UsageError("--keep and --images exclude each other: a kept machine needs its image")
-    wanted, _source = _read(file)
+    wanted = _read(file)
     operation = session.client.down(list(wanted.machines), keep=keep, timeout=timeout)
     follow(session, operation, f"down {Path(file).name}")
     if not session.quiet:

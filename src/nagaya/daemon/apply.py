@@ -15,6 +15,7 @@ from nagaya.spec import MachineSpec
 
 Action = Literal["create", "start", "change", "recreate", "unchanged", "delete"]
 
+_IMAGES_SHARE = 0.9  # of the whole, while there are images to build: minutes, where a start takes none
 _TOGETHER = 8  # machines that are started or stopped at once
 
 
@@ -53,7 +54,11 @@ def plan(daemon: Daemon, request: Request) -> dict[str, Action]:
 async def up(daemon: Daemon, request: Request, progress: Progress) -> dict[str, Any]:
     """Make it so."""
     plan(daemon, request)  # refuse before minutes of image building
-    built = await _build_images(daemon, request.images, progress)
+    missing = [
+        name for name, recipe in request.images.items() if not daemon.parts.images.is_current(name, recipe)
+    ]
+    share = _IMAGES_SHARE if missing else 0.0
+    await _build_images(daemon, {name: request.images[name] for name in missing}, share, progress)
     actions = plan(daemon, request)
     specs = {spec.name: spec for spec in request.machines}
     todo = [name for name, action in actions.items() if action != "unchanged"]
@@ -64,12 +69,14 @@ async def up(daemon: Daemon, request: Request, progress: Progress) -> dict[str, 
         async with gate:
             await _carry_out(daemon, name, actions[name], specs.get(name), request.source)
         done.append(name)
-        progress(f"{actions[name]} {name}", len(done) / len(todo))
+        progress(f"{actions[name]} {name}", share + (1 - share) * len(done) / len(todo))
 
     await _all_or_first_error([carry_out(name) for name in todo])
     return {
         "machines": [{"name": name, "action": action} for name, action in actions.items()],
-        "images": [{"name": name, "action": action} for name, action in built.items()],
+        "images": [
+            {"name": name, "action": "build" if name in missing else "unchanged"} for name in request.images
+        ],
     }
 
 
@@ -95,20 +102,14 @@ async def down(
     return {"machines": [{"name": name, "action": action} for name, action in sorted(actions.items())]}
 
 
-async def _build_images(daemon: Daemon, recipes: Mapping[str, Any], progress: Progress) -> dict[str, str]:
-    actions = {}
+async def _build_images(daemon: Daemon, recipes: Mapping[str, Any], share: float, progress: Progress) -> None:
     for number, (name, recipe) in enumerate(recipes.items()):
-        if daemon.parts.images.is_current(name, recipe):
-            actions[name] = "unchanged"
-            continue
 
         def part(step: str, fraction: float | None, name: str = name, number: int = number) -> None:
-            whole = None if fraction is None else (number + fraction) / len(recipes)
+            whole = None if fraction is None else share * (number + fraction) / len(recipes)
             progress(f"image {name}: {step}", whole)
 
         await daemon.parts.images.build(name, recipe, part)
-        actions[name] = "build"
-    return actions
 
 
 def _action(one: Supervised | None, spec: MachineSpec) -> Action:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nagaya.errors import UnsupportedError
-from nagaya.spec import CpuKnobs, DiskKnobs, MachineSpec, NetworkKnobs
+from nagaya.spec import CpuKnobs, DiskKnobs, MachineSpec, Memory, NetworkKnobs
 from nagaya.units import human_size
 
 Refusal = tuple[bool, str, object, str]  # whether it is wrong, the field, its value, what is allowed
@@ -31,6 +31,13 @@ def _unturned(spec: MachineSpec) -> tuple[Refusal, ...]:
             human_size(limit or 0),
             f"at least memory.size, {human_size(spec.memory.size)}: there is no balloon yet",
         ),
+        (
+            spec.memory.reservation > Memory().reservation,
+            "memory.reservation",
+            human_size(spec.memory.reservation),
+            "leave it out: all of memory.size is kept for a machine that runs",
+        ),
+        (spec.memory.weight != Memory().weight, "memory.weight", spec.memory.weight, knobs),
         (spec.cpu.reservation > CpuKnobs().reservation, "cpu.reservation", spec.cpu.reservation, knobs),
         (spec.disk != DiskKnobs(), "disk", spec.disk.model_dump(exclude_defaults=True), knobs),
         (spec.network != NetworkKnobs(), "network", spec.network.model_dump(exclude_defaults=True), knobs),

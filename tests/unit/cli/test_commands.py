@@ -201,6 +201,22 @@ def test_up_is_idempotent_and_down_removes(invoke: Invoke, tmp_path: Path) -> No
     assert invoke("down", "-f", str(file)).status == 0, "what is gone already is fine"
 
 
+def test_up_from_standard_input_prunes_what_the_same_source_made(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def up(text: str, *options: str) -> Any:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return invoke("up", "-f", "-", *options)
+
+    refused = up(FILE, "--prune")
+    assert refused.status == 2
+    assert "--prune needs --source" in refused.err
+    assert up(FILE, "--source", "house").status == 0
+    without = "".join(line for line in FILE.splitlines(keepends=True) if "db:" not in line)
+    assert up(without, "--source", "house", "--prune").status == 0
+    assert invoke("list", "-q").out == "web\n"
+
+
 def test_a_wrong_file_is_told_with_its_lines(invoke: Invoke, tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
     file.write_text("machines:\n  web:\n    memory: lots\n    enginee: 1\n")

@@ -100,6 +100,14 @@ def test_a_spec_that_is_wrong_is_told_field_by_field(url: str) -> None:
     fields = {problem["field"] for problem in error["facts"]["problems"]}
     assert fields == {"memory.size", "disks[0].image", "cpuz"}
     assert "'lots' is not a size" in error["message"]
+    assert "cpuz: unknown key 'cpuz'; did you mean 'cpu'?" in error["message"]
+
+
+def test_an_unknown_key_inside_a_body_gets_the_nearest_known_one(url: str) -> None:
+    body = {"machines": [{"name": "web", "memory": {"sizee": "64MiB"}}], "prun": True}
+    message = ask(url, "POST", "/v1/apply", json=body).json()["message"]
+    assert "machines[0].memory.sizee: unknown key 'sizee'; did you mean 'size'?" in message
+    assert "prun: unknown key 'prun'; did you mean 'prune'?" in message
 
 
 @pytest.mark.parametrize(

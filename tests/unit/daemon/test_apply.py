@@ -36,6 +36,24 @@ def test_up_twice_changes_nothing_the_second_time(stage: Stage) -> None:
     stage.play(scene)
 
 
+def test_progress_never_falls_back(stage: Stage) -> None:
+    seen: list[float] = []
+
+    def progress(_step: str, fraction: float | None) -> None:
+        if fraction is not None:
+            seen.append(fraction)
+
+    async def scene(daemon: Daemon) -> None:
+        recipes = {"old": {"kind": "fake"}, "img": {"kind": "fake"}, "two": {"kind": "fake", "seconds": 0}}
+        await apply.up(daemon, Request([], {"old": recipes["old"]}), silent)
+        await apply.up(daemon, Request([spec("web"), spec("db")], recipes), progress)
+
+    stage.play(scene)
+    assert seen == sorted(seen)
+    assert len(set(seen)) >= 8, "four steps of either image, two machines"
+    assert seen[-1] == 1
+
+
 def test_a_stopped_machine_is_started(stage: Stage) -> None:
     async def scene(daemon: Daemon) -> None:
         wanted = Request([spec("web")], {})

@@ -38,6 +38,8 @@ def machine_of(paths: Paths, *devices: str, **fields: Any) -> Machine:
         ("memory.size", {"memory": 16 * 2**20 + 512}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
         ("nics", {"nics": ({},)}),
+        ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
+        ("memory.weight", {"memory": {"weight": 200}}),
         ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
         ("disk", {"disk": {"weight": 200}}),
         ("network", {"network": {"limit": "1MiB"}}),

@@ -25,6 +25,8 @@ def engine(tmp_path: Path) -> UmlEngine:
         ("nics", {"nics": ({},)}),
         ("memory.size", {"memory": "16MiB"}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
+        ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
+        ("memory.weight", {"memory": {"weight": 200}}),
         ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
         ("disk", {"disk": {"weight": 200}}),
         ("network", {"network": {"limit": "1MiB"}}),

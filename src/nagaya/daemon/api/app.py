@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,12 +91,12 @@ async def _nagaya_error(_request: Request, error: Exception) -> JSONResponse:
     return _answer(error)
 
 
-async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """All that is wrong with the request, field by field."""
     if not isinstance(error, RequestValidationError):
         raise error
     found = []
-    for problem in validation.problems_in(error.errors()):
+    for problem in validation.problems_in(error.errors(), _body_model(request)):
         where = (
             problem.field[1:] if problem.field[:1] in (("body",), ("query",), ("path",)) else problem.field
         )
@@ -103,6 +104,13 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     text = "\n".join(str(problem) for problem in found)
     facts = [{"field": validation.dotted(problem.field), "message": problem.message} for problem in found]
     return _answer(SpecError(text, problems=facts))
+
+
+def _body_model(request: Request) -> type[BaseModel] | None:
+    """What the body of a request to this route must be."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    model = field.field_info.annotation if field is not None else None
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
