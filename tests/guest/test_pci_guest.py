@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nagaya.abi import pci
 from nagaya.hw.pci import Bar, Identity, PciFunction
-from nagaya.hw.root_port import RootPort
 from nagaya.hw.wires import Interrupts
+from nagaya.kvm.config import DeviceConfig
 from nagaya.testing.bare import Bare
 from nagaya.testing.payload import build
+
+MakeDisk = Callable[..., DeviceConfig]
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.kvm
@@ -68,25 +71,34 @@ def test_a_guest_walks_the_buses_and_is_interrupted() -> None:
 
 
 def test_devices_come_and_go_while_the_guest_runs() -> None:
-    board = Bare(build(HERE / "pci_hotplug.c"), "devices=3")
-    machine = board.machine
-    ejected: list[PciFunction] = []
-    port = RootPort(machine.interrupts, 9, ejected.append)
-    number = machine.pci.add_port(port)
-    machine.pci.power_on()
-    with board:
-        board.said(f"PORT {number:x}")
-        functions = []
+    with Bare(build(HERE / "pci_hotplug.c"), "devices=3") as board:
+        machine = board.machine
+        port = next(iter(machine.pci.ports.values()))
         for count in range(1, 4):
             _said(board, "LISTENING", count)
             function = Bell(machine.interrupts).function
-            functions.append(function)
             with machine.lock:
                 port.plug(function)
             _said(board, "\nPLUGGED", count)
             with machine.lock:
                 port.request_unplug()
             _said(board, "UNPLUGGED", count)
-            assert ejected == functions
+            assert port.child is None
             function.close()
+        board.finish()
+
+
+def test_a_disk_is_plugged_used_and_unplugged(disk: MakeDisk, directory: Path) -> None:
+    """By what device_add and device_del do. The second disk has the slot and the interrupts of the first."""
+    configs = [disk("disk0", size=1 << 16), disk("disk1", size=1 << 16)]
+    with Bare(build(HERE / "disk_hotplug.c"), "disks=2") as board:
+        for count, config in enumerate(configs, 1):
+            _said(board, "LISTENING", count)
+            board.machine.plug(config)
+            _said(board, "\nPLUGGED", count)
+            board.machine.unplug(config.id)
+            _said(board, "UNPLUGGED", count)
+            assert board.ejected_ids == [one.id for one in configs[:count]]
+            board.machine.remove(config.id)
+            assert any((directory / f"{config.id}.raw").read_bytes())
         board.finish()
