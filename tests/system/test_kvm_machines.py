@@ -1,0 +1,233 @@
+"""Machines of the kvm engine under the real daemon: commands, and how bad guests and bad hosts end."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nagaya.errors import NotFoundError, SpecError
+from nagaya.paths import Paths
+from nagaya.sdk import Client, Machine, ensure_daemon
+from nagaya.testing.payload import build
+from nagaya.testing.scratch import make_directory
+
+pytestmark = [pytest.mark.root, pytest.mark.kvm]
+
+GUEST = Path(__file__).with_name("kvm_guest.c")
+IDLE, END, TRIPLE_FAULT, BAD_INSTRUCTION, EXIT_STORM, PRINT, PANIC, RESET, LOOK, SPIN, BUTTON, ECHO = range(
+    12
+)
+
+Start = Callable[..., Machine]
+
+
+@pytest.fixture(scope="module")
+def own_paths() -> Iterator[Paths]:
+    """Directories of a Nagaya of its own; their paths are short."""
+    top = make_directory()
+    top.chmod(0o755)
+    own = Paths(top / "r", top / "s", top / "c")
+    yield own
+    shutil.rmtree(top)
+
+
+@pytest.fixture(scope="module")
+def daemon(own_paths: Paths) -> Iterator[Client]:
+    """A client of a daemon of its own; all its processes end with the tests."""
+    ensure_daemon(own_paths)
+    with Client(own_paths) as client:
+        yield client
+        host = client.host()
+    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
+        if pid is not None:
+            end(pid, signal.SIGTERM)
+
+
+@pytest.fixture
+def client(daemon: Client) -> Iterator[Client]:
+    """The same; no machine of a test is left for the next."""
+    yield daemon
+    ensure_daemon(daemon.paths)
+    for machine in daemon.machines.list():
+        machine.delete(force=True)
+
+
+def end(pid: int, number: signal.Signals) -> None:
+    """Signal a process and wait until it is gone."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, number)
+        assert select.select([process], [], [], 10)[0], f"process {pid} did not end"
+    finally:
+        os.close(process)
+
+
+@pytest.fixture
+def start(client: Client) -> Start:
+    """Starts a machine whose guest does one thing."""
+
+    def make(do: int, name: str = "toy", **fields: Any) -> Machine:
+        boot = {"kernel": str(build(GUEST)), "cmdline": f"do={do}"}
+        spec = {"name": name, "engine": "kvm", "memory": "64MiB", "boot": boot, **fields}
+        return client.machines.create(spec, start=True)
+
+    return make
+
+
+def output(machine: Machine) -> str:
+    """What the guest has printed so far."""
+    return machine.logs().decode(errors="replace")
+
+
+def until(true: Callable[[], object], seconds: float = 30) -> None:
+    """Poll until it is so; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def ended(machine: Machine) -> tuple[str, str]:
+    """State and cause, once the machine is down."""
+    until(lambda: machine.refresh().info.state in ("stopped", "failed"))
+    return machine.info.state, machine.info.cause
+
+
+def test_a_guest_that_powers_off_is_stopped_without_a_cause(start: Start) -> None:
+    machine = start(END)
+    assert machine.info.engine == "kvm"
+    assert ended(machine) == ("stopped", "")
+    assert output(machine).splitlines() == ["READY", "EXIT 0"]
+
+
+@pytest.mark.parametrize(
+    ("do", "state", "causes"),
+    [
+        (TRIPLE_FAULT, "failed", ("the guest cannot go on: vCPU 0: triple fault at rip 0x",)),
+        (
+            BAD_INSTRUCTION,
+            "failed",
+            ("the guest cannot go on: vCPU 0: KVM cannot emulate 0f 58 0", "at rip 0x"),
+        ),
+        (PANIC, "failed", ("the guest's kernel panicked",)),
+        (LOOK, "stopped", ("",)),
+    ],
+)
+def test_how_a_guest_ends_is_told_with_its_cause(
+    start: Start, do: int, state: str, causes: tuple[str, ...]
+) -> None:
+    machine = start(do)
+    found, cause = ended(machine)
+    assert found == state, cause
+    assert all(part in cause for part in causes), cause
+    assert output(machine).startswith("READY\n")
+
+
+def test_a_guest_that_resets_itself_is_started_again(start: Start) -> None:
+    machine = start(RESET)
+    until(lambda: machine.refresh().info.restarts > 0)
+    until(lambda: output(machine).count("READY") > 1)
+    events = [entry.event for entry in machine.journal()]
+    assert "ended: reboot" in events
+    machine.kill()
+
+
+def test_pause_resume_and_the_power_button(start: Start) -> None:
+    machine = start(BUTTON)
+    until(lambda: "READY" in output(machine))
+    assert machine.pause().state == "paused"
+    used = _cpu_ticks(machine)
+    time.sleep(0.3)
+    assert _cpu_ticks(machine) <= used + 1, "a paused guest uses no CPU"
+    assert machine.resume().state == "running"
+    assert machine.stop(20).state == "stopped"
+    assert "PRESSED" in output(machine)
+
+
+def test_bad_neighbours_hurt_no_other_machine(start: Start) -> None:
+    """Exit storm, endless printing and a spinning CPU: each can be looked at, paused and killed meanwhile."""
+    bad = [start(do, f"bad{do}", cpu={"weight": 10}) for do in (EXIT_STORM, PRINT, SPIN)]
+    good = start(ECHO, "good")
+    until(lambda: all("READY" in output(one) for one in (*bad, good)))
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(good.info.console_socket)
+        console.settimeout(20)
+        console.sendall(b"still here")
+        heard = b""
+        while b"still here" not in heard:
+            heard += console.recv(100)
+    for one in bad:
+        assert one.pause().state == "paused"
+        assert one.resume().state == "running"
+        assert one.kill().state == "stopped"
+    assert good.refresh().info.state == "running"
+
+
+def test_a_guest_that_never_stops_printing_fills_no_more_than_its_log(start: Start, client: Client) -> None:
+    limit = 64 * 1024
+    machine = start(PRINT, console={"log_limit": limit})
+    log = client.paths.machine(machine.id).console_log
+    until(lambda: log.with_name(log.name + ".1").exists(), 120)
+    time.sleep(0.5)
+    assert sum(path.stat().st_size for path in (log, log.with_name(log.name + ".1"))) <= limit
+    machine.kill()
+
+
+def test_a_machine_whose_process_is_killed_fails_alone(start: Start) -> None:
+    first, second = start(IDLE, "first"), start(IDLE, "second")
+    assert first.info.pid
+    os.kill(first.info.pid, signal.SIGKILL)
+    assert ended(first) == ("failed", "its process was killed from outside: SIGKILL, not sent by Nagaya")
+    assert second.refresh().info.state == "running"
+
+
+def test_a_daemon_that_is_killed_adopts_its_machines(client: Client, start: Start) -> None:
+    running, paused = start(IDLE, "running"), start(IDLE, "paused")
+    paused.pause()
+    end(client.host().daemon_pid, signal.SIGKILL)
+    ensure_daemon(client.paths)
+    until(lambda: paused.refresh().info.state == "paused")
+    assert running.refresh().info.state == "running"
+    assert paused.resume().state == "running"
+
+
+def test_a_kernel_that_is_none_says_what_it_is(client: Client, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    wrong = tmp_path / "kernel"
+    wrong.write_text("#!/bin/sh\n")
+    wrong.chmod(0o644)
+    boot = {"kernel": str(wrong)}
+    machine = client.machines.create({"name": "wrong", "engine": "kvm", "memory": "64MiB", "boot": boot})
+    with pytest.raises(SpecError, match="script"):
+        machine.start()
+    assert ended(machine)[0] == "failed"
+    assert "script" in machine.info.cause
+
+
+def test_without_a_kernel_of_ours_the_answer_says_how_to_build_one(client: Client) -> None:
+    with pytest.raises(NotFoundError, match="nagaya kernel build kvm"):
+        client.machines.create({"name": "none", "engine": "kvm", "memory": "64MiB"}, start=True)
+
+
+def test_a_plane_that_is_gone_ends_its_machines_with_the_cause(client: Client, start: Start) -> None:
+    machine = start(IDLE, disks=({"size": "16MiB"},))
+    plane = client.host().plane_pid
+    assert plane
+    end(plane, signal.SIGKILL)
+    assert ended(machine) == ("failed", "the plane ended, and the machine's devices with it")
+    assert start(END, "after").info.engine == "kvm"
+
+
+def _cpu_ticks(machine: Machine) -> int:
+    """User and system time of all threads (proc(5), stat)."""
+    words = Path(f"/proc/{machine.refresh().info.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(words[11]) + int(words[12])
