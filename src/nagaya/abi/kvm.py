@@ -140,6 +140,28 @@ class IrqLevel(ctypes.Structure):
     _fields_ = _all(_u32, "irq level")
 
 
+class PicState(ctypes.Structure):
+    """struct kvm_pic_state: one of the two 8259s."""
+
+    _fields_ = _all(
+        _u8,
+        "last_irr irr imr isr priority_add irq_base read_reg_select poll special_mask init_state auto_eoi"
+        " rotate_on_auto_eoi special_fully_nested_mode init4 elcr elcr_mask",
+    )
+
+
+class IrqchipUnion(ctypes.Union):
+    """The union in struct kvm_irqchip."""
+
+    _fields_ = (("pic", PicState), ("dummy", _u8 * 512))
+
+
+class Irqchip(ctypes.Structure):
+    """struct kvm_irqchip."""
+
+    _fields_ = (*_all(_u32, "chip_id pad"), ("chip", IrqchipUnion))
+
+
 class PitConfig(ctypes.Structure):
     """struct kvm_pit_config."""
 
@@ -312,6 +334,8 @@ KVM_SET_TSS_ADDR = _io(0, 0x47)
 KVM_SET_IDENTITY_MAP_ADDR = _w(0x48, _u64)
 KVM_CREATE_IRQCHIP = _io(0, 0x60)
 KVM_IRQ_LINE = _w(0x61, IrqLevel)
+KVM_GET_IRQCHIP = _rw(0x62, Irqchip)
+KVM_SET_IRQCHIP = _r(0x63, Irqchip)  # the kernel's spelling
 KVM_SET_GSI_ROUTING = _w(0x6A, Routing)
 KVM_IRQFD = _w(0x76, Irqfd)
 KVM_CREATE_PIT2 = _w(0x77, PitConfig)

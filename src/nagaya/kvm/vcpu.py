@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from nagaya.abi import kvm
-from nagaya.errors import MachineFailedError, NagayaError, ResourceError, UnsupportedError
+from nagaya.errors import MachineFailedError, ResourceError, UnsupportedError
 from nagaya.kvm import completer, exits
 from nagaya.kvm.system import array, ioctl
 from nagaya.kvm.vm import Vm
@@ -109,7 +109,7 @@ class Vcpu:
                 raise self._failure(f"KVM_RUN: {error.strerror}") from error
             try:
                 self._answer(exits.parse(run))
-            except NagayaError:
+            except MachineFailedError:
                 raise
             except Exception as error:
                 raise self._failure(f"internal error: {type(error).__name__}: {error}") from error

@@ -41,6 +41,7 @@ class Vm:
             if irqchip:
                 ioctl(self.fd, kvm.KVM_CREATE_IRQCHIP)
                 ioctl(self.fd, kvm.KVM_CREATE_PIT2, kvm.PitConfig(flags=kvm.KVM_PIT_SPEAKER_DUMMY))
+                self._mask_pics()
         except BaseException:
             self.close()
             raise
@@ -105,6 +106,15 @@ class Vm:
     def set_clock(self, nanoseconds: int) -> None:
         """Set kvmclock."""
         ioctl(self.fd, kvm.KVM_SET_CLOCK, kvm.ClockData(clock=nanoseconds))
+
+    def _mask_pics(self) -> None:
+        """As firmware leaves them. A kernel that takes the ACPI tables' word for it that there are none would
+        get each line twice: by the I/O APIC, and by a PIC that interrupts with the vectors of exceptions."""
+        for chip in (kvm.KVM_IRQCHIP_PIC_MASTER, kvm.KVM_IRQCHIP_PIC_SLAVE):
+            state = kvm.Irqchip(chip_id=chip)
+            ioctl(self.fd, kvm.KVM_GET_IRQCHIP, state)
+            state.chip.pic.imr = 0xFF
+            ioctl(self.fd, kvm.KVM_SET_IRQCHIP, state)
 
     def _enable_capabilities(self) -> None:
         self.enable(kvm.KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)  # with the instruction's bytes
