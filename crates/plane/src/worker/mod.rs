@@ -17,6 +17,7 @@ mod reactor;
 /// The whole life of a worker process: serve what the holder asks for on `control` until it closes the socket.
 /// Returns the process's exit status.
 pub fn main(control: RawFd) -> i32 {
+    abort_on_panic();
     match run(control) {
         Ok(()) => 0,
         Err(error) => {
@@ -24,6 +25,15 @@ pub fn main(control: RawFd) -> i32 {
             1
         }
     }
+}
+
+/// Unwinding would close devices whose tasks are half done, and may wait for ever. The next worker takes it from here.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn run(control: RawFd) -> io::Result<()> {

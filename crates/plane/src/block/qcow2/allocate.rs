@@ -157,7 +157,10 @@ async fn run(shared: &Shared) {
     loop {
         let mut clusters: BTreeMap<u64, Vec<Piece>> = BTreeMap::new();
         let mut flushes = Vec::new();
-        while let Some(piece) = shared.allocator.queue.borrow_mut().pop_front() {
+        loop {
+            // Not `while let`: the queue would stay borrowed in the loop.
+            let next = shared.allocator.queue.borrow_mut().pop_front();
+            let Some(piece) = next else { break };
             if matches!(piece.content, Content::Flush) {
                 flushes.push(piece);
             } else if clusters.len() < limit || clusters.contains_key(&piece.cluster) {
