@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nagaya.daemon import failpoint
-from nagaya.engines.engine import Exit, ExitReason
+from nagaya.engines.engine import Exit, ExitReason, Machine
 from nagaya.errors import NagayaError
 from nagaya.models.machine import MachineState
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nagaya.daemon.supervised import Process, Supervised
     from nagaya.daemon.supervisor import Supervisor
 
+AGENT_TIME = 0.3  # s that the guest agent has to answer before the power button is pressed instead
+ASK_PAUSE = 0.5  # s between attempts while nobody in the guest listens: it is still booting
 BACKOFF_FIRST = 1.0  # s
 BACKOFF_LIMIT = 60.0  # s
 STEADY = 60.0  # s of running after which earlier restarts no longer count
@@ -25,7 +27,7 @@ log = logging.getLogger("nagaya.daemon")
 
 
 class Endings:
-    """Watches processes and decides what comes after their end."""
+    """Ends processes, watches them, and decides what comes after their end."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -65,6 +67,28 @@ class Endings:
             start_time=None,
         )
 
+    async def stop(self, one: Supervised, within: float) -> None:
+        """Ask the guest to shut down, end it after `within` seconds; the lock is held."""
+        process = one.require_process()
+        machine = self._supervisor.engine_machine(one)
+        if one.row.state is MachineState.PAUSED and within > 0:
+            await process.engine.resume(machine, process.id)
+        await self._supervisor.move(one, MachineState.STOPPING, "stopping", f"within {within:g} s")
+        failpoint.reach("stop:recorded")
+        asked = "stopped"
+        asking = asyncio.create_task(self._ask_to_shut_down(one, process, machine, within))
+        try:
+            async with asyncio.timeout(within):
+                await asyncio.shield(process.ended)
+        except TimeoutError:
+            asked = "killed" if within == 0 else f"killed: it did not shut down within {within:g} s"
+            await process.engine.kill(machine, process.id)
+            await asyncio.shield(process.ended)
+        finally:
+            asking.cancel()
+        failpoint.reach("stop:ended")
+        await self.finish(one, process, asked=asked)
+
     def forget_retry(self, one: Supervised) -> None:
         """A command takes over: no restart by policy."""
         if one.retry is not None:
@@ -77,6 +101,29 @@ class Endings:
             one, one.row.state, "restart planned", f"in {delay:g} s", retry_at=time.time() + delay
         )
         one.retry = self._supervisor.spawn(self._retry(one, delay, restarts))
+
+    async def _ask_to_shut_down(
+        self, one: Supervised, process: Process, machine: Machine, within: float
+    ) -> None:
+        """Through the guest agent if it answers at once, else by the power button, until one is heard."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            agent = self._supervisor.parts.agent(one.name, machine.paths)
+            try:
+                await agent.ping(AGENT_TIME)
+                await agent.shutdown()
+                break
+            except (NagayaError, OSError):
+                pass
+            finally:
+                await agent.close()
+            try:
+                await process.engine.request_shutdown(machine, process.id)
+                break
+            except NagayaError as error:
+                log.info("%s: not asked to shut down yet: %s", one.name, error.message)
+            await asyncio.sleep(ASK_PAUSE)
+        failpoint.reach("stop:asked")
 
     async def _retry(self, one: Supervised, delay: float, restarts: int) -> None:
         await asyncio.sleep(delay)

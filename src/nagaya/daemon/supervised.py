@@ -54,6 +54,12 @@ class Supervised:
                 state=str(self.row.state),
             )
 
+    def require_process(self) -> Process:
+        """Its living process, or `ConflictError`."""
+        if self.process is None:
+            raise ConflictError(f"{self.name} has no process", machine=self.name)
+        return self.process
+
     def notify(self) -> None:
         """Wake those who wait for a change."""
         self.changed.set()

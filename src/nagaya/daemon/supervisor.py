@@ -36,8 +36,6 @@ from nagaya.resources import admission
 from nagaya.spec import MachineSpec
 
 STOP_TIME = 30.0  # s that a guest has to shut down
-AGENT_TIME = 0.3  # s that the guest agent has to answer before the power button is pressed instead
-ASK_PAUSE = 0.5  # s between attempts while nobody in the guest listens: it is still booting
 FIRST_UID = 0x70000000  # above all that adduser, systemd and container runtimes give away, below 2**31
 UIDS_EACH = 2**16  # for one Nagaya; its state directory decides which block, so that two rarely share one
 
@@ -178,7 +176,7 @@ class Supervisor:
                 await self.move(one, MachineState.STOPPED, "stopped", cause="", retry_at=None)
                 return one
             one.require(UP | {MachineState.STOPPING}, "stopped")
-            await self._stop(one, within)
+            await self.endings.stop(one, within)
         return one
 
     async def kill(self, name: str) -> Supervised:
@@ -202,7 +200,7 @@ class Supervisor:
         one = self.get(name)
         async with one.lock:
             one.require(UP, "paused")
-            process = self._process(one)
+            process = one.require_process()
             await process.engine.pause(self.engine_machine(one), process.id)
             await self.move(one, MachineState.PAUSED, "paused")
         return one
@@ -212,7 +210,7 @@ class Supervisor:
         one = self.get(name)
         async with one.lock:
             one.require(UP, "resumed")
-            process = self._process(one)
+            process = one.require_process()
             await process.engine.resume(self.engine_machine(one), process.id)
             await self.move(one, MachineState.RUNNING, "resumed")
         return one
@@ -224,7 +222,7 @@ class Supervisor:
             self.endings.forget_retry(one)
             one.require(UP | DOWN, "restarted")
             if one.row.state in UP:
-                await self._stop(one, 0 if hard else within)
+                await self.endings.stop(one, 0 if hard else within)
             await self.launch(one, restarts=0)
         return one
 
@@ -363,50 +361,6 @@ class Supervisor:
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the daemon failed", exc_info=task.exception())
 
-    async def _stop(self, one: Supervised, within: float) -> None:
-        process = self._process(one)
-        machine = self.engine_machine(one)
-        if one.row.state is MachineState.PAUSED and within > 0:
-            await process.engine.resume(machine, process.id)
-        await self.move(one, MachineState.STOPPING, "stopping", f"within {within:g} s")
-        failpoint.reach("stop:recorded")
-        asked = "stopped"
-        asking = asyncio.create_task(self._ask_to_shut_down(one, process, machine, within))
-        try:
-            async with asyncio.timeout(within):
-                await asyncio.shield(process.ended)
-        except TimeoutError:
-            asked = "killed" if within == 0 else f"killed: it did not shut down within {within:g} s"
-            await process.engine.kill(machine, process.id)
-            await asyncio.shield(process.ended)
-        finally:
-            asking.cancel()
-        failpoint.reach("stop:ended")
-        await self.endings.finish(one, process, asked=asked)
-
-    async def _ask_to_shut_down(
-        self, one: Supervised, process: Process, machine: Machine, within: float
-    ) -> None:
-        """Through the guest agent if it answers at once, else by the power button, until one is heard."""
-        deadline = time.monotonic() + within
-        while time.monotonic() < deadline:
-            agent = self.parts.agent(one.name, machine.paths)
-            try:
-                await agent.ping(AGENT_TIME)
-                await agent.shutdown()
-                break
-            except (NagayaError, OSError):
-                pass
-            finally:
-                await agent.close()
-            try:
-                await process.engine.request_shutdown(machine, process.id)
-                break
-            except NagayaError as error:
-                log.info("%s: not asked to shut down yet: %s", one.name, error.message)
-            await asyncio.sleep(ASK_PAUSE)
-        failpoint.reach("stop:asked")
-
     async def _undo(self, one: Supervised, machine: Machine) -> None:
         try:
             await self.parts.engine(one.spec).cleanup(machine)
@@ -431,11 +385,6 @@ class Supervisor:
         await self._writer.call(State.delete_machine, one.row.id)
         self._machines.pop(one.row.id, None)
         one.notify()
-
-    def _process(self, one: Supervised) -> Process:
-        if one.process is None:
-            raise ConflictError(f"{one.name} has no process", machine=one.name)
-        return one.process
 
     def _publish(self, one: Supervised) -> None:
         one.notify()
