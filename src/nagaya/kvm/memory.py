@@ -12,7 +12,7 @@ from typing import Self
 from nagaya.errors import ResourceError, UsageError
 from nagaya.hw import layout
 from nagaya.hw.wires import RamRegion
-from nagaya.units import human_size
+from nagaya.units import format_size
 
 HUGE_PAGE = 2 * layout.MIB
 
@@ -36,7 +36,7 @@ class GuestMemory:
         """`size` is a multiple of 4 KiB, with `huge_pages` of 2 MiB. Raises `UsageError`, `ResourceError`."""
         unit = HUGE_PAGE if huge_pages else layout.PAGE
         if size < unit or size % unit:
-            raise UsageError(f"guest memory of {size} bytes is no multiple of {human_size(unit)}")
+            raise UsageError(f"guest memory of {size} bytes is no multiple of {format_size(unit)}")
         self.size = size
         self.fd = _create(size, huge_pages)
         try:
@@ -84,7 +84,7 @@ class GuestMemory:
             if at >= 0 and size >= 0 and at + size <= region.size:
                 return self._bytes[region.offset + at : region.offset + at + size]
         raise UsageError(
-            f"{size:#x} bytes at {address:#x} are not in the guest's {human_size(self.size)} of RAM"
+            f"{size:#x} bytes at {address:#x} are not in the guest's {format_size(self.size)} of RAM"
         )
 
     def read(self, address: int, size: int) -> bytes:
@@ -110,7 +110,7 @@ def _create(size: int, huge_pages: bool) -> int:
     except OSError as error:
         os.close(fd)
         raise ResourceError(
-            f"{human_size(size)} of guest memory cannot be had: {error.strerror}",
+            f"{format_size(size)} of guest memory cannot be had: {error.strerror}",
             hint="see the limit on file sizes (ulimit -f) and the machine's `memory`",
         ) from error
     return fd
@@ -121,7 +121,7 @@ def _map(fd: int, size: int, huge_pages: bool) -> mmap.mmap:
         return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     except OSError as error:
         raise ResourceError(
-            f"{human_size(size)} of guest memory cannot be mapped: {error.strerror}",
+            f"{format_size(size)} of guest memory cannot be mapped: {error.strerror}",
             hint=_huge_hint(size, huge_pages) or "lower the machine's `memory`, or raise ulimit -v",
         ) from error
 
