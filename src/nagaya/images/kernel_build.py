@@ -23,6 +23,7 @@ UML_NAME = "uml"
 KVM_NAME = "kvm"
 _SOURCE = Path("/usr/src/linux-source-6.1.tar.xz")
 _PACKAGE = "linux-source-6.1"
+_LIBELF = (Path("/usr/include/libelf.h"), "libelf-dev")  # for objtool, which retpolines need
 _DATA = Path(__file__).parent / "data"
 _TOOLS = ("tar", "xz", "make", "gcc", "flex", "bison", "bc", "perl", "setpriv")
 _BOOTS = 3
@@ -48,6 +49,7 @@ class Flavour:
     config: str  # in data/
     patch: str  # in data/; empty: the source as it is
     tools: tuple[str, ...]
+    needs: tuple[tuple[Path, str], ...]  # other files, and the packages that have them
     objects: int  # files that a build compiles, for the progress only
     trial: Callable[[Path, Path], str]  # (work directory, kernel): what it wants on its command line
 
@@ -58,8 +60,9 @@ def build_kernel(
     """Build it and make it kernels/<name>. Nothing to do if that is what is there, unless `rebuild`."""
     for tool in flavour.tools:
         find_tool(tool)
-    if not _SOURCE.exists():
-        raise missing(str(_SOURCE), _PACKAGE)
+    for file, package in ((_SOURCE, _PACKAGE), *flavour.needs):
+        if not file.exists():
+            raise missing(str(file), package)
     version = _package_version()
     key = _key(flavour, version)
     area = WorkArea(paths.cache / "kernel-build")
@@ -217,6 +220,6 @@ def _switch(kernels: Path, name: str, installed: Path) -> None:
 
 
 UML = Flavour(
-    UML_NAME, "um", "linux", "uml.config", "uml.patch", (*_TOOLS, "patch", "busybox"), 1060, _boot_uml
+    UML_NAME, "um", "linux", "uml.config", "uml.patch", (*_TOOLS, "patch", "busybox"), (), 1060, _boot_uml
 )
-KVM = Flavour(KVM_NAME, "x86_64", "vmlinux", "kvm.config", "", (*_TOOLS, "gzip"), 1450, _no_trial)
+KVM = Flavour(KVM_NAME, "x86_64", "vmlinux", "kvm.config", "", _TOOLS, (_LIBELF,), 1470, _no_trial)
