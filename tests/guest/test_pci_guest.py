@@ -102,3 +102,23 @@ def test_a_disk_is_plugged_used_and_unplugged(disk: MakeDisk, directory: Path) -
             board.machine.remove(config.id)
             assert any((directory / f"{config.id}.raw").read_bytes())
         board.finish()
+
+
+@pytest.mark.parametrize("seed", (1, 2))
+def test_a_guest_that_fuzzes_its_hardware_ends_as_it_meant_to(disk: MakeDisk, seed: int) -> None:
+    """With a real disk and its doorbells among the victims, and a device that comes and goes meanwhile."""
+    configs = [disk("disk0"), disk("disk1")]
+    command = f"seed={seed} rounds=6000"
+    with Bare(build(HERE / "hardware_fuzz.c"), command, devices=configs[:1]) as board:
+        machine = board.machine
+        port = next(iter(machine.pci.ports.values()))
+        while "EXIT" not in board.output and board.ending is None:
+            function = Bell(machine.interrupts).function
+            with machine.lock:
+                port.plug(function)
+            machine.pause()
+            machine.resume()
+            with machine.lock:
+                port.eject()
+            function.close()
+        board.finish()

@@ -90,3 +90,19 @@ def test_a_guest_waits_for_a_host_that_takes_little() -> None:
             wait_until(partial(host.has, wanted))
         board.finish()
     assert host.output == text
+
+
+def test_a_guest_that_never_stops_printing_waits_and_can_be_stopped() -> None:
+    board = Bare(build(HERE / "printer.c"))
+    host = SlowHost(board, b"")
+    host.credit = 0
+    with board:
+        board.said("PRINTS")
+        for paid in range(1000, 4000, 1000):
+            host.pay(1000)
+            wait_until(partial(host.has, paid))
+            board.machine.pause()
+            assert len(host.output) == paid
+            board.machine.resume()
+    alphabet = bytes(range(ord(" "), ord("~") + 1))
+    assert host.output == (alphabet * 32)[:3000]
