@@ -34,7 +34,8 @@ class Plane:
 
     def query(self) -> str:
         """JSON `{"devices": [{"id", "driver", "worker", "connected", "reads", "writes", "flushes", "discards",
-        "read_bytes", "written_bytes", "errors", "inflight", "violations": {"kind": count}, "last_violation": str | null}],
+        "read_bytes", "written_bytes", "errors", "inflight", "spaceless", "violations": {"kind": count},
+        "last_violation": str | null}],
         "workers": [{"name", "pid", "generation", "devices"}]}`."""
 
     def event_fd(self) -> int:
@@ -42,7 +43,7 @@ class Plane:
 
     def take_events(self) -> list[str]:
         """JSON events since the last call: `{"event": "DEVICE_CONNECTED" | "DEVICE_DISCONNECTED" |
-        "DEVICE_VIOLATION" | "WORKER_EXITED" | "WORKER_STARTED", "data": {...}}`."""
+        "DEVICE_NO_SPACE" | "DEVICE_SPACE" | "DEVICE_VIOLATION" | "WORKER_EXITED" | "WORKER_STARTED", "data": {...}}`."""
 
     def close(self) -> None:
         """Stop all devices and workers and join all threads."""

@@ -106,6 +106,13 @@ pub enum FromWorker {
         /// Why not.
         error: Option<String>,
     },
+    /// A disk has to wait for space on the host, or has enough again.
+    Space {
+        /// Which device.
+        device: u32,
+        /// Which of the two.
+        enough: bool,
+    },
     /// The queue is idle and not looked at any more.
     Stopped {
         /// Of the request.

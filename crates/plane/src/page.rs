@@ -30,6 +30,8 @@ pub struct DevicePage {
     pub errors: AtomicU64,
     /// Requests taken and not yet answered.
     pub inflight: AtomicU64,
+    /// Of these, requests that wait for space on the host.
+    pub spaceless: AtomicU64,
     /// Ports of a console.
     pub ports: [PortState; MAX_PORTS],
 }

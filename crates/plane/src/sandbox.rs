@@ -92,6 +92,7 @@ pub fn ring_restrictions() -> Vec<Restriction> {
         opcode::PollAdd::CODE,
         opcode::AsyncCancel::CODE,
         opcode::Nop::CODE,
+        opcode::Timeout::CODE,
     ];
     let mut all: Vec<Restriction> = operations.into_iter().map(Restriction::sqe_op).collect();
     let flags = squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC | squeue::Flags::SKIP_SUCCESS;

@@ -23,7 +23,7 @@ from nagaya.daemon.operations import Operations
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import State
 from nagaya.daemon.supervisor import Supervisor
-from nagaya.daemon.upkeep import balance, mind_plane
+from nagaya.daemon.upkeep import balance, mind_plane, mind_space
 from nagaya.daemon.writer import Writer
 from nagaya.errors import NagayaError, ResourceError
 from nagaya.paths import Paths
@@ -78,6 +78,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
         try:
             await adoption.settle()
             supervisor.spawn(mind_plane(supervisor))
+            supervisor.spawn(mind_space(supervisor))
             supervisor.spawn(balance(supervisor))
             yield daemon
         finally:

@@ -5,7 +5,7 @@ The real ones are put together in `wiring`, fakes in `nagaya.testing`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,12 @@ class PlaneControl(Protocol):
 
     async def device_ids(self) -> frozenset[str]:
         """The devices that are served now."""
+
+    def spaceless(self) -> AsyncIterator[frozenset[str]]:
+        """The devices whose writes wait for space on the host: those of now, then at every change.
+
+        Ends when the plane has gone away.
+        """
 
     async def lost(self) -> None:
         """Return when the plane has gone away."""

@@ -38,11 +38,17 @@ class Supervised:
     process: Process | None = None
     retry: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    trouble: str = ""  # what it waits for while it runs, in words
 
     @property
     def name(self) -> str:
         """What people call it."""
         return self.row.name
+
+    @property
+    def cause(self) -> str:
+        """Why it is not well, in words."""
+        return self.row.cause or self.trouble
 
     def require(self, states: frozenset[MachineState], verb: str, hint: str = "") -> None:
         """Raise `ConflictError` unless the machine is in one of `states`."""
@@ -72,7 +78,7 @@ class Supervised:
             id=row.id,
             name=row.name,
             state=row.state,
-            cause=row.cause,
+            cause=self.cause,
             engine=self.process.engine.name if self.process else self.spec.engine,
             kernel=row.kernel,
             cpus=self.spec.cpus,

@@ -136,7 +136,7 @@ class Supervisor:
             except BaseException:
                 await self._forget(one)
                 raise
-            self._publish(one)
+            self.publish(one)
         return one
 
     async def change(self, one: Supervised, spec: MachineSpec, source: str) -> None:
@@ -311,7 +311,7 @@ class Supervisor:
             one.row = before
             raise
         log.info("%s: %s", one.name, event, extra={"machine": one.name, "detail": detail})
-        self._publish(one)
+        self.publish(one)
 
     def engine_machine(self, one: Supervised) -> Machine:
         """The machine as its engine wants it, once it is started: the kernel is only a name by then."""
@@ -378,7 +378,7 @@ class Supervisor:
         except NagayaError:  # the disk is full, say; the next daemon finds `starting` and tries again
             log.exception("%s: its failed start could not be recorded", one.name)
             one.row = replace(one.row, state=MachineState.FAILED, cause=cause, pid=None, start_time=None)
-            self._publish(one)
+            self.publish(one)
 
     async def _forget(self, one: Supervised) -> None:
         await self.launcher.remove_files(one.row)
@@ -386,7 +386,8 @@ class Supervisor:
         self._machines.pop(one.row.id, None)
         one.notify()
 
-    def _publish(self, one: Supervised) -> None:
+    def publish(self, one: Supervised) -> None:
+        """Tell those who wait for a change of this machine, and those who follow all."""
         one.notify()
         self.events.publish(
             {
@@ -394,7 +395,7 @@ class Supervisor:
                 "id": one.row.id,
                 "name": one.name,
                 "state": str(one.row.state),
-                "cause": one.row.cause,
+                "cause": one.cause,
                 "at": one.row.changed_at,
             }
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,13 @@ class PlaneLink:
         """The devices that are served; none if the plane does not run."""
         client = await self._connection(start=False)
         return frozenset() if client is None else frozenset(one.id for one in await client.query_devices())
+
+    async def spaceless(self) -> AsyncIterator[frozenset[str]]:
+        """The devices whose writes wait for space on the host, at every change."""
+        await self._connected.wait()
+        if self._client is not None and self._client.connected:
+            async for devices in self._client.spaceless():
+                yield devices
 
     async def lost(self) -> None:
         """Return when the plane has gone away."""

@@ -28,7 +28,7 @@ class MachineInfo(Answer):
     id: str
     name: str
     state: MachineState
-    cause: str  # why it is stopped or failed, in words; "" while all is well
+    cause: str  # why it is stopped or failed, or what it waits for; "" while all is well
     engine: str
     kernel: str
     cpus: int

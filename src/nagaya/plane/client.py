@@ -37,6 +37,7 @@ class DeviceStatus:
     written_bytes: int
     errors: int
     inflight: int
+    spaceless: int  # of these, requests that wait for space on the host
     violations: Mapping[str, int]
     last_violation: str | None
 
@@ -173,6 +174,25 @@ class PlaneClient:
         finally:
             self._listeners.discard(queue)
 
+    async def spaceless(self) -> AsyncGenerator[frozenset[str], None]:
+        """Ids of the devices whose writes wait for space on the host: those of now, then at every change.
+
+        Ends when the connection does.
+        """
+        queue: asyncio.Queue[PlaneEvent | None] = asyncio.Queue()
+        self._listeners.add(queue)
+        try:
+            ids = {device.id for device in await self.query_devices() if device.spaceless}
+            yield frozenset(ids)
+            while self.connected and (event := await queue.get()) is not None:
+                if event.name == "DEVICE_NO_SPACE":
+                    ids.add(str(event.facts["id"]))
+                elif event.name in ("DEVICE_SPACE", "DEVICE_DELETED"):
+                    ids.discard(str(event.facts.get("id", event.facts.get("device"))))
+                yield frozenset(ids)
+        finally:
+            self._listeners.discard(queue)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -232,5 +252,5 @@ def _device_status(row: dict[str, Any]) -> DeviceStatus:
         connected=bool(row.get("connected", False)),
         violations=row.get("violations", {}),
         last_violation=row.get("last_violation"),
-        **{name: int(row.get(name, 0)) for name in numbers},
+        **{name: int(row.get(name, 0)) for name in (*numbers, "spaceless")},
     )

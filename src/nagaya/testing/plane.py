@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class FakePlane:
         self._file = paths.run / "fake-plane.json"
         self._consoles: dict[str, asyncio.Server] = {}
         self._lost = asyncio.Event()
+        self._space = asyncio.Event()
+        self._spaceless: frozenset[str] = frozenset()
 
     @property
     def devices(self) -> dict[str, dict[str, Any]]:
@@ -67,6 +70,18 @@ class FakePlane:
     async def device_ids(self) -> frozenset[str]:
         """What is remembered."""
         return frozenset(self.devices)
+
+    def starve(self, *device_ids: str) -> None:
+        """As if the host had no space left for the writes of these devices, and enough for all others."""
+        self._spaceless = frozenset(device_ids)
+        self._space.set()
+
+    async def spaceless(self) -> AsyncIterator[frozenset[str]]:
+        """What `starve` said last."""
+        while True:
+            self._space.clear()
+            yield self._spaceless
+            await self._space.wait()
 
     async def lost(self) -> None:
         """Return after `lose_all`."""

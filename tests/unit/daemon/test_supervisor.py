@@ -396,3 +396,22 @@ def test_a_changed_spec_keeps_the_disks_that_are_the_same(stage: Stage) -> None:
         assert one.spec == after
 
     stage.play(scene)
+
+
+def test_a_machine_whose_disk_waits_for_space_says_so_as_long_as_it_does(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        one = await daemon.supervisor.create(spec())
+        await daemon.supervisor.start("web")
+        other = await daemon.supervisor.create(spec("other"))
+        plane_of(daemon).starve(f"{one.row.id}/disk0")
+        async with asyncio.timeout(5):
+            while not one.cause:
+                await one.changed.wait()
+        assert one.info(daemon.paths).cause == "no space left on the host: disk0 waits for some"
+        assert (one.row.state, other.cause) == (MachineState.RUNNING, "")
+        plane_of(daemon).starve()
+        async with asyncio.timeout(5):
+            while one.cause:
+                await one.changed.wait()
+
+    stage.play(scene)

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use io_uring::{opcode, types::Timespec};
 use virtio_bindings::bindings::virtio_blk::*;
 
 use crate::block::request::{MAX_ZERO_SECTORS, Parsed, Status, parse};
-use crate::block::{Disk, Operation, Request, SECTOR};
+use crate::block::{Disk, Operation, Request, SECTOR, UNFLUSHED};
 use crate::chain::{Buffers, write_front};
 use crate::config::BlkConfig;
 use crate::worker::device::{Context, Device, Fault};
@@ -20,6 +21,12 @@ const BUDGET_BYTES: u64 = 2 << 20;
 /// A transfer that came out short without an error is tried again as a whole, this often: it can happen when a
 /// signal or a full queue of the kernel splits it.
 const RETRIES: u8 = 3;
+
+/// How often requests that found no space on the host are tried again.
+static SPACE_PAUSE: Timespec = Timespec::new().nsec(250_000_000);
+
+/// Value of the completion that ends the pause; slots are fewer.
+const SPACE_PAUSED: u16 = u16::MAX;
 
 /// Feature bits of the device itself.
 pub fn features(config: &BlkConfig) -> u64 {
@@ -72,6 +79,8 @@ struct Slot {
     moved: u64,
     error: i32,
     retries: u8,
+    /// It waits for space on the host, or is just tried again.
+    spaceless: bool,
     /// The driver expects every write to be durable (5.2.6.2: no FLUSH negotiated).
     write_through: bool,
 }
@@ -86,6 +95,11 @@ pub struct Blk {
     buffers: Buffers,
     /// Queues that found no room at the disk.
     starved: Vec<u16>,
+    /// Slots whose requests found no space on the host. They are not answered: a guest that is told of an error takes
+    /// its file system for damaged, one that waits goes on where it was.
+    spaceless: Vec<u16>,
+    /// The pause before they are tried again is in the ring.
+    pausing: bool,
 }
 
 impl Blk {
@@ -94,8 +108,17 @@ impl Blk {
         let mut serial = [0; 20];
         serial[..config.serial.len()].copy_from_slice(config.serial.as_bytes());
         let read_only = config.read_only;
-        let (slots, free, starved) = (Vec::new(), Vec::new(), Vec::new());
-        Blk { disk, read_only, serial, slots, free, buffers: Buffers::default(), starved }
+        Blk {
+            disk,
+            read_only,
+            serial,
+            slots: Vec::new(),
+            free: Vec::new(),
+            buffers: Buffers::default(),
+            starved: Vec::new(),
+            spaceless: Vec::new(),
+            pausing: false,
+        }
     }
 
     fn in_flight(&self) -> usize {
@@ -171,6 +194,30 @@ impl Blk {
         slot.pending = unsafe { self.disk.submit(context.uring, &slot.request) };
     }
 
+    /// Keep the request in `slot` until it is tried again.
+    fn wait_for_space(&mut self, context: &mut Context<'_>, number: u16) {
+        let slot = &mut self.slots[usize::from(number)];
+        slot.retries = 0;
+        self.spaceless.push(number);
+        if !std::mem::replace(&mut slot.spaceless, true) && context.page.spaceless.fetch_add(1, Relaxed) == 0
+        {
+            context.tell_space(false);
+        }
+        if !std::mem::replace(&mut self.pausing, true) {
+            let pause = opcode::Timeout::new(&SPACE_PAUSE).build();
+            // SAFETY: the time is static.
+            unsafe { context.uring.push(pause.user_data(context.io(SPACE_PAUSED))) };
+        }
+    }
+
+    /// Try again what found no space.
+    fn retry_spaceless(&mut self, context: &mut Context<'_>) {
+        self.pausing = false;
+        for number in std::mem::take(&mut self.spaceless) {
+            self.resubmit(context, number);
+        }
+    }
+
     /// All completions of a slot are there: answer, or try again.
     fn finish(&mut self, context: &mut Context<'_>, number: u16) -> Result<(), Fault> {
         let slot = &mut self.slots[usize::from(number)];
@@ -184,7 +231,21 @@ impl Blk {
             return Ok(());
         }
         if short {
-            slot.error = -libc::EIO;
+            // A write that comes out short again and again has met the end of the space.
+            slot.error = if operation == Operation::Write { -libc::ENOSPC } else { -libc::EIO };
+        }
+        let spaceless = match operation {
+            Operation::Flush => slot.error == UNFLUSHED,
+            _ => matches!(-slot.error, libc::ENOSPC | libc::EDQUOT),
+        };
+        let queue = slot.queue;
+        if spaceless && context.queue(queue).is_some_and(|queue| queue.stopping.is_none()) {
+            self.wait_for_space(context, number);
+            return Ok(());
+        }
+        let slot = &mut self.slots[usize::from(number)];
+        if std::mem::take(&mut slot.spaceless) && context.page.spaceless.fetch_sub(1, Relaxed) == 1 {
+            context.tell_space(true);
         }
         if slot.error == 0 && slot.write_through {
             slot.write_through = false;
@@ -238,6 +299,10 @@ impl Device for Blk {
     }
 
     fn complete(&mut self, context: &mut Context<'_>, value: u16, result: i32) -> Result<(), Fault> {
+        if value == SPACE_PAUSED {
+            self.retry_spaceless(context);
+            return Ok(());
+        }
         let Some(slot) = self.slots.get_mut(usize::from(value)) else { return Ok(()) };
         slot.pending -= 1;
         if result < 0 {
@@ -246,6 +311,18 @@ impl Device for Blk {
             slot.moved += result as u64;
         }
         if slot.pending == 0 { self.finish(context, value) } else { Ok(()) }
+    }
+
+    fn stopping(&mut self, context: &mut Context<'_>, index: u16) {
+        // The guest goes, and would wait for the host: what it was never told to be written is not.
+        let waiting = std::mem::take(&mut self.spaceless);
+        let (gone, kept): (Vec<u16>, Vec<u16>) =
+            waiting.into_iter().partition(|number| self.slots[usize::from(*number)].queue == index);
+        self.spaceless = kept;
+        for number in gone {
+            // Fails only for a ring that has gone too.
+            let _ = self.finish(context, number);
+        }
     }
 }
 
@@ -269,6 +346,7 @@ impl Slot {
             moved: 0,
             error: 0,
             retries: 0,
+            spaceless: false,
             write_through: false,
         }
     }

@@ -17,6 +17,10 @@ pub mod storage;
 /// Guests address disks in units of 512 bytes, whatever the block size (virtio 1.3, 5.2.6.4).
 pub const SECTOR: u64 = 512;
 
+/// Result of a flush that could not write all for want of space, and has lost nothing: it may be tried again. That
+/// cannot be said of an fsync that failed, whatever its errno. No errno of the kernel.
+pub const UNFLUSHED: i32 = -4000;
+
 /// What a request does to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {

@@ -102,13 +102,13 @@ impl FileStorage {
         let file = self.file.get();
         while !iovecs.is_empty() {
             #[cfg(test)]
-            fuse::burn().await;
+            fuse::burn().await?;
             let count = iovecs.len().min(MAX_IOVECS) as u32;
             let sqe = opcode::Writev::new(file.fixed, iovecs.as_ptr(), count).offset(offset).build();
             // SAFETY: as in `read`.
             let written = check(unsafe { file.uring.op(sqe) }.await)?;
             if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
             }
             advance(&mut iovecs, written);
             offset += written as u64;
@@ -372,6 +372,7 @@ pub mod fuse {
         static DELAYS: Cell<u32> = const { Cell::new(1) };
         static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
         static BURNT: Cell<bool> = const { Cell::new(false) };
+        static FULL: Cell<bool> = const { Cell::new(false) };
     }
 
     /// Allows this many writes more.
@@ -380,13 +381,18 @@ pub mod fuse {
         BURNT.set(false);
     }
 
+    /// From now on there is no space for two writes of three, or there is.
+    pub fn fill(full: bool) {
+        FULL.set(full);
+    }
+
     /// Whether a write has been held back.
     pub fn burnt() -> bool {
         BURNT.get()
     }
 
     /// Lets others go first by turns, so that writes which nothing orders are made in any order.
-    pub(super) async fn burn() {
+    pub(super) async fn burn() -> std::io::Result<()> {
         DELAYS.set(DELAYS.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
         let mut turns = DELAYS.get() >> 29;
         poll_fn(|cx| match turns.checked_sub(1) {
@@ -404,5 +410,7 @@ pub mod fuse {
             std::future::pending::<()>().await;
         }
         LEFT.set(left - 1);
+        let full = FULL.get() && !(DELAYS.get() >> 16).is_multiple_of(3);
+        if full { Err(std::io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
     }
 }

@@ -285,6 +285,11 @@ impl Link {
                 shadow.opened = Some(error.map_or(Ok(()), Err));
                 self.answered.notify_all();
             }
+            FromWorker::Space { device, enough } => {
+                let Some(shadow) = state.devices.get(&device) else { return };
+                let event = if enough { "DEVICE_SPACE" } else { "DEVICE_NO_SPACE" };
+                self.events.push(event, json!({"id": shadow.config.id()}));
+            }
             FromWorker::Stopped { serial, base } => {
                 for shadow in state.devices.values_mut() {
                     shadow.queues.retain(|_, queue| queue.stopping != Some(serial));

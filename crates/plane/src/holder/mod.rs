@@ -265,6 +265,7 @@ fn describe(shadow: &Shadow) -> Value {
         "written_bytes": page.written_bytes.load(Relaxed),
         "errors": page.errors.load(Relaxed),
         "inflight": page.inflight.load(Relaxed),
+        "spaceless": page.spaceless.load(Relaxed),
         "violations": shadow.violations,
         "last_violation": shadow.last_violation,
     })

@@ -19,6 +19,8 @@ pub enum Kind {
     Call = 3,
     /// To be ignored.
     None = 4,
+    /// A device has to wait for space on the host (result 0), or has enough again (1).
+    Space = 5,
 }
 
 /// A completion's token: kind, place of the device in the reactor, and which of those that had this place.
@@ -54,6 +56,7 @@ impl Token {
             1 => Kind::Kick,
             2 => Kind::Io,
             3 => Kind::Call,
+            5 => Kind::Space,
             _ => Kind::None,
         };
         Token { kind, epoch: (token >> 32) as u32 % EPOCHS, slot: (token >> 16) as u16, value: token as u16 }
@@ -81,6 +84,11 @@ impl Context<'_> {
     /// The queue, if it runs.
     pub fn queue(&mut self, index: u16) -> Option<&mut VirtQueue> {
         self.queues.get_mut(usize::from(index))?.as_mut()
+    }
+
+    /// Have the holder told whether there is enough space on the host for the device, whenever that changes.
+    pub fn tell_space(&self, enough: bool) {
+        self.uring.post(Token { kind: Kind::Space, ..self.token }.pack(), enough.into());
     }
 
     /// Token of the device's completion `value`.

@@ -60,6 +60,7 @@ impl Entry {
         };
         // What was in flight in a crashed worker is counted again when it is taken again.
         page.inflight.store(0, std::sync::atomic::Ordering::Relaxed);
+        page.spaceless.store(0, std::sync::atomic::Ordering::Relaxed);
         let queues = (0..config.queues()).map(|_| None).collect();
         Ok(Entry { number, epoch, queues, seen_taken: 0, memory: None, device, page, retired: Vec::new() })
     }

@@ -108,6 +108,7 @@ impl Reactor {
             Kind::Kick => self.kicked(token, result, flags),
             Kind::Io => self.completed(token, result),
             Kind::Call => self.called(token),
+            Kind::Space => self.tell_space(token, result == 1),
             Kind::None => {}
         }
         Ok(())
@@ -334,6 +335,14 @@ impl Reactor {
         queue.fail(&uring);
         if let Some(number) = self.devices[usize::from(slot)].as_ref().map(|entry| entry.number) {
             self.report(number, Some(index), violation.kind, &violation.detail);
+        }
+    }
+
+    fn tell_space(&mut self, token: Token, enough: bool) {
+        if let Some(entry) = self.devices.get(usize::from(token.slot)).and_then(Option::as_ref)
+            && entry.epoch == token.epoch
+        {
+            self.outbox.push_back(FromWorker::Space { device: entry.number, enough });
         }
     }
 

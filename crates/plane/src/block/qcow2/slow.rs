@@ -11,7 +11,7 @@ use super::allocate::{self, Content};
 use super::map::Place;
 use super::{Shared, aligned};
 use crate::block::storage::{FileStorage, advance, iovec};
-use crate::block::{Operation, Request};
+use crate::block::{Operation, Request, UNFLUSHED};
 use crate::executor::join_all;
 
 /// Clusters that one zeroing request hands to the allocator at once.
@@ -39,7 +39,10 @@ pub(super) async unsafe fn serve(shared: &Rc<Shared>, request: &Request) -> io::
     }
     match request.operation {
         Operation::Flush => {
-            allocate::flush(shared).await?;
+            allocate::flush(shared).await.map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT) => io::Error::from_raw_os_error(-UNFLUSHED),
+                _ => error,
+            })?;
             // SAFETY: fsync names no memory, and the file is registered as long as the disk lives.
             crate::block::storage::check(unsafe { shared.uring.op(shared.sync.clone()) }.await)?;
             Ok(0)

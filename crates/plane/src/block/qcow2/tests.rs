@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::*;
+use crate::block::UNFLUSHED;
 use crate::block::storage::fuse;
 use proptest::prelude::*;
 
@@ -123,6 +124,62 @@ fn check_image(path: &Path, leaks: bool) {
     let output = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap();
     let code = output.status.code().unwrap();
     assert!(code == 0 || (leaks && code == 3), "{output:?}");
+}
+
+#[test]
+fn more_clusters_at_once_than_a_batch_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (top, raw) = overlay(dir.path(), 0, 300 * CLUSTER);
+    let bench = Bench::open(&[(&top, Format::Qcow2), (&raw, Format::Raw)], true, false).unwrap();
+    let tokens: Vec<u64> = (0..300)
+        .map(|cluster| {
+            bench.start(Operation::Write, cluster * CLUSTER, 512, vec![1 + cluster as u8; 512], &[])
+        })
+        .collect();
+    tokens.into_iter().for_each(|token| drop(bench.finish(token).unwrap()));
+    for cluster in 0..300 {
+        assert_eq!(bench.read(cluster * CLUSTER, 512).unwrap(), vec![1 + cluster as u8; 512]);
+    }
+}
+
+/// Of 200 writes, each is answered or finds no space, and flushes too; nothing else, and in the end all is there.
+#[test]
+fn a_full_host_refuses_writes_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (top, raw) = overlay(dir.path(), 8 * CLUSTER, 2000 * CLUSTER);
+    let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
+    let bench = Bench::open(&layers, true, false).unwrap();
+    let mut rest: Vec<u64> = (0..200).map(|index| index * 7 % 200).collect();
+    fuse::fill(true);
+    for round in 0..20 {
+        fuse::fill(round < 19);
+        let started: Vec<(u64, u64)> = rest
+            .drain(..)
+            .map(|index| {
+                let memory = vec![1 + index as u8; 4096];
+                (index, bench.start(Operation::Write, index * 9 * CLUSTER + 512, 4096, memory, &[]))
+            })
+            .collect();
+        let flush = bench.start(Operation::Flush, 0, 0, Vec::new(), &[]);
+        for (index, token) in started {
+            match bench.finish(token) {
+                Err(libc::ENOSPC) => rest.push(index),
+                result => drop(result.unwrap()),
+            }
+        }
+        if let Err(code) = bench.finish(flush) {
+            assert_eq!((code, round < 19), (-UNFLUSHED, true));
+        }
+    }
+    assert!(rest.is_empty());
+    let bench = {
+        drop(bench);
+        Bench::open(&layers, true, false).unwrap()
+    };
+    for index in 0..200 {
+        assert_eq!(bench.read(index * 9 * CLUSTER + 512, 4096).unwrap(), vec![1 + index as u8; 4096]);
+    }
+    check_image(&top, true);
 }
 
 /// One step of the model test.
