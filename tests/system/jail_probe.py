@@ -178,4 +178,5 @@ def main() -> None:
     os.write(1, json.dumps({"results": results, "seen": seen}).encode() + b"\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What a guest that took over its machine's process can reach: nothing of the host or of other machines."""
+
+# ruff: noqa: ASYNC240, PTH115 - each test has an event loop of its own; /proc links are no paths
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nagaya.abi import linux
+from nagaya.engines.engine import GuestState, Machine, ProcessId
+from nagaya.engines.kvm import KvmEngine, launch_plan
+from nagaya.engines.launch import ZygoteClient
+from nagaya.errors import PermissionDeniedError, ResourceError, UnavailableError
+from nagaya.kernel import Kernel
+from nagaya.paths import Paths
+from nagaya.resources.cgroups import Cgroup, remove_base
+from nagaya.spec import Boot, MachineSpec
+from nagaya.testing.payload import build
+from nagaya.testing.yard import wait_until
+
+pytestmark = [pytest.mark.root, pytest.mark.kvm]
+
+GUEST = Path(__file__).with_name("kvm_guest.c")
+PROBE = Path(__file__).with_name("kvm_jail_probe.py")
+NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup")
+CAPABILITY_FIELDS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+class Yard:
+    """Machines of the kvm engine without daemon and plane: no devices, their console is the engine's log."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self.engine = KvmEngine(paths)
+        self.machines: list[Machine] = []
+
+    def machine(self, **spec: Any) -> Machine:
+        """One whose guest idles, with directories as the daemon makes them."""
+        number = len(self.machines)
+        uid = 61000 + os.getpid() % 1000 * 4 + number
+        fields = {"name": f"m{number}", "memory": "32MiB", "boot": Boot(cmdline="do=0"), **spec}
+        one = MachineSpec(engine="kvm", **fields)
+        kernel = Kernel("guest", str(build(GUEST)))
+        machine = Machine(f"{number:012x}", one, self.paths.machine(f"{number:012x}"), uid, uid, kernel)
+        machine.paths.jail.mkdir(parents=True, mode=0o750)
+        machine.paths.state.mkdir(parents=True, mode=0o700)
+        os.chown(machine.paths.jail, 0, uid)
+        self.machines.append(machine)
+        return machine
+
+    async def start(self, machine: Machine) -> ProcessId:
+        """Start it and wait until its guest runs."""
+        process = await self.engine.start(machine)
+        log = machine.paths.engine_log
+        await wait_until(lambda: "READY" in log.read_text())
+        return process
+
+    async def close(self) -> None:
+        """Nothing of it is left: machines, control groups, zygote."""
+        for machine in self.machines:
+            await self.engine.cleanup(machine)
+        zygote = await self.engine.prepare()
+        os.kill(zygote.pid, signal.SIGTERM)
+        await wait_until(lambda: not self.paths.zygote_socket.exists())
+        remove_base(zygote.base)
+
+
+Run = Callable[[Callable[[Yard], Any]], None]
+
+
+@pytest.fixture
+def yard(paths: Paths) -> Run:
+    """Runs a coroutine function with a `Yard`, and cleans up after it."""
+
+    async def whole(test: Callable[[Yard], Any]) -> None:
+        one = Yard(paths)
+        try:
+            await test(one)
+        finally:
+            await one.close()
+
+    return lambda test: asyncio.run(whole(test))
+
+
+def test_a_taken_over_process_gets_nowhere(yard: Run, tmp_path: Path) -> None:
+    """A process in the very jail of a machine tries some eighty ways out."""
+
+    async def test(yard: Yard) -> None:
+        machine, other = yard.machine(), yard.machine()
+        await yard.start(other)
+        plan = launch_plan(machine, Cgroup({}), Path(machine.kernel.path))
+        (tmp_path / "plan").write_text(json.dumps(plan.to_json()))
+        (tmp_path / "root").mkdir()
+        with _host_listeners(yard) as (tcp, abstract):
+            words = (str(os.getpid()), str(yard.paths.api_socket), abstract)
+            jails = (str(machine.paths.jail), str(other.paths.jail))
+            places = (str(PROBE), str(tmp_path / "plan"), str(tmp_path / "root"))
+            command = [sys.executable, *places, *words, *jails, str(tcp)]
+            said = await asyncio.to_thread(lambda: subprocess.check_output(command, timeout=60))
+        found = json.loads(said)
+        results, seen = found["results"], found["seen"]
+        assert {name: result for name, result in results.items() if result == "done"} == {}
+        assert len(results) > 70
+        for name in ("mount", "unshare user", "bpf", "execute", "kill a process of the host", "clone3"):
+            assert results[name] == "ENOSYS", name
+        for name in ("fork", "connect by TCP", "map memory to execute", "type into a terminal"):
+            assert results[name] == "EPERM", name
+        assert seen["descriptors"] == 6  # standard streams, /dev/kvm, the monitor's socket, the report
+        assert seen["listening"] == [str(machine.paths.qmp_socket)]
+        assert seen["pid"] == 1
+
+    yard(test)
+
+
+def test_a_machines_process_is_unprivileged_and_confined(yard: Run) -> None:
+    async def test(yard: Yard) -> None:
+        machine = yard.machine(cpus=2)
+        process = await yard.start(machine)
+        pid = process.pid
+        status = dict(
+            re.findall(r"^(\w+):[ \t]*(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        )
+        assert set(status["Uid"].split()) == set(status["Gid"].split()) == {str(machine.uid)}
+        assert status["Groups"].strip() == ""
+        assert all(int(status[field], 16) == 0 for field in CAPABILITY_FIELDS)
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            text = (task / "status").read_text()
+            assert "kvm-nx" in text or ("NoNewPrivs:\t1" in text and "Seccomp:\t2" in text)
+        for kind in NAMESPACES:
+            assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
+        targets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+        assert {one for one in targets if one.startswith("/")} == {"/dev/kvm", "/memfd:guest-ram (deleted)"}
+        root = Path(f"/proc/{pid}/root")
+        jail = str(machine.paths.jail)[1:]
+        inside = {str(path.relative_to(root)) for path in root.rglob("*")}
+        assert inside == {jail, "kernel"} | {str(parent) for parent in Path(jail).parents} - {"."}
+        mounts = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+        assert len(mounts) == 3  # root, jail, kernel
+        for line in mounts:
+            assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(",")), line
+
+    yard(test)
+
+
+def test_an_idle_machine_sleeps(yard: Run) -> None:
+    async def test(yard: Yard) -> None:
+        process = await yard.start(yard.machine(cpus=2))
+        await asyncio.sleep(0.3)
+        before = _switches(process.pid)
+        await asyncio.sleep(1)
+        assert _switches(process.pid) == before, "some thread woke up"
+
+    yard(test)
+
+
+def test_pause_resume_and_state_go_by_the_monitor(yard: Run) -> None:
+    async def test(yard: Yard) -> None:
+        machine = yard.machine()
+        process = await yard.start(machine)
+        for _ in range(2):
+            await yard.engine.pause(machine, process)
+            assert await yard.engine.state(machine, process) is GuestState.PAUSED
+        for _ in range(2):
+            await yard.engine.resume(machine, process)
+            assert await yard.engine.state(machine, process) is GuestState.RUNNING
+        await yard.engine.kill(machine, process)
+        assert await yard.engine.state(machine, process) is GuestState.GONE
+
+    yard(test)
+
+
+def test_memory_that_cannot_be_had_is_said_and_leaves_nothing(yard: Run) -> None:
+    async def test(yard: Yard) -> None:
+        with pytest.raises(ResourceError, match="memory"):
+            await yard.engine.start(yard.machine(memory="64TiB"))
+        client = ZygoteClient(yard.paths)
+        await asyncio.sleep(0.1)
+        assert await client.list() == {}
+
+    yard(test)
+
+
+def test_a_host_without_kvm_says_what_to_do(paths: Paths) -> None:
+    def hide() -> None:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+        linux.mount("none", "/dev", "tmpfs", 0)
+
+    assert _refused(paths, UnavailableError, hide)
+
+
+def test_a_user_without_the_right_is_told(paths: Paths) -> None:
+    assert _refused(paths, PermissionDeniedError, lambda: os.setresuid(61998, 61998, 61998))
+
+
+def _refused(paths: Paths, kind: type[Exception], change: Callable[[], None]) -> bool:
+    """Whether `check` raises `kind` in a process that made a change to its world."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            change()
+            KvmEngine(paths).check(MachineSpec(name="web"))
+        except kind:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@contextlib.contextmanager
+def _host_listeners(yard: Yard) -> Iterator[tuple[int, str]]:
+    """What a machine must not reach: the API's socket, an abstract one, a TCP port."""
+    name = f"nagaya-test-{os.getpid()}"
+    with (
+        socket.socket(socket.AF_UNIX) as api,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+    ):
+        api.bind(str(yard.paths.api_socket))
+        yard.paths.api_socket.chmod(0o666)
+        abstract.bind(b"\0" + name.encode())
+        for one in (api, abstract):
+            one.listen()
+        yield tcp.getsockname()[1], name
+
+
+def _switches(pid: int) -> int:
+    """How often the threads of a process were given a CPU."""
+    return sum(
+        int(line.split()[1])
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for line in (task / "status").read_text().splitlines()
+        if "ctxt_switches" in line
+    )
