@@ -202,9 +202,12 @@ def _features(leaves: Leaves, model: Model) -> None:
     leaves.drop(x86.LEAF_PMU)
     if model.features is None:
         return
-    for function in range(0xE, leaves.last_basic + 1):  # PQoS, SGX, PT, AMX, AVX10, ...: of the host alone
-        if function != x86.LEAF_TOPOLOGY_V2:
-            leaves.drop(function)
+    last = leaves.last_basic
+    for function in {*range(0xE, last + 1)} - {x86.LEAF_TOPOLOGY_V2}:  # PQoS, SGX, PT, AMX, ...
+        leaves.drop(function)
+    basic = leaves.get(x86.LEAF_BASIC)
+    if basic is not None:
+        basic.eax = min(last, x86.LEAF_TOPOLOGY_V2)
     for entry in leaves.of(x86.LEAF_EXTENDED_FEATURES):
         entry.eax = 0
         if entry.index:

@@ -46,8 +46,8 @@ ALLOWED = (
     (0xC0011029, 0xC0011029, "AMD: LFENCE serialises"),
 )
 
-# One bitmap each, since KVM takes 16 ranges at most.
-_WINDOWS = (
+# (base, count): one bitmap each, since KVM takes 16 ranges at most.
+WINDOWS = (
     (0x0, 0x300),
     (0x400, 0x300),
     (x86.MSR_IA32_XSS, 1),
@@ -66,15 +66,15 @@ def install_filter(system: Kvm, vm_fd: int) -> bool:
     if not system.check_extension(kvm.KVM_CAP_X86_MSR_FILTER):
         return False
     program = kvm.MsrFilter(flags=kvm.KVM_MSR_FILTER_DEFAULT_DENY)
-    bitmaps = []
-    for number, (base, count) in enumerate(_WINDOWS):
-        bitmap = ctypes.create_string_buffer(_bitmap(base, count))
-        bitmaps.append(bitmap)
+    alive = []
+    for number, (base, count) in enumerate(WINDOWS):
+        bits = ctypes.create_string_buffer(bitmap(base, count))
+        alive.append(bits)
         program.ranges[number] = kvm.MsrFilterRange(
             flags=kvm.KVM_MSR_FILTER_READ | kvm.KVM_MSR_FILTER_WRITE,
             nmsrs=count,
             base=base,
-            bitmap=ctypes.addressof(bitmap),
+            bitmap=ctypes.addressof(bits),
         )
     ioctl(vm_fd, kvm.KVM_X86_SET_MSR_FILTER, program)
     return True
@@ -88,7 +88,8 @@ def initial() -> dict[int, int]:
     }
 
 
-def _bitmap(base: int, count: int) -> bytes:
+def bitmap(base: int, count: int) -> bytes:
+    """A bit for each of `count` MSRs from `base`: 1 allows it."""
     bits = 0
     for first, last, _ in ALLOWED:
         for index in range(max(first, base), min(last, base + count - 1) + 1):
