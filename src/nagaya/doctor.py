@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
 import socket
@@ -19,8 +18,6 @@ from pathlib import Path
 from nagaya.paths import Paths
 from nagaya.units import human_size
 
-_KVM_GET_API_VERSION = 0xAE00  # linux/kvm.h
-_KVM_API = 12  # the only one since Linux 2.6.22
 _IO_URING_SETUP = 425  # the same number on every architecture
 _IO_URING_PARAMS_BYTES = 120
 _ANSWER_S = 2.0  # a live local service answers in milliseconds
@@ -60,7 +57,7 @@ def examine(paths: Paths) -> list[Finding]:
 def _findings(paths: Paths) -> Iterator[Finding]:
     yield _user()
     yield Finding("directories", State.OK, f"{paths.state}, {paths.cache} (caches), {paths.run} (sockets)")
-    yield _kvm()
+    yield from _kvm(paths)
     yield from _packages()
     yield _uml(paths)
     yield _io_uring()
@@ -89,38 +86,35 @@ def _user() -> Finding:
     )
 
 
-def _kvm() -> Finding:
-    virtualization = sorted({"vmx", "svm"} & set(Path("/proc/cpuinfo").read_text().split()))
-    module = next(
-        (name for name in ("kvm_intel", "kvm_amd", "kvm_pvm") if Path("/sys/module", name).exists()), ""
-    )
-    try:
-        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        return Finding(
+def _kvm(paths: Paths) -> Iterator[Finding]:
+    """The verdict of `nagaya.kvm.probe`, which runs a guest for some milliseconds, and the kernel for it."""
+    from nagaya.kvm.probe import probe
+
+    host = probe()
+    if not host.usable:
+        unusable = "the engine `kvm` cannot run; `uml` needs no KVM"
+        yield Finding("kvm", State.WARN, host.problem, unusable, host.hint)
+        return
+    if host.native:
+        yield Finding("kvm", State.OK, host.sentence)
+    else:
+        yield Finding(
             "kvm",
             State.WARN,
-            f"/dev/kvm: {error.strerror}",
-            "the engine `kvm` cannot run; `uml` needs no KVM",
-            "enable virtualization in the firmware, load kvm_intel or kvm_amd, join the group kvm",
+            host.sentence,
+            "engine `auto` takes `uml` here, which is not touched by this",
+            "where this host is itself a guest: ask for nested virtualization",
         )
-    try:
-        api = fcntl.ioctl(fd, _KVM_GET_API_VERSION)
-    finally:
-        os.close(fd)
-    if api != _KVM_API:
-        return Finding("kvm", State.WARN, f"API {api}", f"the engine `kvm` needs API {_KVM_API}")
-    if virtualization:
-        return Finding(
-            "kvm", State.OK, f"{'VT-x' if 'vmx' in virtualization else 'AMD-V'}, {module or 'built in'}"
+    if (paths.kernels / "kvm").exists():
+        yield Finding("kvm kernel", State.OK, str(paths.kernels / "kvm"))
+    else:
+        yield Finding(
+            "kvm kernel",
+            State.WARN if host.native else State.OK,
+            "not built",
+            "machines of the engine `kvm` have to name one (boot.kernel), and `auto` takes `uml`",
+            "nagaya kernel build kvm",
         )
-    return Finding(
-        "kvm",
-        State.WARN,
-        f"no VT-x or AMD-V, module {module or 'unknown'}",
-        "guest kernels are emulated, a hundred times slower; `uml` is not touched by this",
-        "where this host is itself a guest: ask for nested virtualization",
-    )
 
 
 def _packages() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import pytest
 
 from nagaya import doctor
 from nagaya.doctor import Finding, State
+from nagaya.kvm.probe import HostKvm
 from nagaya.paths import Paths
 from nagaya.testing.scratch import make_directory
 
@@ -58,6 +59,27 @@ def test_a_kernel_of_our_own_is_found(paths: Paths) -> None:
     (paths.kernels / "uml" / "vmlinux").touch()
     kernel = _find(paths, "kernel")
     assert (kernel.state, kernel.found) == (State.OK, str(paths.kernels / "uml"))
+
+
+@pytest.mark.parametrize(
+    ("host", "state", "kernel"),
+    [
+        (HostKvm(False, "there is no /dev/kvm", "load kvm_intel"), State.WARN, None),
+        (HostKvm(True, virtualization="VT-x", ring0_mips=3000, max_vcpus=64), State.OK, State.WARN),
+        (HostKvm(True, module="kvm_pvm", ring0_mips=1.5, max_vcpus=64), State.WARN, State.OK),
+    ],
+)
+def test_kvm_is_judged_by_its_probe(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, host: HostKvm, state: State, kernel: State | None
+) -> None:
+    monkeypatch.setattr("nagaya.kvm.probe.probe", lambda: host)
+    found = _find(paths, "kvm")
+    assert (found.state, found.found) == (state, host.sentence)
+    assert [one.state for one in doctor.examine(paths) if one.name == "kvm kernel"] == (
+        [kernel] if kernel else []
+    )
+    (paths.kernels / "kvm").mkdir(parents=True)
+    assert kernel is None or _find(paths, "kvm kernel").state == State.OK
 
 
 def test_missing_programs_come_with_the_package(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
