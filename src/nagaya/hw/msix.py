@@ -136,7 +136,7 @@ class Msix:
             address = int.from_bytes(entry[:8], "little")
             masked = entry[pci.PCI_MSIX_ENTRY_VECTOR_CTRL] & pci.PCI_MSIX_ENTRY_CTRL_MASKBIT
             # Other addresses would be writes to memory, which is not what irqfds do (Intel SDM 3A, 11.11.1).
-            if not masked and address & 0xFFF00000 == layout.LAPIC:
+            if not masked and address >> 20 == layout.LAPIC >> 20:
                 wanted = address, int.from_bytes(entry[8:12], "little")
         if wanted == self._open[index]:
             return
