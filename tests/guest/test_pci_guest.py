@@ -122,3 +122,23 @@ def test_a_guest_that_fuzzes_its_hardware_ends_as_it_meant_to(disk: MakeDisk, se
                 port.eject()
             function.close()
         board.finish()
+
+
+def test_a_disk_taken_away_in_mid_io_harms_only_its_driver(disk: MakeDisk) -> None:
+    board = Bare(build("blk"), "depth=16 rounds=1000", devices=[])
+    machine = board.machine
+    machine.plug(disk())
+    port = next(iter(machine.pci.ports.values()))
+    with board:
+        board.said("ROUND 2")
+        with machine.lock:
+            port.eject()
+        assert board.ejected_ids == ["disk0"]
+        machine.remove("disk0")
+        rounds = board.output.count("ROUND")
+        machine.pause()
+        machine.resume()
+        machine.plug(disk("disk1"))
+        assert port.child is not None
+        assert board.ending is None
+        assert board.output.count("ROUND") == rounds
