@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import signal
 import socket
 import struct
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +28,8 @@ from nagaya.engines.seccomp import (
 )
 
 EPERM = linux.SECCOMP_RET_ERRNO | 1
+BPF_JA = 0x05
+SECURITY = Path(__file__).parents[3] / "docs" / "security.md"
 
 
 def run(program: bytes, number: int, *arguments: int) -> int:
@@ -44,6 +49,8 @@ def run(program: bytes, number: int, *arguments: int) -> int:
             at += true if accumulator & value else false
         elif operation == linux.BPF_AND_K:
             accumulator &= value
+        elif operation == BPF_JA:
+            at += value
         else:
             assert operation == linux.BPF_RET_K
             return int(value)
@@ -137,6 +144,28 @@ def test_no_system_call_is_listed_twice_and_none_that_leads_out(groups: dict[str
     names = [name for group in groups.values() for name in group.split()]
     assert len(names) == len(set(names))
     assert not OUTWARD & {*names}
+
+
+def test_the_system_calls_of_a_kvm_machine_are_those_that_the_documentation_lists() -> None:
+    arguments, numbers = kvm_filters()
+    known = {number: name for name, number in _system_calls().items()}
+    passing = {known.get(nr, str(nr)) for nr in range(1024) if run(numbers, nr) == linux.SECCOMP_RET_ALLOW}
+    section = SECURITY.read_text().split("## The process of the engine `kvm`")[1].split("\n## ")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if re.match(r"\| [a-z].*\| `", line)]
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(passing)
+    assert all(run(arguments, nr) in (linux.SECCOMP_RET_ALLOW, EPERM) for nr in range(1024))
+
+
+def _system_calls() -> dict[str, int]:
+    """Name to number, from the C library's header by the compiler's preprocessor."""
+    command = ["gcc", "-E", "-dM", "-x", "c", "-"]
+    header = subprocess.run(
+        command, input="#include <sys/syscall.h>", capture_output=True, text=True, check=True
+    ).stdout
+    found = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)$", header, re.M)}
+    assert found["read"] == 0
+    return found
 
 
 def test_a_kvm_machine_starts_no_program_and_signals_no_process() -> None:
