@@ -1,7 +1,5 @@
 """`python -m nagaya.cli`."""
 
-import sys
-
 from nagaya.cli import main
 
-sys.exit(main())
+main()

@@ -18,9 +18,10 @@ from nagaya.daemon.parts import Agent, BaseImage, Parts
 from nagaya.daemon.supervised import ALIVE, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
 from nagaya.errors import NagayaError, UsageError
+from nagaya.models.history import ExecAnswer
 from nagaya.models.host import HostInfo
 from nagaya.models.image import ImageInfo
-from nagaya.models.machine import ExecAnswer, MachineInfo
+from nagaya.models.machine import MachineInfo
 from nagaya.paths import Paths
 from nagaya.resources import admission
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
-from nagaya.models.machine import JournalEntry, MachineState
+from nagaya.models.history import JournalEntry
+from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
 
 HEAD = "0001"  # the newest revision in migrations/versions

@@ -30,7 +30,8 @@ from nagaya.daemon.writer import Writer
 from nagaya.engines.engine import Machine, ProcessId
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, TimeoutExpiredError
 from nagaya.kernel import Kernel
-from nagaya.models.machine import JournalEntry, MachineState
+from nagaya.models.history import JournalEntry
+from nagaya.models.machine import MachineState
 from nagaya.paths import Paths
 from nagaya.resources import admission
 from nagaya.spec import MachineSpec

@@ -1,4 +1,4 @@
-"""Machines, their history, and commands in their guests."""
+"""Machines."""
 
 from __future__ import annotations
 
@@ -42,23 +42,3 @@ class MachineInfo(Answer):
     console_socket: str
     spec: dict[str, Any]
     source: str = ""  # what `apply` made it from; "" if it was made by hand
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry(Answer):
-    """One line of a machine's history."""
-
-    seq: int
-    at: float
-    event: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class ExecAnswer(Answer):
-    """How a guest command ended; outputs are base64. `truncated`: the agent cut an output at its limit."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-    truncated: bool = False

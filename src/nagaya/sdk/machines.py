@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 from nagaya.connection import ANSWER_TIME, POLL_TIME
 from nagaya.errors import TimeoutExpiredError
-from nagaya.models.machine import ExecAnswer, JournalEntry, MachineInfo, MachineState
+from nagaya.models.machine import MachineInfo, MachineState
 
 if TYPE_CHECKING:
+    from nagaya.models.history import JournalEntry
     from nagaya.sdk.client import Client
     from nagaya.spec import MachineSpec
 
@@ -152,6 +153,8 @@ class Machine:
         """Run a command in the guest, as root, through its agent, which has `wait` seconds to come up."""
         import base64
 
+        from nagaya.models.history import ExecAnswer
+
         body = {
             "argv": list(argv),
             "stdin": base64.b64encode(stdin).decode(),
@@ -188,6 +191,8 @@ class Machine:
 
     def journal(self) -> list[JournalEntry]:
         """Its history, oldest first."""
+        from nagaya.models.history import JournalEntry
+
         return [JournalEntry.from_json(one) for one in self._client.request("GET", self._path("journal"))]
 
     def _act(

@@ -14,9 +14,9 @@ PROGRAM = """
 import sys, click
 before = set(sys.modules)
 import json
-from nagaya.cli import main
-sys.argv = ["nagaya", "start", "b1"]
-status = main()
+import nagaya.cli
+from nagaya.cli.app import run
+status = run(["start", "b1"])
 print(json.dumps([status, sorted(set(sys.modules) - before)]))
 """
 OURS = {
@@ -46,7 +46,6 @@ LIBRARY = {
     "copy",
     "dataclasses",
     "fnmatch",
-    "gc",
     "heapq",
     "ipaddress",
     "json",

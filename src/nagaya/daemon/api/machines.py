@@ -11,7 +11,8 @@ from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.state import JOURNAL_KEPT
 from nagaya.daemon.supervised import DOWN, UP
 from nagaya.daemon.supervisor import STOP_TIME
-from nagaya.models.machine import ExecAnswer, JournalEntry, MachineInfo
+from nagaya.models.history import ExecAnswer, JournalEntry
+from nagaya.models.machine import MachineInfo
 from nagaya.spec import MachineSpec
 
 Name = Annotated[str, Path(description="a machine's name or id", max_length=64)]
