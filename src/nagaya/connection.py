@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -33,10 +33,12 @@ class Connection:
     """A connection to the daemon of `paths` (default: this user's). Use it as a context manager.
 
     Each request has a unix socket of its own, which costs less than sharing one: threads may use it at will.
+    `start` is called when nobody listens, to start a daemon; without it that is an `UnavailableError`.
     """
 
-    def __init__(self, paths: Paths | None = None) -> None:
+    def __init__(self, paths: Paths | None = None, *, start: Callable[[Paths], object] | None = None) -> None:
         self.paths = paths or Paths.default()
+        self._start = start
 
     def __enter__(self) -> Self:
         return self
@@ -91,14 +93,13 @@ class Connection:
             connection.close()
 
     def _dial(self, within: float) -> socket.socket:
-        peer = socket.socket(socket.AF_UNIX)
         try:
-            peer.settimeout(within)
-            peer.connect(str(self.paths.api_socket))
-        except BaseException:
-            peer.close()
-            raise
-        return peer
+            return _connected(self.paths, within)
+        except (FileNotFoundError, ConnectionRefusedError):
+            if self._start is None:
+                raise
+        self._start(self.paths)
+        return _connected(self.paths, within)
 
     @contextmanager
     def websocket(self, path: str, **query: object) -> Iterator[Any]:
@@ -116,6 +117,17 @@ class Connection:
                 raise _error_of(error.response.status_code, bytes(error.response.body or b"")) from error
         with connection:
             yield connection
+
+
+def _connected(paths: Paths, within: float) -> socket.socket:
+    peer = socket.socket(socket.AF_UNIX)
+    try:
+        peer.settimeout(within)
+        peer.connect(str(paths.api_socket))
+    except BaseException:
+        peer.close()
+        raise
+    return peer
 
 
 @contextmanager

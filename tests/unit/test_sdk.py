@@ -232,6 +232,19 @@ def test_a_stale_socket_does_not_keep_a_daemon_from_starting(own_paths: Paths) -
     assert not own_paths.api_socket.exists()
 
 
+def test_a_client_may_start_the_daemon_that_it_finds_missing(own_paths: Paths) -> None:
+    started: list[int] = []
+
+    def start(paths: Paths) -> None:
+        started.append(ensure_daemon(paths, program=PROGRAM))
+
+    with Client(own_paths, start=start) as client:
+        assert client.machines.list() == []
+        assert client.host().daemon_pid == started[0]
+    assert len(started) == 1, "only while none answers"
+    end(started[0])
+
+
 def test_a_daemon_that_cannot_start_says_why(own_paths: Paths) -> None:
     own_paths.state.parent.mkdir(exist_ok=True)
     own_paths.state.write_text("a file in the way")

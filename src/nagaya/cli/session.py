@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
@@ -13,18 +12,9 @@ if TYPE_CHECKING:
 
 
 def _connect() -> Client:
-    from nagaya.paths import Paths
     from nagaya.sdk import Client, ensure_daemon
 
-    paths = Paths.default()
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:  # tenths of a millisecond; a request costs many
-            probe.connect(str(paths.api_socket))
-    except (FileNotFoundError, ConnectionRefusedError):
-        ensure_daemon(paths)
-    except OSError:
-        pass  # the first request says what is wrong, in full
-    return Client(paths)
+    return Client(start=ensure_daemon)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 class Client(Connection):
-    """A connection to the daemon of `paths` (default: this user's). Use it as a context manager."""
+    """A connection to the daemon of `paths` (default: this user's). Use it as a context manager.
 
-    def __init__(self, paths: Paths | None = None) -> None:
-        super().__init__(paths)
+    With `start=ensure_daemon` a daemon is started when a request finds none.
+    """
+
+    def __init__(self, paths: Paths | None = None, *, start: Callable[[Paths], object] | None = None) -> None:
+        super().__init__(paths, start=start)
         self.machines = Machines(self)
 
     @cached_property
