@@ -53,9 +53,9 @@ def _ours(client: Client, machine: Machine, *, by_command: bool) -> float:
     log.unlink(missing_ok=True)
     began = time.monotonic()
     if by_command:
-        words = [sys.executable, "-m", "nagaya.cli", "start", machine.name]
         environment = {**os.environ, **client.paths.environment()}
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second command finds compiled modules
+        process = subprocess.Popen(_command(machine.name), env=environment, stdout=subprocess.DEVNULL)
         seen = wait_for_output(log, MARKER, 5)
         process.wait()
     else:
@@ -63,6 +63,12 @@ def _ours(client: Client, machine: Machine, *, by_command: bool) -> float:
         seen = wait_for_output(log, MARKER, 5)
     machine.wait("stopped")
     return (seen - began) * 1e3
+
+
+def _command(name: str) -> list[str]:
+    """`nagaya start NAME` as installed beside this Python, or from the checkout."""
+    program = Path(sys.executable).with_name("nagaya")
+    return [*([str(program)] if program.exists() else [sys.executable, "-m", "nagaya.cli"]), "start", name]
 
 
 def _bare(kernel: Kernel, initrd: Path) -> float:
