@@ -33,7 +33,6 @@ from nagaya.testing.yard import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.kvm]
 
-GUEST = Path(__file__).with_name("kvm_guest.c")
 PROBE = Path(__file__).with_name("kvm_jail_probe.py")
 NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup")
 CAPABILITY_FIELDS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -53,7 +52,7 @@ class Yard:
         uid = 61000 + os.getpid() % 1000 * 4 + number
         fields = {"name": f"m{number}", "memory": "32MiB", "boot": Boot(cmdline="do=0"), **spec}
         one = MachineSpec(engine="kvm", **fields)
-        kernel = Kernel("guest", str(build(GUEST)))
+        kernel = Kernel("guest", str(build("acts")))
         machine = Machine(f"{number:012x}", one, self.paths.machine(f"{number:012x}"), uid, uid, kernel)
         machine.paths.jail.mkdir(parents=True, mode=0o750)
         machine.paths.state.mkdir(parents=True, mode=0o700)

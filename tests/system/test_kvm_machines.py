@@ -77,7 +77,7 @@ def start(client: Client) -> Start:
     """Starts a machine whose guest does one thing."""
 
     def make(do: int, name: str = "toy", **fields: Any) -> Machine:
-        boot = {"kernel": str(build(GUEST)), "cmdline": f"do={do}"}
+        boot = {"kernel": str(build("acts")), "cmdline": f"do={do}"}
         spec = {"name": name, "engine": "kvm", "memory": "64MiB", "boot": boot, **fields}
         return client.machines.create(spec, start=True)
 

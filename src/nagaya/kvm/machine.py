@@ -177,10 +177,10 @@ class Machine:
             with self.lock:
                 device.port = self._free_port()
                 device.port.plug(device.virtio.function)
+                self.devices[config.id] = device
         except BaseException:
             device.close()
             raise
-        self.devices[config.id] = device
 
     def unplug(self, device_id: str) -> None:
         """Ask the guest to let go of a device; `Outside.ejected` tells when it has."""
@@ -197,7 +197,9 @@ class Machine:
 
     def remove(self, device_id: str) -> None:
         """Forget a device that the guest has let go of."""
-        self.devices.pop(device_id).close()
+        with self.lock:
+            device = self.devices.pop(device_id)
+        device.close()
 
     def attend(self, device: Device) -> None:
         """Hear what a device's backend says; `backend.fd` is readable."""
@@ -272,9 +274,11 @@ class Machine:
         raise ConflictError(f"{self.config.name} has no free slot", hint=f"it has {SPARE_SLOTS} for hot-plug")
 
     def _ejected(self, child: PciFunction) -> None:
+        """Within the guest's access: the rest is done outside (`remove`)."""
         for device in self.devices.values():
             if device.virtio.function is child:
                 self._outside.ejected(device.id)
+                return
 
     def _close_devices(self) -> None:
         for device in self.devices.values():

@@ -1,4 +1,5 @@
-/* Does what the word do=N of its command line says, for the tests of machines in their jails. */
+/* Does what the word do=N of its command line says: ends, faults, storms, waits; with wait=1 only
+ * after the power button. For tests of machines. */
 #include "payload.h"
 
 #define GED 0xfea00000ull
@@ -21,9 +22,19 @@ static void __attribute__((noreturn)) idle(void)
         halt();
 }
 
+static void wait_button(void)
+{
+    while (!(read32(GED) & 1))
+        for (int n = 0; n < 100000; n++)
+            pause();
+    print("PRESSED\n");
+}
+
 int main(void)
 {
     print("READY\n");
+    if (arg("wait", 0))
+        wait_button();
     switch (arg("do", IDLE)) {
     case IDLE:
         idle();
@@ -56,10 +67,7 @@ int main(void)
         for (;;)
             pause();
     case BUTTON:
-        while (!(read32(GED) & 1))
-            for (int n = 0; n < 100000; n++)
-                pause();
-        print("PRESSED\n");
+        wait_button();
         return 0;
     case ECHO:
         for (;;) {
