@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from nagaya.abi import kvm, x86
-from nagaya.errors import MachineFailedError
+from nagaya.errors import ConflictError, MachineFailedError, UnsupportedError
 from nagaya.hw import layout
 from nagaya.hw.bus import Bus
+from nagaya.kvm import msrs
+from nagaya.kvm.models import MODELS, Leaves
+from nagaya.kvm.probe import probe
 from nagaya.kvm.vcpus import State, Vcpus
 from nagaya.testing.flat import CODE, CODE_SELECTOR, IDT, MMIO, Flat, Mode, assemble
 
@@ -490,6 +493,78 @@ def test_msrs_outside_the_filter_are_a_general_protection_fault() -> None:
         assert not flat.vm.filters_msrs or flat.vcpu.refused_msrs == {0xC1: 1}
 
 
+def test_int3_and_fwait_work_in_ring_0() -> None:
+    """On a host that emulates ring 0 the completer finishes them."""
+    code = assemble(
+        f"""
+        {gate(3, "handler")}
+        fwait
+        int3
+        behind: out %al, ${DONE:#x}
+        2: jmp 2b
+        handler: pop %rax; push %rax; out %eax, $0x80; iretq
+        """,
+        Mode.LONG,
+    )
+    with Flat(code, Mode.LONG) as flat:
+        flat.run()
+        flat.wait(lambda: is_done(flat))
+        (port, _, returns_to), _ = flat.ports.written
+        assert port == 0x80
+        assert flat.memory.read(returns_to, 2) == b"\xe6\x99"  # the instruction at `behind`
+        assert set(flat.vcpu.completed) <= {"int3", "fwait"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_guest_sees_its_model(model: str) -> None:
+    """In ring 0: some hosts let the CPU's own CPUID through in ring 3."""
+    code = assemble(
+        f"""
+        mov $1, %eax
+        cpuid
+        mov %eax, %esi
+        mov %ebx, %eax
+        out %eax, $0x80
+        mov %ecx, %eax
+        out %eax, $0x80
+        mov $0x40000000, %eax
+        cpuid
+        mov %ebx, %eax
+        out %eax, $0x80
+        out %al, ${DONE:#x}
+        2: jmp 2b
+        """,
+        Mode.PROTECTED,
+    )
+    if model not in probe().models:
+        with pytest.raises(UnsupportedError, match="KVM on this host does not give"):
+            Flat(code, Mode.PROTECTED, model=model)
+        return
+    with Flat(code, Mode.PROTECTED, model=model) as flat:
+        flat.run()
+        flat.wait(lambda: is_done(flat))
+        seen = [value for port, _, value in flat.ports.written if port == 0x80]
+        flat.vcpus.pause()
+        promised = Leaves(flat.vcpu.get_cpuid())
+        assert seen == [
+            promised.word((1, 0, "ebx")),
+            promised.word((1, 0, "ecx")),
+            int.from_bytes(x86.KVM_SIGNATURE[:4], "little"),
+        ]
+        assert x86.Leaf1Ecx(seen[1]).HYPERVISOR
+
+
+def test_power_on_msrs_are_taken() -> None:
+    with Flat(b"\xf4", Mode.PROTECTED) as flat:
+        flat.vcpu.set_msrs(msrs.initial())
+        assert flat.vcpu.get_msrs(msrs.initial()) == msrs.initial()
+
+
+def test_an_msr_that_kvm_refuses_is_named() -> None:
+    with Flat(b"\xf4", Mode.PROTECTED) as flat, pytest.raises(UnsupportedError, match="MSR 0x12345678 = 0x1"):
+        flat.vcpu.set_msrs({x86.MSR_IA32_TSC: 0, 0x1234_5678: 1})
+
+
 def test_an_idle_guest_does_nothing_on_the_host() -> None:
     with Flat(interrupt_counter(), Mode.LONG, cpus=2) as flat:
         flat.run()
@@ -509,6 +584,17 @@ def test_an_idle_guest_does_nothing_on_the_host() -> None:
             assert time.monotonic() < deadline, "something wakes it up again and again"
             time.sleep(0.5)
             before, now = now, switches()
+
+
+def test_the_state_of_a_running_vcpu_is_refused() -> None:
+    with Flat(assemble(SPIN, Mode.PROTECTED), Mode.PROTECTED) as flat:
+        flat.run()
+        while not flat.word(COUNTER):
+            time.sleep(0.001)
+        with pytest.raises(ConflictError, match="vCPU 0 is running"):
+            flat.vcpu.get_regs()
+        flat.vcpus.pause()
+        assert flat.vcpu.get_regs().rip in range(CODE, CODE + 16)
 
 
 def test_the_clock_runs_and_can_be_set() -> None:

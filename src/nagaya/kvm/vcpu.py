@@ -13,13 +13,14 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from nagaya.abi import kvm
-from nagaya.errors import MachineFailedError, ResourceError, UnsupportedError
+from nagaya.errors import ConflictError, MachineFailedError, ResourceError, UnsupportedError
 from nagaya.kvm import completer, exits
 from nagaya.kvm.system import array, ioctl
 from nagaya.kvm.vm import Vm
@@ -52,7 +53,7 @@ class Lock(Protocol):
 class Vcpu:
     """A vCPU of `vm`. I/O goes to `ports` and `memory`, with `lock` held. A context manager.
 
-    Everything but `kick` is for the thread that runs it, or for others while it is parked.
+    Its state is for the thread that runs it, and for others while nobody does; else `ConflictError`.
     """
 
     def __init__(self, vm: Vm, index: int, *, ports: Space, memory: Space, lock: Lock) -> None:
@@ -60,6 +61,7 @@ class Vcpu:
         self.index = index
         self.refused_msrs: Counter[int] = Counter()  # by number: accesses that ended in #GP
         self.completed: Counter[str] = Counter()  # by name: instructions that the completer finished
+        self._runner: int | None = None  # the thread that runs it
         self._ports = ports
         self._memory = memory
         self._lock = lock
@@ -95,6 +97,13 @@ class Vcpu:
 
     def run(self) -> None:
         """Run the guest until it is asked to leave. Raises `MachineFailedError` when it cannot go on."""
+        self._runner = threading.get_ident()
+        try:
+            self._loop()
+        finally:
+            self._runner = None
+
+    def _loop(self) -> None:
         fd, run = self.fd, self._run
         while True:
             try:
@@ -165,7 +174,7 @@ class Vcpu:
 
     def set_regs(self, regs: kvm.Regs) -> None:
         """Set the general registers, rip and rflags."""
-        ioctl(self.fd, kvm.KVM_SET_REGS, regs)
+        self._ioctl(kvm.KVM_SET_REGS, regs)
 
     def get_sregs(self) -> kvm.Sregs:
         """Segments, descriptor tables, control registers, EFER, APIC base."""
@@ -173,13 +182,13 @@ class Vcpu:
 
     def set_sregs(self, sregs: kvm.Sregs) -> None:
         """Set segments, descriptor tables, control registers, EFER, APIC base."""
-        ioctl(self.fd, kvm.KVM_SET_SREGS, sregs)
+        self._ioctl(kvm.KVM_SET_SREGS, sregs)
 
     def set_cpuid(self, entries: Iterable[kvm.CpuidEntry]) -> None:
         """What CPUID says. Before the first run. Raises `UnsupportedError` if the host refuses."""
         listed = list(entries)
         try:
-            ioctl(self.fd, kvm.KVM_SET_CPUID2, array(kvm.Cpuid(nent=len(listed)), listed))
+            self._ioctl(kvm.KVM_SET_CPUID2, array(kvm.Cpuid(nent=len(listed)), listed))
         except OSError as error:
             raise UnsupportedError(
                 f"vCPU {self.index}: KVM refuses the CPU model: {error.strerror}"
@@ -190,7 +199,7 @@ class Vcpu:
         size = ctypes.sizeof(kvm.CpuidEntry)
         buffer = ctypes.create_string_buffer(ctypes.sizeof(kvm.Cpuid) + 256 * size)
         kvm.Cpuid.from_buffer(buffer).nent = 256
-        ioctl(self.fd, kvm.KVM_GET_CPUID2, buffer)
+        self._ioctl(kvm.KVM_GET_CPUID2, buffer)
         count = kvm.Cpuid.from_buffer(buffer).nent
         return tuple((kvm.CpuidEntry * count).from_buffer_copy(buffer, ctypes.sizeof(kvm.Cpuid)))
 
@@ -198,14 +207,14 @@ class Vcpu:
         """The values of MSRs, up to the first that KVM does not give."""
         asked = [kvm.MsrEntry(index=index) for index in indices]
         buffer = array(kvm.Msrs(nmsrs=len(asked)), asked)
-        count = ioctl(self.fd, kvm.KVM_GET_MSRS, buffer)
+        count = self._ioctl(kvm.KVM_GET_MSRS, buffer)
         found = (kvm.MsrEntry * count).from_buffer_copy(buffer, ctypes.sizeof(kvm.Msrs))
         return {entry.index: entry.data for entry in found}
 
     def set_msrs(self, values: Mapping[int, int]) -> None:
         """Set MSRs. Raises `UnsupportedError` with the first that KVM refuses."""
         entries = [kvm.MsrEntry(index=index, data=value) for index, value in values.items()]
-        count = ioctl(self.fd, kvm.KVM_SET_MSRS, array(kvm.Msrs(nmsrs=len(entries)), entries))
+        count = self._ioctl(kvm.KVM_SET_MSRS, array(kvm.Msrs(nmsrs=len(entries)), entries))
         if count < len(entries):
             refused = entries[count]
             raise UnsupportedError(
@@ -218,7 +227,7 @@ class Vcpu:
 
     def set_mp_state(self, state: int) -> None:
         """Set one of KVM_MP_STATE_*."""
-        ioctl(self.fd, kvm.KVM_SET_MP_STATE, kvm.MpState(mp_state=state))
+        self._ioctl(kvm.KVM_SET_MP_STATE, kvm.MpState(mp_state=state))
 
     def get_events(self) -> kvm.VcpuEvents:
         """Exceptions and interrupts that are on their way into the guest."""
@@ -226,18 +235,24 @@ class Vcpu:
 
     def set_events(self, events: kvm.VcpuEvents) -> None:
         """Inject exceptions and interrupts."""
-        ioctl(self.fd, kvm.KVM_SET_VCPU_EVENTS, events)
+        self._ioctl(kvm.KVM_SET_VCPU_EVENTS, events)
 
     def account_pause(self) -> None:
         """Tell the guest through kvmclock that it was stopped, so that its watchdogs do not bark."""
         try:
-            ioctl(self.fd, kvm.KVM_KVMCLOCK_CTRL)
+            self._ioctl(kvm.KVM_KVMCLOCK_CTRL)
         except OSError as error:
             if error.errno != errno.EINVAL:  # which says that the guest does not use kvmclock
                 raise
 
+    def _ioctl(self, request: int, argument: ctypes._CData | int = 0) -> int:
+        """The kernel would let another thread wait, deaf to signals, until the guest leaves by itself."""
+        if self._runner not in (None, threading.get_ident()):
+            raise ConflictError(f"vCPU {self.index} is running", hint="pause the machine first")
+        return ioctl(self.fd, request, argument)
+
     def _get(self, request: int, into: _Structure) -> _Structure:
-        ioctl(self.fd, request, into)
+        self._ioctl(request, into)
         return into
 
 
