@@ -1,7 +1,8 @@
 """The first serial port's way out of the machine's process: a stream, served by the event loop.
 
-A vCPU's thread puts bytes into a buffer and goes on; the loop sends them some milliseconds later, many at
-once, for each send wakes another process. A buffer that is full makes the guest wait, not the machine.
+A vCPU's thread puts bytes into a buffer and goes on; the loop sends them, the first at once and what follows
+many together, for each send wakes another process. A buffer that is full makes the guest wait, not the
+machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nagaya.errors import UnavailableError
 from nagaya.hw.serial import Serial
 
 BUFFER_BYTES = 4096  # at most PIPE_BUF: a pipe that is writable takes it without waiting
-GATHER_S = 0.002  # what a guest prints meanwhile is sent together; nobody sees the delay
+GATHER_S = 0.002  # from one send to the next: what a guest prints meanwhile goes together
 _READ_BYTES = 4096
 _STDOUT = 1
 
@@ -41,6 +42,7 @@ class SerialLink:
         self._port: Serial | None = None
         self._unsent = bytearray()
         self._sending = False  # a flush is on its way
+        self._next_send = 0.0  # not before, by the loop's clock
         self._typed = b""  # what the guest has no room for
         self._gone = False
 
@@ -57,7 +59,7 @@ class SerialLink:
         self._unsent += taken
         if not self._sending and self._unsent:
             self._sending = True
-            self._soon(lambda: self._loop.call_later(GATHER_S, self._flush))
+            self._soon(lambda: self._loop.call_at(self._next_send, self._flush))
         return len(taken)
 
     def room(self) -> None:
@@ -81,6 +83,7 @@ class SerialLink:
         if self._gone:
             return
         try:
+            self._next_send = self._loop.time() + GATHER_S
             with self._lock:
                 self._write()
                 waiting = bool(self._unsent)
