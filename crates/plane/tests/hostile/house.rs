@@ -163,6 +163,13 @@ impl House {
         ["reads", "writes", "flushes"].iter().filter_map(|counter| device[counter].as_u64()).sum()
     }
 
+    /// How many events of this name there were since the last call of this.
+    pub fn take_events(&self, name: &str) -> usize {
+        let events = self.plane.take_events();
+        let events = events.iter().map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
+        events.filter(|event| event["event"] == name).count()
+    }
+
     /// What the plane tells about a device.
     pub fn device(&self, id: &str) -> Value {
         let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
@@ -227,6 +234,17 @@ impl Neighbour {
         assert!(tally.longest_stall < PATIENCE, "stalled for {:?}", tally.longest_stall);
         tally
     }
+}
+
+/// Attack a disk beside an honest guest, then see that the disk serves the next frontend.
+pub fn beside_a_neighbour(attack: impl FnOnce(&House, &Disk)) {
+    let house = House::new();
+    let disk = house.disk("hostile", false);
+    let neighbour = house.neighbour();
+    attack(&house, &disk);
+    neighbour.leave();
+    house.assert_one_worker();
+    assert_serves(&disk.socket);
 }
 
 /// An honest look at a disk that was just attacked: it connects and reads its first block.

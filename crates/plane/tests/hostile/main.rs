@@ -6,6 +6,7 @@
 
 mod chains;
 mod chars;
+mod floods;
 mod house;
 mod kill;
 mod memory;

@@ -11,18 +11,8 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::house::{Disk, House, assert_serves};
+use crate::house::{Disk, House, beside_a_neighbour};
 use crate::scene::{Answer, QUEUE_SIZE, Scene, connect};
-
-fn beside_a_neighbour(attack: impl FnOnce(&House, &Disk)) {
-    let house = House::new();
-    let disk = house.disk("hostile", false);
-    let neighbour = house.neighbour();
-    attack(&house, &disk);
-    neighbour.leave();
-    house.assert_one_worker();
-    assert_serves(&disk.socket);
-}
 
 /// Wait until a violation more than `before` is counted.
 fn assert_breaks(house: &House, disk: &Disk, before: u64, what: &str) {

@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, TestRunner};
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::house::{Disk, House, assert_serves};
+use crate::house::{House, assert_serves, beside_a_neighbour};
 use crate::scene::{QUEUE_SIZE, connect};
 
 const SET_MEM_TABLE: u32 = 5;
@@ -27,16 +27,6 @@ const SET_INFLIGHT_FD: u32 = 32;
 const VERSION: u32 = 1;
 const NEED_REPLY: u32 = 8;
 
-fn with_a_disk(attack: impl FnOnce(&House, &Disk)) {
-    let house = House::new();
-    let disk = house.disk("hostile", false);
-    let neighbour = house.neighbour();
-    attack(&house, &disk);
-    neighbour.leave();
-    house.assert_one_worker();
-    assert_serves(&disk.socket);
-}
-
 fn state(index: u32, number: u32) -> [u8; 8] {
     let mut payload = [0; 8];
     payload[..4].copy_from_slice(&index.to_ne_bytes());
@@ -46,7 +36,7 @@ fn state(index: u32, number: u32) -> [u8; 8] {
 
 #[test]
 fn queue_sizes_that_are_no_queue_sizes_are_refused() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         for size in [0_u32, 3, 100, 0x1_0000, 0x8000_0000, u32::MAX] {
             let device = connect(&disk.socket, 0).unwrap();
             device.share_memory().unwrap();
@@ -67,7 +57,7 @@ fn queue_sizes_that_are_no_queue_sizes_are_refused() {
 
 #[test]
 fn queues_that_do_not_exist_are_refused() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         for message in [SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE, SET_VRING_ENABLE] {
             for index in [1_u32, 255, 256, u32::MAX] {
                 let device = connect(&disk.socket, 0).unwrap();
@@ -83,7 +73,7 @@ fn queues_that_do_not_exist_are_refused() {
 
 #[test]
 fn queues_before_features_and_memory_are_not_served() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         let device = Device::unnegotiated(&disk.socket, 0x10_0000).unwrap();
         let kick = EventFd::new(0).unwrap();
         let ring = Ring::new(&device.memory, QUEUE_SIZE);
@@ -100,7 +90,7 @@ fn queues_before_features_and_memory_are_not_served() {
 
 #[test]
 fn a_message_without_its_fd_or_with_too_many_is_refused() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         let event = EventFd::new(0).unwrap();
         let many = [event.as_raw_fd(); 32];
         for message in 1..=44 {
@@ -114,7 +104,7 @@ fn a_message_without_its_fd_or_with_too_many_is_refused() {
 
 #[test]
 fn sizes_that_lie_are_refused() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         for size in [0_u32, 1, 7, 9, 0x1000, 0x1001, 0x7fff_ffff, u32::MAX] {
             for message in [SET_MEM_TABLE, SET_VRING_NUM, GET_CONFIG, SET_INFLIGHT_FD, 0, 45, u32::MAX] {
                 let device = connect(&disk.socket, 0).unwrap();
@@ -126,7 +116,7 @@ fn sizes_that_lie_are_refused() {
 
 #[test]
 fn a_message_in_pieces_and_none_at_all_block_no_other_device() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         let silent = UnixStream::connect(&disk.socket).unwrap();
         let mut slow = UnixStream::connect(&disk.socket).unwrap();
         slow.write_all(&SET_VRING_NUM.to_ne_bytes()).unwrap();
@@ -139,7 +129,7 @@ fn a_message_in_pieces_and_none_at_all_block_no_other_device() {
 
 #[test]
 fn reading_the_configuration_out_of_bounds_is_refused() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         for (offset, size) in [(0_u32, 257_u32), (256, 1), (255, 2), (u32::MAX, 1), (1, u32::MAX), (0, 0)] {
             let device = connect(&disk.socket, 0).unwrap();
             let mut payload = Vec::new();
@@ -154,7 +144,7 @@ fn reading_the_configuration_out_of_bounds_is_refused() {
 
 #[test]
 fn an_inflight_region_from_the_frontend_is_not_trusted() {
-    with_a_disk(|_, disk| {
+    beside_a_neighbour(|_, disk| {
         // A memfd of noise, and sizes and offsets that do not fit it.
         let memory = Memory::new(0, 0x4000).unwrap();
         let noise = memory.region().mmap_handle;

@@ -11,23 +11,12 @@ use nagaya_client::{Descriptor, Ring};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::house::{Access, DISK_LEN, Disk, House, assert_serves};
+use crate::house::{Access, DISK_LEN, Disk, House, beside_a_neighbour};
 use crate::scene::{Answer, DATA_LEN, QUEUE_SIZE, Scene, WRITE, connect};
 
 /// SET_VRING_CALL and SET_VRING_KICK by number, for fds that are no eventfds.
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
-
-/// Attack a disk beside an honest guest, then see that the disk serves the next frontend.
-fn beside_a_neighbour(attack: impl FnOnce(&House, &Disk)) {
-    let house = House::new();
-    let disk = house.disk("hostile", false);
-    let neighbour = house.neighbour();
-    attack(&house, &disk);
-    neighbour.leave();
-    house.assert_one_worker();
-    assert_serves(&disk.socket);
-}
 
 /// Lay a plain read as chain 0.
 fn lay_read(scene: &Scene) {
