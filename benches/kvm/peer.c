@@ -1,16 +1,17 @@
 /* The least VMM in C: what the benches of the kvm engine stand beside. It boots a payload by the Linux 64-bit
  * protocol with the same ioctls, and prints what the payload prints.
  *
- *     peer PAYLOAD COMMAND-LINE [doorbell]
+ *     peer PAYLOAD COMMAND-LINE [silent|answered]
+ *     peer answer KICK-FD CALL-FD
  *
- * With "doorbell", writes to 0xd0000000 signal an eventfd (ioeventfd), a thread answers each signal on another,
- * and that is the MSI vector 48 on APIC id 0 (irqfd).
+ * "silent": writes to 0xd0000000 signal an eventfd (ioeventfd). "answered": also, a process answers each signal on
+ * another eventfd (which is all that the second form does), and that is the MSI vector 48 on APIC id 0 (irqfd).
  */
 #include <elf.h>
 #include <err.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,7 @@
 #define MSI_GSI 24
 
 static char *ram;
-static int kick, call;
+static pid_t answerer;
 
 static int must(int result, const char *what)
 {
@@ -75,21 +76,19 @@ static void set_registers(int vcpu, uint64_t entry)
     must(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 }
 
-static void *answer(void *unused)
+static int answer(int kick, int call)
 {
-    (void)unused;
     for (uint64_t n; read(kick, &n, sizeof n) == sizeof n;) {
         n = 1;
         if (write(call, &n, sizeof n) != sizeof n)
             err(1, "call");
     }
-    return NULL;
+    return 1;
 }
 
-static void wire(int vm)
+static void wire(int vm, int answered)
 {
-    kick = must(eventfd(0, 0), "eventfd");
-    call = must(eventfd(0, EFD_NONBLOCK), "eventfd");
+    int kick = must(eventfd(0, 0), "eventfd"), call = must(eventfd(0, EFD_NONBLOCK), "eventfd");
     struct kvm_ioeventfd doorbell = {.addr = DOORBELL, .len = 0, .fd = kick};
     must(ioctl(vm, KVM_IOEVENTFD, &doorbell), "KVM_IOEVENTFD");
     struct {
@@ -103,8 +102,11 @@ static void wire(int vm)
     must(ioctl(vm, KVM_SET_GSI_ROUTING, &routing), "KVM_SET_GSI_ROUTING");
     struct kvm_irqfd irqfd = {.fd = call, .gsi = MSI_GSI};
     must(ioctl(vm, KVM_IRQFD, &irqfd), "KVM_IRQFD");
-    pthread_t thread;
-    pthread_create(&thread, NULL, answer, NULL);
+    if (!answered)
+        return;
+    answerer = must(fork(), "fork");
+    if (!answerer)
+        _exit(answer(kick, call));
 }
 
 static void copy_cpuid(int kvm, int vcpu)
@@ -144,8 +146,10 @@ static int run(int vcpu, struct kvm_run *state)
 
 int main(int argc, char **argv)
 {
+    if (argc == 4 && !strcmp(argv[1], "answer"))
+        return answer(atoi(argv[2]), atoi(argv[3]));
     if (argc < 3)
-        errx(2, "peer PAYLOAD COMMAND-LINE [doorbell]");
+        errx(2, "peer PAYLOAD COMMAND-LINE [silent|answered]");
     int kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
     int vm = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
     must(ioctl(vm, KVM_SET_TSS_ADDR, 0xfffbd000), "KVM_SET_TSS_ADDR");
@@ -158,8 +162,9 @@ int main(int argc, char **argv)
     struct kvm_run *state = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
     set_registers(vcpu, load(argv[1], argv[2]));
     if (argc > 3)
-        wire(vm);
+        wire(vm, !strcmp(argv[3], "answered"));
     int status = run(vcpu, state);
-    fflush(stdout);
-    _exit(status);
+    if (answerer)
+        kill(answerer, SIGKILL);
+    return status;
 }

@@ -36,11 +36,23 @@ class Vector(Protocol):
         """Give back the eventfd and the interrupt's route."""
 
 
+class Pulse(Protocol):
+    """An edge-triggered line of the I/O APIC behind an eventfd (irqfd): each signal is one interrupt."""
+
+    fd: int  # eventfd, non-blocking, owned by the pulse
+
+    def close(self) -> None:
+        """Give back the eventfd."""
+
+
 class Interrupts(Protocol):
     """Where lines and vectors come from."""
 
     def line(self, number: int) -> Line:
         """The line `number` of the I/O APIC."""
+
+    def pulse(self, number: int) -> Pulse:
+        """The line `number` of the I/O APIC, to be signalled through an eventfd. Nobody else drives it."""
 
     def vector(self) -> Vector:
         """A new vector. Raises `ResourceError` when the host has no route left."""

@@ -35,6 +35,12 @@ class KvmInterrupts:
             raise UsageError(f"the I/O APIC has no line {number}, only 0 to {kvm.KVM_IOAPIC_NUM_PINS - 1}")
         return KvmLine(self._vm, number)
 
+    def pulse(self, number: int) -> KvmPulse:
+        """The line `number` of the I/O APIC, to be signalled through an eventfd."""
+        if not 0 <= number < kvm.KVM_IOAPIC_NUM_PINS:
+            raise UsageError(f"the I/O APIC has no line {number}, only 0 to {kvm.KVM_IOAPIC_NUM_PINS - 1}")
+        return KvmPulse(self, number)
+
     def vector(self) -> KvmVector:
         """A new vector, masked. Raises `ResourceError` when the host has no route left."""
         if not self._free:
@@ -82,6 +88,23 @@ class KvmLine:
         if level != self._level:
             ioctl(self._vm.fd, kvm.KVM_IRQ_LINE, kvm.IrqLevel(irq=self._number, level=level))
             self._level = level
+
+
+class KvmPulse:
+    """A line whose edges come from the eventfd `fd`: KVM raises and lowers it at each signal."""
+
+    def __init__(self, interrupts: KvmInterrupts, number: int) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._interrupts = interrupts
+        self._number = number
+        interrupts.connect(self.fd, number)
+
+    def close(self) -> None:
+        """Give back the eventfd."""
+        if self.fd >= 0:
+            self._interrupts.connect(self.fd, self._number, undo=True)
+            os.close(self.fd)
+            self.fd = -1
 
 
 class KvmVector:

@@ -22,6 +22,18 @@ class FakeLine:
         self.level = level
 
 
+class FakePulse:
+    """A line's eventfd, and nothing behind it."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
 class FakeVector:
     """A vector with no kernel behind its eventfd: `delivered` has (address, payload) of what came through.
 
@@ -73,6 +85,9 @@ class FakeInterrupts:
 
     def line(self, number: int) -> FakeLine:
         return self.lines.setdefault(number, FakeLine())
+
+    def pulse(self, number: int) -> FakePulse:
+        return FakePulse()
 
     def vector(self) -> FakeVector:
         if len(self.vectors) >= self.limit:

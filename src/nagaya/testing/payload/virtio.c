@@ -105,7 +105,9 @@ void virtq_kick(struct virtq *queue)
         u16 event = queue->used[2 + 4 * queue->size];
         wanted = (u16)(queue->next - event - 1) < (u16)(queue->next - before);
     }
-    if (wanted)
+    if (wanted && queue->mmio)
+        write32(queue->doorbell, queue->index);
+    else if (wanted)
         write16(queue->doorbell, queue->index);
 }
 

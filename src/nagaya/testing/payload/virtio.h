@@ -44,7 +44,7 @@ struct virtq {
     volatile u16 *used;  /* flags, index, ring of (u32 head, u32 length), avail_event */
     u64 doorbell;
     u16 index, size, next, kicked, seen;
-    bool event_index, interrupts;
+    bool event_index, interrupts, mmio;
 };
 
 /* The device number `nth` of a type; false if there is none. */
