@@ -54,14 +54,14 @@ static void port(u16 at)
 }
 
 /* Where a function of bus 0 or behind a port has its registers. */
-static u64 config(void) { return ECAM + (below(4) << 20 | below(8) << 15) + (below(2) ? below(0x100) : below(0x1000)); }
+static u64 config(void) { return ECAM + (below(8) << 20 | below(8) << 15) + (below(2) ? below(0x100) : below(0x1000)); }
 
 int main(void)
 {
     static const u16 ports[] = {0x70, 0x71, 0x3f9, 0x3fa, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x60, 0x64, 0x601};
     state = arg("seed", 1) * 0x9e3779b97f4a7c15ull | 1;
     map(PCI_WINDOW, 0x4000000);
-    map(ECAM, 0x400000);
+    map(ECAM, 0x800000);
     u64 rounds = arg("rounds", 20000);
     for (u64 round = 0; round < rounds; round++) {
         switch (below(8)) {

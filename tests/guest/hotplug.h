@@ -1,4 +1,6 @@
-/* What Linux' pciehp does with a root port, step by step: the first port, whose slot is empty. */
+/* What Linux' pciehp does with a root port, step by step: with the port that the command line says (`port`, counted
+ * from 0), whose slot is empty.
+ */
 #pragma once
 #include "pci.h"
 
@@ -45,7 +47,7 @@ static void indicator(u16 power)
 
 static void hotplug_begin(void)
 {
-    struct pci port = pci_find(0x1b36, 0x000c, 0);
+    struct pci port = pci_find(0x1b36, 0x000c, arg("port", 0));
     check(port.config);
     express = port.config + pci_capability(&port, 0x10, 0);
     apic_on();

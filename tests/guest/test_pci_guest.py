@@ -10,8 +10,10 @@ import pytest
 
 from nagaya.abi import pci
 from nagaya.hw.pci import Bar, Identity, PciFunction
+from nagaya.hw.root_port import RootPort
 from nagaya.hw.wires import Interrupts
 from nagaya.kvm.config import DeviceConfig
+from nagaya.kvm.machine import SPARE_SLOTS, Machine
 from nagaya.testing.bare import Bare
 from nagaya.testing.payload import build
 
@@ -44,6 +46,14 @@ def _said(board: Bare, text: str, times: int) -> None:
     board.wait(lambda: board.output.count(text) == times)
 
 
+def _add_port(machine: Machine, ejected: list[PciFunction]) -> RootPort:
+    """A port behind the machine's own, for devices that it does not know."""
+    port = RootPort(machine.interrupts, 9, ejected.append)
+    machine.pci.add_port(port)
+    machine.pci.power_on()
+    return port
+
+
 def test_a_guest_walks_the_buses_and_is_interrupted() -> None:
     board = Bare(build(HERE / "pci_walk.c"))
     host = board.machine.pci
@@ -71,9 +81,11 @@ def test_a_guest_walks_the_buses_and_is_interrupted() -> None:
 
 
 def test_devices_come_and_go_while_the_guest_runs() -> None:
-    with Bare(build(HERE / "pci_hotplug.c"), "devices=3") as board:
-        machine = board.machine
-        port = next(iter(machine.pci.ports.values()))
+    board = Bare(build(HERE / "pci_hotplug.c"), f"devices=3 port={SPARE_SLOTS}")
+    machine = board.machine
+    ejected: list[PciFunction] = []
+    port = _add_port(machine, ejected)
+    with board:
         for count in range(1, 4):
             _said(board, "LISTENING", count)
             function = Bell(machine.interrupts).function
@@ -84,6 +96,8 @@ def test_devices_come_and_go_while_the_guest_runs() -> None:
                 port.request_unplug()
             _said(board, "UNPLUGGED", count)
             assert port.child is None
+            assert ejected == [function]
+            ejected.clear()
             function.close()
         board.finish()
 
@@ -109,9 +123,10 @@ def test_a_guest_that_fuzzes_its_hardware_ends_as_it_meant_to(disk: MakeDisk, se
     """With a real disk and its doorbells among the victims, and a device that comes and goes meanwhile."""
     configs = [disk("disk0"), disk("disk1")]
     command = f"seed={seed} rounds=6000"
-    with Bare(build(HERE / "hardware_fuzz.c"), command, devices=configs[:1]) as board:
-        machine = board.machine
-        port = next(iter(machine.pci.ports.values()))
+    board = Bare(build(HERE / "hardware_fuzz.c"), command, devices=configs[:1])
+    machine = board.machine
+    port = _add_port(machine, [])
+    with board:
         while "EXIT" not in board.output and board.ending is None:
             function = Bell(machine.interrupts).function
             with machine.lock:
