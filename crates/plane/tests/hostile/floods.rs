@@ -81,25 +81,24 @@ impl Userspace {
         File::create(&mount).unwrap();
         let node = format!("driver=file,node-name=f,filename={}", image.display());
         let export = format!("type=fuse,id=e,node-name=f,writable=on,mountpoint={}", mount.display());
-        let mut server = Command::new("qemu-storage-daemon");
-        let server = server.args(["--blockdev", &node, "--export", &export]).spawn().unwrap();
+        let open = || File::options().read(true).write(true).open(&mount).unwrap();
+        let mut command = Command::new("qemu-storage-daemon");
+        let server = command.args(["--blockdev", &node, "--export", &export]).spawn().unwrap();
+        let mut userspace = Userspace { server, file: open() };
         let end = Instant::now() + Duration::from_secs(10);
-        loop {
-            let file = File::options().read(true).write(true).open(&mount).unwrap();
-            if kind(&file) == FUSE {
-                let stopped = Userspace { server, file };
-                stopped.signal(libc::SIGSTOP);
-                let number = stopped.server.id() as i32;
-                thread::spawn(move || {
-                    thread::sleep(LONGEST_STOP);
-                    // SAFETY: passes no pointer; continuing a process that is no more, or runs, does nothing.
-                    unsafe { libc::kill(number, libc::SIGCONT) };
-                });
-                return stopped;
-            }
+        while kind(&userspace.file) != FUSE {
             assert!(Instant::now() < end, "no FUSE");
             thread::sleep(Duration::from_millis(10));
+            userspace.file = open();
         }
+        userspace.signal(libc::SIGSTOP);
+        let number = userspace.server.id() as i32;
+        thread::spawn(move || {
+            thread::sleep(LONGEST_STOP);
+            // SAFETY: passes no pointer; continuing a process that is no more, or runs, does nothing.
+            unsafe { libc::kill(number, libc::SIGCONT) };
+        });
+        userspace
     }
 
     fn signal(&self, number: i32) {
