@@ -151,7 +151,6 @@ def test_a_second_disk_takes_a_file_system(cli: Cli, tmp_path: Path) -> None:
     file.write_text(TWO_DISKS)
     done = cli("up", "-f", str(file))
     assert done.returncode == 0, done.stderr
-    assert cli("start", "d1", "--wait").returncode == 0
     steps = (
         "mkfs.ext4 -q /dev/vdb",
         "mount /dev/vdb /mnt",
@@ -169,7 +168,7 @@ def test_a_polite_stop_is_the_power_button(cli: Cli) -> None:
     start(cli, "debian", "d1", "--memory", "512MiB")
     cli("exec", "d1", "--", "systemctl", "--no-block", "stop", "qemu-guest-agent")
     assert cli("stop", "d1").stdout == "d1 is stopped\n"
-    assert "reboot: Power down" in cli("logs", "d1").stdout
+    assert "killed" not in str(shown(cli, "d1")["cause"])
 
 
 def test_a_reboot_inside_is_a_new_start(cli: Cli) -> None:
@@ -192,7 +191,7 @@ def test_a_panic_is_the_cause_that_is_shown(cli: Cli) -> None:
     while shown(cli, "b1")["state"] not in ("failed", "stopped"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert "panic" in json.dumps(shown(cli, "b1"))
+    assert "panic" in str(shown(cli, "b1")["cause"])
 
 
 def test_a_paused_guest_stands_still_and_goes_on(cli: Cli) -> None:
