@@ -170,7 +170,7 @@ class Vcpu:
 
     def get_regs(self) -> kvm.Regs:
         """The general registers, rip and rflags."""
-        return self._get(kvm.KVM_GET_REGS, kvm.Regs())
+        return self.fetch(kvm.KVM_GET_REGS, kvm.Regs())
 
     def set_regs(self, regs: kvm.Regs) -> None:
         """Set the general registers, rip and rflags."""
@@ -178,7 +178,7 @@ class Vcpu:
 
     def get_sregs(self) -> kvm.Sregs:
         """Segments, descriptor tables, control registers, EFER, APIC base."""
-        return self._get(kvm.KVM_GET_SREGS, kvm.Sregs())
+        return self.fetch(kvm.KVM_GET_SREGS, kvm.Sregs())
 
     def set_sregs(self, sregs: kvm.Sregs) -> None:
         """Set segments, descriptor tables, control registers, EFER, APIC base."""
@@ -223,7 +223,7 @@ class Vcpu:
 
     def get_mp_state(self) -> int:
         """One of KVM_MP_STATE_*."""
-        return int(self._get(kvm.KVM_GET_MP_STATE, kvm.MpState()).mp_state)
+        return int(self.fetch(kvm.KVM_GET_MP_STATE, kvm.MpState()).mp_state)
 
     def set_mp_state(self, state: int) -> None:
         """Set one of KVM_MP_STATE_*."""
@@ -231,11 +231,29 @@ class Vcpu:
 
     def get_events(self) -> kvm.VcpuEvents:
         """Exceptions and interrupts that are on their way into the guest."""
-        return self._get(kvm.KVM_GET_VCPU_EVENTS, kvm.VcpuEvents())
+        return self.fetch(kvm.KVM_GET_VCPU_EVENTS, kvm.VcpuEvents())
 
     def set_events(self, events: kvm.VcpuEvents) -> None:
         """Inject exceptions and interrupts."""
         self._ioctl(kvm.KVM_SET_VCPU_EVENTS, events)
+
+    def fetch(self, request: int, into: _Structure) -> _Structure:
+        """Any other part of the state: a KVM_GET_* of the vCPU, into its structure."""
+        self._ioctl(request, into)
+        return into
+
+    def store(self, request: int, structure: ctypes.Structure) -> None:
+        """Any other part of the state: a KVM_SET_* of the vCPU."""
+        self._ioctl(request, structure)
+
+    def tsc_khz(self) -> int:
+        """The frequency of the guest's time-stamp counter; 0 if the kernel does not say."""
+        try:
+            return self._ioctl(kvm.KVM_GET_TSC_KHZ)
+        except OSError as error:
+            if error.errno != errno.EIO:  # "the host's is not stable"
+                raise
+            return 0
 
     def account_pause(self) -> None:
         """Tell the guest through kvmclock that it was stopped, so that its watchdogs do not bark."""
@@ -250,10 +268,6 @@ class Vcpu:
         if self._runner not in (None, threading.get_ident()):
             raise ConflictError(f"vCPU {self.index} is running", hint="pause the machine first")
         return ioctl(self.fd, request, argument)
-
-    def _get(self, request: int, into: _Structure) -> _Structure:
-        self._ioctl(request, into)
-        return into
 
 
 _SUBERRORS = {
