@@ -12,6 +12,9 @@ BENCHES = {
     "idle": "benches.guest.idle",
     "disk": "benches.disk.run",
     "restart": "benches.restart",
+    "kvm-compute": "benches.kvm.compute",
+    "kvm-kicks": "benches.kvm.kicks",
+    "kvm-io": "benches.kvm.io",
 }
 
 

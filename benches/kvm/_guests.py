@@ -37,11 +37,11 @@ class Payload:
         return int(said[1]) / int(said[2]) * self.khz * 1000
 
 
-def payload(name: str, **words: int) -> Payload:
-    """The guest NAME.c of this directory."""
+def payload(name: str, /, *, directory: Path = HERE, **words: int) -> Payload:
+    """The guest NAME.c of a directory, this one."""
     khz = tsc_khz()
     cmdline = " ".join(f"{key}={value}" for key, value in {**words, "khz": khz}.items())
-    return Payload(build(HERE / f"{name}.c"), cmdline, khz)
+    return Payload(build(directory / f"{name}.c"), cmdline, khz)
 
 
 def run_ours(guest: Payload, devices: Sequence[DeviceConfig] = ()) -> float:

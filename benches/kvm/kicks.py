@@ -16,7 +16,7 @@ from benches.kvm._guests import Payload, build_peer, payload, run_peer
 from nagaya.hw import layout
 from nagaya.testing.bare import Bare
 
-ROUNDS = 7
+ROUNDS = 5
 PEER = "C"
 DOORBELL, VECTOR = 0xD0000000, 48
 CASES = (

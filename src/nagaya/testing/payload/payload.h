@@ -106,5 +106,6 @@ void smp_start(int count, void (*function)(int cpu));
 
 void *memset(void *to, int byte, size_t size);
 void *memcpy(void *to, const void *from, size_t size);
+void *memmove(void *to, const void *from, size_t size);
 int memcmp(const void *a, const void *b, size_t size);
 size_t strlen(const char *text);

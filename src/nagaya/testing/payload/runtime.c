@@ -253,6 +253,17 @@ void *memcpy(void *to, const void *from, size_t size)
     return to;
 }
 
+void *memmove(void *to, const void *from, size_t size)
+{
+    u8 *a = to;
+    const u8 *b = from;
+    if (a <= b)
+        return memcpy(to, from, size);
+    while (size--)
+        a[size] = b[size];
+    return to;
+}
+
 int memcmp(const void *a, const void *b, size_t size)
 {
     const u8 *x = a, *y = b;
