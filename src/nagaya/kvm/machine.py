@@ -240,9 +240,10 @@ class Machine:
             )
             for index in range(self.config.cpus)
         ]
-        supported, cpus = self.vm.system.supported_cpuid(), self.config.cpus
+        supported, cpus, tsc_khz = self.vm.system.supported_cpuid(), self.config.cpus, vcpus[0].tsc_khz()
         for vcpu in vcpus:
-            vcpu.set_cpuid(cpuid(self.config.cpu_model, supported, index=vcpu.index, cpus=cpus))
+            leaves = cpuid(self.config.cpu_model, supported, index=vcpu.index, cpus=cpus, tsc_khz=tsc_khz)
+            vcpu.set_cpuid(leaves)
             vcpu.set_msrs(msrs.initial())
         return Vcpus(vcpus, self._failed)
 

@@ -47,6 +47,16 @@ def array(header: ctypes.Structure, entries: Sequence[ctypes.Structure]) -> ctyp
     return ctypes.create_string_buffer(content, len(content))
 
 
+def cpuid_entries(fd: int, request: int) -> tuple[kvm.CpuidEntry, ...]:
+    """What a KVM_GET_*CPUID* answers."""
+    size = ctypes.sizeof(kvm.Cpuid)
+    buffer = ctypes.create_string_buffer(size + _CPUID_ENTRIES * ctypes.sizeof(kvm.CpuidEntry))
+    header = kvm.Cpuid.from_buffer(buffer)
+    header.nent = _CPUID_ENTRIES
+    ioctl(fd, request, buffer)
+    return tuple((kvm.CpuidEntry * header.nent).from_buffer_copy(buffer, size))
+
+
 class Kvm:
     """The open /dev/kvm. A context manager."""
 
@@ -96,12 +106,7 @@ class Kvm:
 
     def supported_cpuid(self) -> tuple[kvm.CpuidEntry, ...]:
         """The CPUID leaves that this host can give to a guest."""
-        entries = (kvm.CpuidEntry * _CPUID_ENTRIES)()
-        buffer = array(kvm.Cpuid(nent=_CPUID_ENTRIES), list(entries))
-        ioctl(self.fd, kvm.KVM_GET_SUPPORTED_CPUID, buffer)
-        count = kvm.Cpuid.from_buffer(buffer).nent
-        found = (kvm.CpuidEntry * count).from_buffer_copy(buffer, ctypes.sizeof(kvm.Cpuid))
-        return tuple(found)
+        return cpuid_entries(self.fd, kvm.KVM_GET_SUPPORTED_CPUID)
 
     def msr_indices(self) -> tuple[int, ...]:
         """The MSRs that belong to a vCPU's state (KVM_GET_MSR_INDEX_LIST)."""

@@ -22,7 +22,7 @@ from typing import Protocol, Self, TypeVar
 from nagaya.abi import kvm
 from nagaya.errors import ConflictError, MachineFailedError, ResourceError, UnsupportedError
 from nagaya.kvm import completer, exits
-from nagaya.kvm.system import array, ioctl
+from nagaya.kvm.system import array, cpuid_entries, ioctl
 from nagaya.kvm.vm import Vm
 
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
@@ -196,12 +196,8 @@ class Vcpu:
 
     def get_cpuid(self) -> tuple[kvm.CpuidEntry, ...]:
         """What CPUID says, with what the kernel keeps up to date (OSXSAVE, ...)."""
-        size = ctypes.sizeof(kvm.CpuidEntry)
-        buffer = ctypes.create_string_buffer(ctypes.sizeof(kvm.Cpuid) + 256 * size)
-        kvm.Cpuid.from_buffer(buffer).nent = 256
-        self._ioctl(kvm.KVM_GET_CPUID2, buffer)
-        count = kvm.Cpuid.from_buffer(buffer).nent
-        return tuple((kvm.CpuidEntry * count).from_buffer_copy(buffer, ctypes.sizeof(kvm.Cpuid)))
+        self._refuse_while_running()
+        return cpuid_entries(self.fd, kvm.KVM_GET_CPUID2)
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """The values of MSRs, up to the first that KVM does not give."""
@@ -264,10 +260,13 @@ class Vcpu:
                 raise
 
     def _ioctl(self, request: int, argument: ctypes._CData | int = 0) -> int:
+        self._refuse_while_running()
+        return ioctl(self.fd, request, argument)
+
+    def _refuse_while_running(self) -> None:
         """The kernel would let another thread wait, deaf to signals, until the guest leaves by itself."""
         if self._runner not in (None, threading.get_ident()):
             raise ConflictError(f"vCPU {self.index} is running", hint="pause the machine first")
-        return ioctl(self.fd, request, argument)
 
 
 _SUBERRORS = {
