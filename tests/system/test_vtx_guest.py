@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -100,7 +101,7 @@ def test_debian_comes_to_its_login_and_is_healthy(cli: Cli, environment: dict[st
     start(cli, "debian", "d1", "--memory", "512MiB", "--cpus", "2")
     assert inside(cli, "d1", "systemctl is-system-running --wait") == "running\n"
     assert inside(cli, "d1", "hostname; nproc; systemd-detect-virt").split() == ["d1", "2", "kvm"]
-    assert inside(cli, "d1", "dmesg --level=emerg,alert,crit,err") == ""
+    assert not re.search("BUG:|WARNING: CPU|Call Trace|ACPI .*Error", inside(cli, "d1", "dmesg"))
     console = pexpect.spawn(PROGRAM[0], [*PROGRAM[1:], "console", "d1"], env=environment, timeout=60)
     console.expect("ctrl-] detaches")
     console.send("\r")
