@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -20,16 +19,14 @@ from typing import Any
 import pytest
 
 from nagaya.abi import linux
-from nagaya.engines.engine import GuestState, Machine, ProcessId
+from nagaya.engines.engine import GuestState
 from nagaya.engines.kvm import KvmEngine, launch_plan
 from nagaya.engines.launch import ZygoteClient
 from nagaya.errors import PermissionDeniedError, ResourceError, UnavailableError
-from nagaya.kernel import Kernel
 from nagaya.paths import Paths
-from nagaya.resources.cgroups import Cgroup, remove_base
-from nagaya.spec import Boot, MachineSpec
-from nagaya.testing.payload import build
-from nagaya.testing.yard import wait_until
+from nagaya.resources.cgroups import Cgroup
+from nagaya.spec import MachineSpec
+from nagaya.testing.kvm_yard import KvmYard
 
 pytestmark = [pytest.mark.root, pytest.mark.kvm]
 
@@ -38,54 +35,15 @@ NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup")
 CAPABILITY_FIELDS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
-class Yard:
-    """Machines of the kvm engine without daemon and plane: no devices, their console is the engine's log."""
-
-    def __init__(self, paths: Paths) -> None:
-        self.paths = paths
-        self.engine = KvmEngine(paths)
-        self.machines: list[Machine] = []
-
-    def machine(self, **spec: Any) -> Machine:
-        """One whose guest idles, with directories as the daemon makes them."""
-        number = len(self.machines)
-        uid = 61000 + os.getpid() % 1000 * 4 + number
-        fields = {"name": f"m{number}", "memory": "32MiB", "boot": Boot(cmdline="do=0"), **spec}
-        one = MachineSpec(engine="kvm", **fields)
-        kernel = Kernel("guest", str(build("acts")))
-        machine = Machine(f"{number:012x}", one, self.paths.machine(f"{number:012x}"), uid, uid, kernel)
-        machine.paths.jail.mkdir(parents=True, mode=0o750)
-        machine.paths.state.mkdir(parents=True, mode=0o700)
-        os.chown(machine.paths.jail, 0, uid)
-        self.machines.append(machine)
-        return machine
-
-    async def start(self, machine: Machine) -> ProcessId:
-        """Start it and wait until its guest runs."""
-        process = await self.engine.start(machine)
-        log = machine.paths.engine_log
-        await wait_until(lambda: "READY" in log.read_text())
-        return process
-
-    async def close(self) -> None:
-        """Nothing of it is left: machines, control groups, zygote."""
-        for machine in self.machines:
-            await self.engine.cleanup(machine)
-        zygote = await self.engine.prepare()
-        os.kill(zygote.pid, signal.SIGTERM)
-        await wait_until(lambda: not self.paths.zygote_socket.exists())
-        remove_base(zygote.base)
-
-
-Run = Callable[[Callable[[Yard], Any]], None]
+Run = Callable[[Callable[[KvmYard], Any]], None]
 
 
 @pytest.fixture
 def yard(paths: Paths) -> Run:
-    """Runs a coroutine function with a `Yard`, and cleans up after it."""
+    """Runs a coroutine function with a `KvmYard`, and cleans up after it."""
 
-    async def whole(test: Callable[[Yard], Any]) -> None:
-        one = Yard(paths)
+    async def whole(test: Callable[[KvmYard], Any]) -> None:
+        one = KvmYard(paths)
         try:
             await test(one)
         finally:
@@ -97,7 +55,7 @@ def yard(paths: Paths) -> Run:
 def test_a_taken_over_process_gets_nowhere(yard: Run, tmp_path: Path) -> None:
     """A process in the very jail of a machine tries some eighty ways out."""
 
-    async def test(yard: Yard) -> None:
+    async def test(yard: KvmYard) -> None:
         machine, other = yard.machine(), yard.machine()
         await yard.start(other)
         plan = launch_plan(machine, Cgroup({}), Path(machine.kernel.path))
@@ -125,7 +83,7 @@ def test_a_taken_over_process_gets_nowhere(yard: Run, tmp_path: Path) -> None:
 
 
 def test_a_machines_process_is_unprivileged_and_confined(yard: Run) -> None:
-    async def test(yard: Yard) -> None:
+    async def test(yard: KvmYard) -> None:
         machine = yard.machine(cpus=2)
         process = await yard.start(machine)
         pid = process.pid
@@ -155,7 +113,7 @@ def test_a_machines_process_is_unprivileged_and_confined(yard: Run) -> None:
 
 
 def test_an_idle_machine_sleeps(yard: Run) -> None:
-    async def test(yard: Yard) -> None:
+    async def test(yard: KvmYard) -> None:
         process = await yard.start(yard.machine(cpus=2))
         await asyncio.sleep(0.3)
         before = _switches(process.pid)
@@ -166,7 +124,7 @@ def test_an_idle_machine_sleeps(yard: Run) -> None:
 
 
 def test_pause_resume_and_state_go_by_the_monitor(yard: Run) -> None:
-    async def test(yard: Yard) -> None:
+    async def test(yard: KvmYard) -> None:
         machine = yard.machine()
         process = await yard.start(machine)
         for _ in range(2):
@@ -182,7 +140,7 @@ def test_pause_resume_and_state_go_by_the_monitor(yard: Run) -> None:
 
 
 def test_memory_that_cannot_be_had_is_said_and_leaves_nothing(yard: Run) -> None:
-    async def test(yard: Yard) -> None:
+    async def test(yard: KvmYard) -> None:
         with pytest.raises(ResourceError, match="memory"):
             await yard.engine.start(yard.machine(memory="64TiB"))
         client = ZygoteClient(yard.paths)
@@ -220,7 +178,7 @@ def _refused(paths: Paths, kind: type[Exception], change: Callable[[], None]) ->
 
 
 @contextlib.contextmanager
-def _host_listeners(yard: Yard) -> Iterator[tuple[int, str]]:
+def _host_listeners(yard: KvmYard) -> Iterator[tuple[int, str]]:
     """What a machine must not reach: the API's socket, an abstract one, a TCP port."""
     name = f"nagaya-test-{os.getpid()}"
     with (

@@ -50,7 +50,7 @@ class KvmEngine:
 
     def __init__(self, paths: Paths, jails: Jails | None = None) -> None:
         """`jails` is what engines of one daemon share."""
-        self._jails = jails or Jails(paths)
+        self.jails = jails or Jails(paths)
         self._unpacked = paths.cache / "unpacked"
 
     def check(self, spec: MachineSpec) -> None:
@@ -70,7 +70,7 @@ class KvmEngine:
 
     async def prepare(self) -> ZygoteInfo:
         """Make sure that the zygote runs; `start` does it too. Worth calling before the first start."""
-        return await self._jails.prepare()
+        return await self.jails.prepare()
 
     async def start(self, machine: Machine) -> ProcessId:
         """Launch the jailed process; its vhost-user sockets listen already. Returns when its vCPUs run."""
@@ -81,7 +81,7 @@ class KvmEngine:
             cpu_limit=machine.spec.cpu.limit,
             pids=machine.spec.cpus + THREADS,
         )
-        return await self._jails.launch(machine, limits, lambda group: launch_plan(machine, group, kernel))
+        return await self.jails.launch(machine, limits, lambda group: launch_plan(machine, group, kernel))
 
     async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
         """Press the power button. Returns at once; the guest decides."""
@@ -90,7 +90,7 @@ class KvmEngine:
 
     async def kill(self, machine: Machine, process: ProcessId) -> None:
         """End the machine now, paused or not. Idempotent; returns when it is gone."""
-        await self._jails.kill(machine, process)
+        await self.jails.kill(machine, process)
 
     async def pause(self, machine: Machine, process: ProcessId) -> None:
         """Take the vCPUs out of the guest. The clock that the guest sees stands still. Idempotent."""
@@ -109,12 +109,12 @@ class KvmEngine:
 
     async def wait(self, machine: Machine, process: ProcessId) -> Exit:
         """Wait until the process has ended and say why. Works for an adopted process too."""
-        ended = await self._jails.wait(machine, process)
+        ended = await self.jails.wait(machine, process)
         return classify_kvm(ended.status, ended.log, killed=ended.killed, oom_kills=ended.oom_kills)
 
     async def cleanup(self, machine: Machine) -> None:
         """End what is left of the machine, known or not, and remove what `start` made. Idempotent."""
-        await self._jails.cleanup(machine)
+        await self.jails.cleanup(machine)
         with contextlib.suppress(FileNotFoundError):
             machine.paths.qmp_socket.unlink()
 
