@@ -42,7 +42,6 @@ STRUCTURES = {
     kvm.Xsave: "kvm_xsave",
     kvm.Xcr: "kvm_xcr",
     kvm.Xcrs: "kvm_xcrs",
-    kvm.Translation: "kvm_translation",
 }
 # Where the header nests what we write flat.
 NESTED: dict[type, dict[str, str]] = {
@@ -62,7 +61,6 @@ RUN = {
     "RUN_UNION": "hw",
     "RUN_MMIO_DATA": "mmio.data",
     "RUN_MSR_ERROR": "msr.error",
-    "RUN_MSR_DATA": "msr.data",
 }
 UNION = {  # the struct formats: the members that they read
     "RUN_IO": ("io", ("direction", "size", "port", "count", "data_offset")),

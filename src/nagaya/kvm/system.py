@@ -17,6 +17,7 @@ DEVICE = "/dev/kvm"
 # What a machine cannot do without. All are there since Linux 4.12.
 REQUIRED = {
     "IRQCHIP": kvm.KVM_CAP_IRQCHIP,
+    "PIT2": kvm.KVM_CAP_PIT2,
     "IRQFD": kvm.KVM_CAP_IRQFD,
     "IOEVENTFD": kvm.KVM_CAP_IOEVENTFD,
     "IRQ_ROUTING": kvm.KVM_CAP_IRQ_ROUTING,
