@@ -26,6 +26,7 @@ from nagaya.abi import elf
 from nagaya.abi.boot import XEN_ELFNOTE_PHYS32_ENTRY
 from nagaya.hw import layout
 from nagaya.hw.ged import Ged
+from nagaya.hw.vmgenid import GenerationId
 from nagaya.kernel import Kernel
 from nagaya.kvm.config import DeviceConfig
 from nagaya.kvm.ending import Reason
@@ -199,10 +200,21 @@ def test_nothing_looks_wrong(linux: Linux) -> None:
         assert words not in linux.log
 
 
-def test_its_acpi_hears_the_power_button(linux: Linux) -> None:
-    assert "ACPI: button: Power Button [PWRB]" in linux.log
+def event_device(linux: Linux) -> Ged:
+    """The machine's."""
     (ged,) = (one.device for one in linux.guest.machine.mmio.ranges if one.base == layout.GED)
     assert isinstance(ged, Ged)
+    return ged
+
+
+def test_another_generation_makes_it_reseed(linux: Linux) -> None:
+    GenerationId(linux.guest.machine.memory, event_device(linux)).renew(announce=True)
+    linux.guest.said("random: crng reseeded due to virtual machine fork", 60)
+
+
+def test_its_acpi_hears_the_power_button(linux: Linux) -> None:
+    assert "ACPI: button: Power Button [PWRB]" in linux.log
+    ged = event_device(linux)
     linux.guest.machine.power_down()
     deadline = time.monotonic() + 60
     while ged.pending:
