@@ -2,6 +2,9 @@
 #pragma once
 #include <stdint.h>
 
+/* The same machine code everywhere: a payload's compiler may not make calls of memmove from loops. */
+#pragma GCC optimize("no-tree-loop-distribute-patterns")
+
 /* A chain of dependent multiplications and shifts: xorshift64* (Marsaglia 2003, Vigna 2016). */
 static uint64_t integer(void) {
     uint64_t x = 88172645463325252u;

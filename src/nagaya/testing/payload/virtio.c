@@ -105,6 +105,7 @@ void virtq_kick(struct virtq *queue)
         u16 event = queue->used[2 + 4 * queue->size];
         wanted = (u16)(queue->next - event - 1) < (u16)(queue->next - before);
     }
+    queue->kicks += wanted;
     if (wanted && queue->mmio)
         write32(queue->doorbell, queue->index);
     else if (wanted)

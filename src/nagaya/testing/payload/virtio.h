@@ -45,6 +45,7 @@ struct virtq {
     u64 doorbell;
     u16 index, size, next, kicked, seen;
     bool event_index, interrupts, mmio;
+    u64 kicks; /* that the device wanted */
 };
 
 /* The device number `nth` of a type; false if there is none. */
