@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -409,6 +410,18 @@ def test_a_paused_vcpu_has_finished_its_instruction(source: str) -> None:
         stopper.stop(flat, 1)
         regs = flat.vcpu.get_regs()
         assert (regs.rip, regs.rax & 0xFF) == (CODE + len(code), 0x5A)
+
+
+def test_a_kick_arrives_though_its_maker_blocks_signals() -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        with Flat(assemble(SPIN, Mode.RING3), Mode.RING3) as flat:
+            flat.run()
+            while not flat.word(COUNTER):
+                time.sleep(0.001)
+            flat.vcpus.pause()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def test_an_exit_storm_does_not_starve_a_pause() -> None:

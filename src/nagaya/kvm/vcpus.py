@@ -117,9 +117,8 @@ class Vcpus:
 
     def _live(self, vcpu: Vcpu) -> None:
         """A vCPU's thread."""
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, signal.valid_signals() - {KICK}
-        )  # the rest is the main thread's
+        others = signal.valid_signals() - {KICK}  # they are the main thread's
+        signal.pthread_sigmask(signal.SIG_SETMASK, others)
         while self._enter(vcpu):
             try:
                 vcpu.run()
