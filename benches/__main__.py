@@ -12,6 +12,8 @@ BENCHES = {
     "idle": "benches.guest.idle",
     "disk": "benches.disk.run",
     "restart": "benches.restart",
+    "kvm-start": "benches.kvm.start",
+    "kvm-idle": "benches.kvm.idle",
     "kvm-compute": "benches.kvm.compute",
     "kvm-kicks": "benches.kvm.kicks",
     "kvm-io": "benches.kvm.io",
