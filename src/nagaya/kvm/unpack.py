@@ -103,7 +103,10 @@ def _find(file: BinaryIO, path: Path) -> _Packed | None:
             path, f"is truncated: its payload ends at {offset + setup.payload_length}, it has {size} bytes"
         )
     magic = os.pread(file.fileno(), 16, offset)
-    name = "" if magic.startswith(elf.MAGIC) else compression(magic) or f"unknown ({magic[:6].hex(' ')})"
+    name = compression(magic)
+    known = name in _UNPACKERS if name else magic.startswith(elf.MAGIC)
+    if not known:
+        return None  # it can unpack itself, in the guest
     return _Packed(file, name, offset, setup.payload_length, in_bzimage=True)
 
 

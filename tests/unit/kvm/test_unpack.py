@@ -74,8 +74,12 @@ def test_a_compressed_bzimage_is_unpacked_twice(tmp_path: Path) -> None:
     assert unpack(image, tmp_path / "cache").read_bytes() == KERNEL
 
 
-@pytest.mark.parametrize("content", [KERNEL, b"", b"text\n", bzimage()])
-def test_what_is_not_compressed_is_left_alone(content: bytes, tmp_path: Path) -> None:
+LZO = b"\x89LZO\x00\r\n\x1a\n"
+OTHERS = [bzimage(payload=LZO + bytes(20)), bzimage(payload=b"what is this"), bzimage()]
+
+
+@pytest.mark.parametrize("content", [KERNEL, b"", b"text\n", *OTHERS])
+def test_what_is_not_compressed_or_can_unpack_itself_is_left_alone(content: bytes, tmp_path: Path) -> None:
     image = write(tmp_path / "k", content)
     assert unpack(image, tmp_path / "cache") == image
     assert not (tmp_path / "cache").exists()
@@ -117,8 +121,7 @@ def test_the_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.
         (zstandard.compress(b"070701"), "is a zstd of a cpio archive"),
         (packed_bzimage("xz", b"#!/bin/sh\n"), "is a bzImage whose kernel is a script"),
         (packed_bzimage("xz")[:-5000], "is truncated: its payload ends at"),
-        (bzimage(payload=b"\x89LZO\x00\r\n\x1a\n" + bytes(20)), "is compressed with lzo, not gzip, "),
-        (bzimage(payload=b"what is this"), r"is compressed with unknown \(77 68 61 74 20 69\)"),
+        (LZO + bytes(20), "is compressed with lzo, not gzip, "),
         (bzimage(payload=gzip.compress(KERNEL) + bytes(4)), "bytes were unpacked, it says 0"),
         *((PACKERS[name](KERNEL)[:-5000], f"is damaged: {name}: ") for name in PACKERS),
     ],
