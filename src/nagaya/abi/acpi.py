@@ -79,7 +79,6 @@ IAPC_NO_ASPM = 1 << 4
 SLEEP_TYPE_S5 = 5  # what this machine calls power-off
 SLEEP_TYPE_SHIFT = 2  # in the sleep control register (4.8.3.7)
 SLEEP_ENABLE = 1 << 5
-WAKE_STATUS = 1 << 7  # in the sleep status register
 RESET_VALUE = 6  # system reset, as PCs do at port 0xcf9
 
 

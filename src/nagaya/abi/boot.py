@@ -21,23 +21,18 @@ ENTRY_64 = 0x200  # from the start of the protected-mode code
 PE_MAGIC = b"MZ"
 
 LOADED_HIGH = 1 << 0  # loadflags
-CAN_USE_HEAP = 1 << 7
 XLF_KERNEL_64 = 1 << 0  # xloadflags
-XLF_CAN_BE_LOADED_ABOVE_4G = 1 << 1
 LOADER_UNDEFINED = 0xFF  # type_of_loader: a loader without a number of its own
 
 # Linux: the zero page
 E820_MAX = 128
 E820_RAM = 1
 E820_RESERVED = 2
-E820_ACPI = 3
 
 # PVH
 XEN_ELFNOTE_PHYS32_ENTRY = 18
 XEN_NOTE_NAME = b"Xen\0"
 XEN_HVM_START_MAGIC = 0x336EC578
-HVM_MEMMAP_RAM = 1
-HVM_MEMMAP_RESERVED = 2
 
 # multiboot
 MULTIBOOT_HEADER_MAGIC = 0x1BADB002
