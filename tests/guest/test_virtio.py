@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nagaya import _core
-from nagaya.errors import UnavailableError
+from nagaya.errors import ConflictError, ResourceError, UnavailableError
 from nagaya.hw import layout
-from nagaya.hw.virtio import KINDS
-from nagaya.hw.virtio_mmio import SIZE, VirtioMmio
 from nagaya.kvm import frontend
 from nagaya.kvm.config import DeviceConfig
 from nagaya.testing.bare import Bare
@@ -161,26 +159,23 @@ def test_a_plane_that_does_not_answer_is_an_error_in_time(
         Bare(build("hello"), devices=[DeviceConfig("mute0", "blk", str(path))])
 
 
-def test_a_disk_without_pci(plane: _core.Plane, disk: MakeDisk) -> None:
-    bare = Bare(build("virtio_mmio"), f"base={layout.VIRTIO_MMIO} line=5")
-    machine = bare.machine
-    with contextlib.ExitStack() as stack:
-        backend = frontend.VhostUserBackend("disk0", disk().socket, machine.memory)
-        device = VirtioMmio(
-            KINDS["blk"],
-            backend,
-            machine.memory,
-            machine.interrupts.pulse(5),
-            machine.doorbells,
-            base=layout.VIRTIO_MMIO,
-        )
-        machine.mmio.attach(layout.VIRTIO_MMIO, SIZE, device)
-        stack.enter_context(bare)
-        stack.callback(device.close)
-        bare.finish()
-        assert device.device.cause == ""
-    (status,) = json.loads(plane.query())["devices"]
-    assert status["writes"] == status["reads"] == 50
+def test_disks_without_pci(plane: _core.Plane, disk: MakeDisk) -> None:
+    for slot, line in ((0, 5), (1, 6)):
+        words = f"base={layout.VIRTIO_MMIO + slot * layout.VIRTIO_MMIO_STRIDE} line={line}"
+        disks = [disk(f"d{slot}{number}") for number in range(2)]
+        with Bare(build("virtio_mmio"), words, devices=disks, transport="mmio") as bare:
+            bare.finish()
+            with pytest.raises(ConflictError, match="no PCI"):
+                bare.machine.plug(replace(disks[0], id="another"))
+            assert bare.machine.devices[disks[slot].id].virtio.device.cause == ""
+    counts = {one["id"]: (one["reads"], one["writes"]) for one in json.loads(plane.query())["devices"]}
+    assert counts == {"d00": (50, 50), "d01": (0, 0), "d10": (0, 0), "d11": (50, 50)}
+
+
+def test_too_many_devices_without_pci() -> None:
+    several = [DeviceConfig(f"disk{number}", "blk", "/nonexistent") for number in range(18)]
+    with pytest.raises(ResourceError, match="17 virtio-mmio devices are the most"):
+        Bare(build("hello"), devices=several, transport="mmio")
 
 
 def test_entropy(plane: _core.Plane, directory: Path) -> None:

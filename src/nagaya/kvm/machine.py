@@ -3,7 +3,7 @@
 1.  memory, because the VM takes its slots before it has interrupt controllers;
 2.  VM, interrupts, doorbells;
 3.  buses and the devices of the board, which ask the machine for things (`Board`);
-4.  PCI, and on it the plane's devices, each connected to its socket;
+4.  PCI, and on it the plane's devices, each connected to its socket; or virtio-mmio and no PCI;
 5.  vCPUs, whose exits go to the buses;
 6.  firmware's work: BARs, ACPI tables, the kernel, the boot vCPU's registers.
 
@@ -16,13 +16,14 @@ does with a device. Devices have no locks of their own. To pause, the lock must 
 
 from __future__ import annotations
 
+import functools
 import threading
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
-from nagaya.errors import ConflictError, MachineFailedError, NagayaError, NotFoundError
-from nagaya.hw import i8042, layout, pvpanic, reset, rtc, serial
+from nagaya.errors import ConflictError, MachineFailedError, NagayaError, NotFoundError, ResourceError
+from nagaya.hw import i8042, layout, pvpanic, reset, rtc, serial, virtio_mmio
 from nagaya.hw.acpi import AcpiConfig, build
 from nagaya.hw.bus import Bus
 from nagaya.hw.ged import Ged
@@ -30,6 +31,7 @@ from nagaya.hw.pci import PciFunction
 from nagaya.hw.pci_host import ConfigPorts, Ecam, PciHost
 from nagaya.hw.root_port import RootPort
 from nagaya.hw.virtio import KINDS
+from nagaya.hw.virtio_mmio import VirtioMmio
 from nagaya.hw.virtio_pci import VirtioPci
 from nagaya.hw.vmgenid import GenerationId
 from nagaya.hw.wires import Request
@@ -74,23 +76,46 @@ class Outside(Protocol):
 class Device:
     """A device of the plane in this machine."""
 
-    def __init__(self, config: DeviceConfig, machine: Machine) -> None:
-        """Connect to the plane. Raises `NagayaError`."""
+    def __init__(self, config: DeviceConfig, machine: Machine, place: tuple[int, int] | None = None) -> None:
+        """Connect to the plane. `place`: address and line of virtio-mmio; None: PCI. Raises `NagayaError`."""
         self.id = config.id
         self.backend = VhostUserBackend(config.id, config.socket, machine.memory, queues=config.queues)
+        self.function: PciFunction | None = None
         try:
-            self.virtio = VirtioPci(
-                KINDS[config.kind],
-                self.backend,
-                machine.memory,
-                machine.interrupts,
-                machine.doorbells,
-                queue_size=config.queue_size,
+            self.virtio = (
+                self._on_pci(config, machine) if place is None else self._on_mmio(config, machine, *place)
             )
         except BaseException:
             self.backend.close()
             raise
         self.port: RootPort | None = None  # the slot, if it was plugged
+
+    def _on_pci(self, config: DeviceConfig, machine: Machine) -> VirtioPci | VirtioMmio:
+        card = VirtioPci(
+            KINDS[config.kind],
+            self.backend,
+            machine.memory,
+            machine.interrupts,
+            machine.doorbells,
+            queue_size=config.queue_size,
+        )
+        self.function = card.function
+        return card
+
+    def _on_mmio(
+        self, config: DeviceConfig, machine: Machine, base: int, line: int
+    ) -> VirtioPci | VirtioMmio:
+        card = VirtioMmio(
+            KINDS[config.kind],
+            self.backend,
+            machine.memory,
+            machine.interrupts.pulse(line),
+            machine.doorbells,
+            base=base,
+            queue_size=config.queue_size,
+        )
+        machine.mmio.attach(base, virtio_mmio.SIZE, card)
+        return card
 
     def close(self) -> None:
         """Give all back. Only once it is out of its slot, or the machine at its end."""
@@ -119,7 +144,7 @@ class Machine:
             self.ports = Bus("I/O ports", PORTS)
             self.mmio = Bus("memory", ADDRESSES)
             self._build_board()
-            self._build_pci()
+            self._build_devices()
             self.vcpus = self._create_vcpus()
             self._boot()
         except BaseException:
@@ -172,11 +197,14 @@ class Machine:
         """Add a device while the guest runs. Raises `ConflictError`, `UnavailableError`, `ResourceError`."""
         if config.id in self.devices:
             raise ConflictError(f"{self.config.name} has a device {config.id} already")
+        if self.config.transport != "pci":
+            raise ConflictError(f"{self.config.name} has no PCI, so no slots", hint="its transport is mmio")
         device = Device(config, self)
         try:
             with self.lock:
                 device.port = self._free_port()
-                device.port.plug(device.virtio.function)
+                if device.function is not None:
+                    device.port.plug(device.function)
                 self.devices[config.id] = device
         except BaseException:
             device.close()
@@ -221,17 +249,34 @@ class Machine:
         ports.attach(layout.ACPI_SLEEP_PORT, reset.SLEEP_SIZE, reset.SleepControl(self))
         self.mmio.attach(layout.GED, Ged.SIZE, self._ged)
 
-    def _build_pci(self) -> None:
+    def _build_devices(self) -> None:
         self.pci = PciHost(self.mmio, PCI_WINDOWS)
         self._stack.callback(self.pci.close)
+        self._stack.callback(self._close_devices)
+        places = self._mmio_places()
+        for slot, config in enumerate(self.config.devices):
+            device = self.devices[config.id] = Device(config, self, places[slot] if places else None)
+            if device.function is not None:
+                self.pci.add(device.function)
+        if self.config.transport == "mmio":  # the guest finds no PCI
+            self.ports.attach(layout.RESET_PORT, 1, reset.ResetControl(self))
+            return
         self.mmio.attach(layout.ECAM, layout.ECAM_SIZE, Ecam(self.pci))
         self.ports.attach(layout.PCI_CONFIG_PORT, 8, ConfigPorts(self.pci, reset.ResetControl(self)))
-        self._stack.callback(self._close_devices)
-        for config in self.config.devices:
-            device = self.devices[config.id] = Device(config, self)
-            self.pci.add(device.virtio.function)
         for number in range(1, SPARE_SLOTS + 1):
             self.pci.add_port(RootPort(self.interrupts, number, self._ejected))
+
+    def _mmio_places(self) -> tuple[tuple[int, int], ...]:
+        """Address and interrupt line of each virtio-mmio device; none on PCI."""
+        lines, count = layout.VIRTIO_MMIO_IRQS, len(self.config.devices)
+        if self.config.transport == "pci":
+            return ()
+        if count > len(lines):
+            raise ResourceError(
+                f"{count} devices: {len(lines)} virtio-mmio devices are the most",
+                hint="use the transport pci",
+            )
+        return tuple((layout.VIRTIO_MMIO + n * layout.VIRTIO_MMIO_STRIDE, lines[n]) for n in range(count))
 
     def _create_vcpus(self) -> Vcpus:
         vcpus = [
@@ -249,7 +294,8 @@ class Machine:
 
     def _boot(self) -> None:
         self.pci.power_on()
-        tables = build(AcpiConfig(self.config.cpus, PCI_WINDOWS))
+        windows = PCI_WINDOWS if self.config.transport == "pci" else ()
+        tables = _tables(AcpiConfig(self.config.cpus, windows, self._mmio_places()))
         state = boot.load(self.memory, self.config, tables)
         GenerationId(self.memory, self._ged).renew(announce=False)
         boot.apply(state, self.vcpus.vcpus[0])
@@ -277,7 +323,7 @@ class Machine:
     def _ejected(self, child: PciFunction) -> None:
         """Within the guest's access: the rest is done outside (`remove`)."""
         for device in self.devices.values():
-            if device.virtio.function is child:
+            if device.function is child:
                 self._outside.ejected(device.id)
                 return
 
@@ -288,3 +334,9 @@ class Machine:
             except NagayaError:
                 continue  # its backend is gone, which is why the machine ends
         self.devices.clear()
+
+
+@functools.cache
+def _tables(config: AcpiConfig) -> bytes:
+    """A zygote's machines are mostly alike, and a guest's reset makes the same one again."""
+    return build(config)

@@ -13,7 +13,7 @@ _CLASSES = {0x01: "Storage", 0x02: "Network", 0x06: "Bridge", 0x07: "Serial"}
 
 def describe(machine: Machine) -> list[dict[str, Any]]:
     """All buses with what is on them; what is behind a port is in its entry too. The lock is held."""
-    names = {device.virtio.function: name for name, device in machine.devices.items()}
+    names = {device.function: name for name, device in machine.devices.items()}
     buses: dict[int, list[dict[str, Any]]] = {0: []}
     for bus, number, function in machine.pci.functions():
         buses.setdefault(bus, []).append(_device(bus, number, function, names.get(function, "")))

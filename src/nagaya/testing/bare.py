@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from nagaya.errors import MachineFailedError
-from nagaya.kvm.config import DeviceConfig, MachineConfig
+from nagaya.kvm.config import DeviceConfig, MachineConfig, Transport
 from nagaya.kvm.ending import Ending
 from nagaya.kvm.machine import Machine
 from nagaya.kvm.system import Kvm
@@ -30,6 +30,7 @@ class Bare:
         cpus: int = 1,
         cpu_model: str = "host",
         initrd: str = "",
+        transport: Transport = "pci",
     ) -> None:
         """`kernel` is what `nagaya.testing.payload.build` returned, or any other kernel."""
         self.output = ""
@@ -46,6 +47,7 @@ class Bare:
             initrd=initrd,
             cmdline=cmdline,
             devices=tuple(devices),
+            transport=transport,
         )
         self._system = Kvm()
         try:
