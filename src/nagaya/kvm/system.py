@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from nagaya.abi import kvm
+from nagaya.abi import kvm, x86
 from nagaya.errors import PermissionDeniedError, UnavailableError, UnsupportedError
 
 DEVICE = "/dev/kvm"
@@ -106,8 +106,13 @@ class Kvm:
                 continue  # a signal while the kernel set up its MMU notifier
 
     def supported_cpuid(self) -> tuple[kvm.CpuidEntry, ...]:
-        """The CPUID leaves that this host can give to a guest."""
-        return cpuid_entries(self.fd, kvm.KVM_GET_SUPPORTED_CPUID)
+        """The CPUID leaves that this host can give to a guest with an in-kernel irqchip."""
+        entries = cpuid_entries(self.fd, kvm.KVM_GET_SUPPORTED_CPUID)
+        if self.check_extension(kvm.KVM_CAP_TSC_DEADLINE_TIMER):  # older kernels say it here alone
+            for entry in entries:
+                if entry.function == x86.LEAF_FEATURES:
+                    entry.ecx |= x86.Leaf1Ecx.TSC_DEADLINE.mask
+        return entries
 
     def msr_indices(self) -> tuple[int, ...]:
         """The MSRs that belong to a vCPU's state (KVM_GET_MSR_INDEX_LIST)."""

@@ -71,6 +71,18 @@ def test_the_device_is_checked_and_closed() -> None:
 
 
 @pytest.mark.kvm
+@pytest.mark.parametrize("deadline", [0, 1])
+def test_the_tsc_deadline_timer_is_there_if_the_capability_is(
+    monkeypatch: pytest.MonkeyPatch, deadline: int
+) -> None:
+    bare = (kvm.CpuidEntry(function=0), kvm.CpuidEntry(function=1, ecx=1))
+    with Kvm() as device:
+        monkeypatch.setattr(system, "cpuid_entries", lambda *_: bare)
+        monkeypatch.setattr(device, "check_extension", lambda _: deadline)
+        assert [entry.ecx for entry in device.supported_cpuid()] == [0, 1 | deadline << 24]
+
+
+@pytest.mark.kvm
 def test_a_host_that_lacks_a_capability_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(system.REQUIRED, "S390_PSW", 42)
     with pytest.raises(UnsupportedError, match="lacks KVM_CAP_S390_PSW"):
