@@ -16,6 +16,7 @@ from nagaya.testing.yard import pss_kib
 
 MACHINES = 10
 ROUNDS = 5
+SETTLE_S = 0.5
 WATCHED_S = 2.0
 BOUND_MIB = 6.0
 
@@ -53,6 +54,7 @@ async def _measure(paths: Paths) -> tuple[float, float, float]:
         for _ in range(1, MACHINES):
             processes.append(await yard.start(yard.machine()))
         each = mean(pss_kib(process.pid) for process in processes) / 1024
+        await asyncio.sleep(SETTLE_S)
         before = sum(switches(process.pid) for process in processes)
         await asyncio.sleep(WATCHED_S)
         wakes = (sum(switches(process.pid) for process in processes) - before) / MACHINES / WATCHED_S

@@ -312,6 +312,8 @@ def _preload() -> None:
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         for module in CALLS.values():
             importlib.import_module(module)
+        with contextlib.suppress(NagayaError, OSError):  # each start says what is wrong with this host
+            importlib.import_module("nagaya.kvm.rehearsal").rehearse()
 
 
 def _listen(path: Path) -> socket.socket:

@@ -1,0 +1,21 @@
+"""What a zygote does before its first machine leaves nothing behind but warm pages."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nagaya.kvm.rehearsal import rehearse
+
+
+@pytest.mark.kvm
+def test_a_rehearsal_leaves_no_thread_and_no_descriptor() -> None:
+    """A process with threads could not be forked into a new pid namespace."""
+    rehearse()
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
+    rehearse()
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    assert not any(name.startswith(("kvm", "vcpu")) for name in names)
