@@ -41,7 +41,7 @@ async def build_named_kernel(paths: Paths, name: str, progress: Progress) -> Ker
 
 
 async def build_kvm_kernel(paths: Paths, progress: Progress, *, rebuild: bool = False) -> Kernel:
-    """Build Linux for the kvm engine from Debian's source, about five minutes; at once if it is there.
+    """Build Linux for the kvm engine from Debian's source, about six minutes; at once if it is there.
 
     Raises as `build_uml_kernel` does.
     """
