@@ -159,7 +159,8 @@ def _invoke(arguments: list[str], session: Session) -> int:
             status = nagaya_command.invoke(ctx)
     except click.exceptions.Exit as leave:
         status = leave.exit_code
-    sys.stdout.flush()
+    if sys.stdout is not None:  # started with it closed
+        sys.stdout.flush()
     return status if isinstance(status, int) else 0
 
 

@@ -87,6 +87,12 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert done.stderr == ""
 
 
+def test_a_closed_output_is_no_error() -> None:
+    script = f"{sys.executable} -m nagaya.cli schema >&-"
+    done = subprocess.run(["bash", "-c", script], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_version_and_help_need_no_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("nagaya ")
