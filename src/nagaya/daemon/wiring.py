@@ -34,7 +34,9 @@ def real_parts(paths: Paths) -> Parts:
     """Everything below a daemon of `paths`."""
     jails = Jails(paths)
     uml = UmlEngine(paths, jails)
-    engines = Engines(uml, KvmEngine(paths, jails), _cpu_runs_guest_kernels, paths.kernels)
+    engines = Engines(
+        uml, KvmEngine(paths, jails, _cpu_runs_guest_kernels), _cpu_runs_guest_kernels, paths.kernels
+    )
     plane = PlaneLink(paths)
 
     async def prepare() -> None:

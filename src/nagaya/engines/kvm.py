@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from nagaya.engines.check import refuse
@@ -36,6 +37,9 @@ LOG_LIMIT = 256 * 1024
 THREADS = 8  # beyond those of the vCPUs
 NOFILE = 4096  # a disk takes 3 descriptors and 3 a queue, and has 64 queues at most
 SERIAL = "serial"  # its socket is beside the devices'
+# What a kernel needs where KVM emulates its ring 0: the emulator knows no POPCNT, CMPXCHG16B, STAC, XSAVE.
+_EMULATED_MODEL = "x86-64-v1"
+_EMULATED_CMDLINE = ("clearcpuid=308,151", "noxsave", "mitigations=off")
 _KERNEL = "/kernel"
 _INITRD = "/initrd"
 _KINDS: dict[str, DeviceKind] = {"disk": "blk", "console": "console", "rng": "rng", "net": "net"}
@@ -48,9 +52,12 @@ class KvmEngine:
     name: EngineName = "kvm"
     serial_console = True
 
-    def __init__(self, paths: Paths, jails: Jails | None = None) -> None:
-        """`jails` is what engines of one daemon share."""
+    def __init__(
+        self, paths: Paths, jails: Jails | None = None, fast: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`jails`: what engines of one daemon share. `fast`: whether the CPU runs guest kernels itself."""
         self.jails = jails or Jails(paths)
+        self._fast = fast
         self._unpacked = paths.cache / "unpacked"
 
     def check(self, spec: MachineSpec) -> None:
@@ -75,13 +82,16 @@ class KvmEngine:
     async def start(self, machine: Machine) -> ProcessId:
         """Launch the jailed process; its vhost-user sockets listen already. Returns when its vCPUs run."""
         kernel = await asyncio.to_thread(unpack, Path(machine.kernel.path), self._unpacked)
+        fast = await asyncio.to_thread(self._fast)
         limits = Limits(
             memory=host_memory(machine.spec),
             cpu_weight=machine.spec.cpu.weight,
             cpu_limit=machine.spec.cpu.limit,
             pids=machine.spec.cpus + THREADS,
         )
-        return await self.jails.launch(machine, limits, lambda group: launch_plan(machine, group, kernel))
+        return await self.jails.launch(
+            machine, limits, lambda group: launch_plan(machine, group, kernel, fast=fast)
+        )
 
     async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
         """Press the power button. Returns at once; the guest decides."""
@@ -133,14 +143,14 @@ def host_memory(spec: MachineSpec) -> int:
     return spec.memory.size + spec.memory.size // OVERHEAD_SHARE + OVERHEAD
 
 
-def launch_plan(machine: Machine, group: Cgroup, kernel: Path) -> LaunchPlan:
-    """The whole plan; `kernel` is unpacked already."""
+def launch_plan(machine: Machine, group: Cgroup, kernel: Path, *, fast: bool = True) -> LaunchPlan:
+    """The whole plan; `kernel` is unpacked already. `fast`: the CPU runs guest kernels itself."""
     paths = machine.paths
     rooted = os.geteuid() == 0
     return LaunchPlan(
         machine=machine.id,
         call="kvm",
-        config=machine_config(machine).to_json(),
+        config=machine_config(machine, fast=fast).to_json(),
         opens={"kvm": DEVICE},
         listens={"qmp": str(paths.qmp_socket)},
         uid=machine.uid if rooted else 0,  # not root: the zygote's user namespace knows only us, as 0
@@ -157,7 +167,7 @@ def launch_plan(machine: Machine, group: Cgroup, kernel: Path) -> LaunchPlan:
     )
 
 
-def machine_config(machine: Machine) -> MachineConfig:
+def machine_config(machine: Machine, *, fast: bool = True) -> MachineConfig:
     """The machine as its process is told."""
     spec = machine.spec
     return MachineConfig(
@@ -165,9 +175,10 @@ def machine_config(machine: Machine) -> MachineConfig:
         uuid=str(uuid.uuid5(_IDS, machine.id)),
         memory=spec.memory.size,
         cpus=spec.cpus,
+        cpu_model="host" if fast else _EMULATED_MODEL,
         kernel=_KERNEL,
         initrd=_INITRD if _initrd(machine) else "",
-        cmdline=" ".join(_command_line(machine)),
+        cmdline=" ".join((*(() if fast else _EMULATED_CMDLINE), *_command_line(machine))),
         devices=tuple(_device(machine.paths, name) for name in machine.devices),
         serial=str(machine.paths.device_socket(SERIAL)) if "console" in machine.devices else "",
     )

@@ -82,6 +82,13 @@ def test_a_read_only_root_is_mounted_so_and_the_users_words_are_last(own: Paths)
     assert config.serial == ""
 
 
+def test_a_kernel_whose_ring_0_is_emulated_gets_what_it_needs(own: Paths) -> None:
+    config = machine_config(machine_of(own), fast=False)
+    assert config.cpu_model == "x86-64-v1"
+    assert config.cmdline.startswith("clearcpuid=308,151 noxsave ")
+    assert machine_config(machine_of(own)).cpu_model == "host"
+
+
 def test_an_initrd_that_is_missing_is_named(own: Paths) -> None:
     machine = machine_of(own, boot={"initrd": "/no/such/initrd"})
     with pytest.raises(UnavailableError, match="/no/such/initrd"):
