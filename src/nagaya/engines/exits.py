@@ -17,6 +17,7 @@ from nagaya.engines.seccomp import PANIC_STATUS
 from nagaya.kvm.ending import Reason, read_ending
 
 _TAIL_BYTES = 64 * 1024
+_WORDS = 200  # characters of a line that is shown as a cause
 _UNSEEN = "it ended while nobody could see its status"
 _PANIC = re.compile(r"Kernel panic - not syncing: (.*)")
 # A restarting guest executes its own binary again. The name it was given is found nowhere in the jail, so it
@@ -59,16 +60,19 @@ _KVM_REASONS = {
     Reason.POWEROFF: ExitReason.POWEROFF,
     Reason.QUIT: ExitReason.KILLED,
     Reason.RESET: ExitReason.REBOOT,
-    Reason.PANIC: ExitReason.PANIC,
     Reason.FAULT: ExitReason.FAULT,
     Reason.FAILED: ExitReason.CRASHED,
 }
 
 
-def classify_kvm(status: Status | None, tail: str, *, killed: bool, oom_kills: int) -> Exit:
-    """Why a machine of the kvm engine ended, as `classify`."""
+def classify_kvm(
+    status: Status | None, tail: str, *, console: str = "", killed: bool, oom_kills: int
+) -> Exit:
+    """Why a machine of the kvm engine ended, as `classify`. `console`: the end of what its guest printed."""
     ending = read_ending(tail)
     if ending is not None and (status is None or status.code == ending.status):
+        if ending.reason is Reason.PANIC:
+            return Exit(ExitReason.PANIC, _panic_of(console))
         return Exit(_KVM_REASONS[ending.reason], ending.cause)
     if status is None:
         return Exit(ExitReason.KILLED if killed else ExitReason.UNKNOWN, "" if killed else _UNSEEN)
@@ -92,6 +96,12 @@ def classify(status: Status | None, tail: str, *, killed: bool, oom_kills: int) 
     if panic or status.code == PANIC_STATUS:
         return Exit(ExitReason.PANIC, panic.group(1).strip() if panic else "")
     return Exit(ExitReason.CRASHED, f"status {status.code}{_comma(_last_line(tail))}")
+
+
+def _panic_of(console: str) -> str:
+    """The guest's last words on it; a guest may print anything, terminals' escape sequences too."""
+    panics = _PANIC.findall(console)
+    return "".join(filter(str.isprintable, panics[-1]))[:_WORDS] if panics else ""
 
 
 def _from_signal(number: int, tail: str, killed: bool, oom_kills: int) -> Exit:
@@ -119,7 +129,7 @@ def _from_log(tail: str) -> Exit:
 
 def _last_line(tail: str) -> str:
     lines = [line.strip() for line in tail.splitlines() if line.strip()]
-    return _PREFIX.sub("", lines[-1])[:200] if lines else ""
+    return _PREFIX.sub("", lines[-1])[:_WORDS] if lines else ""
 
 
 def _comma(text: str) -> str:

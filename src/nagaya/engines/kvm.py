@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nagaya.engines.check import refuse
 from nagaya.engines.engine import Exit, GuestState, Machine, ProcessId
-from nagaya.engines.exits import classify_kvm
+from nagaya.engines.exits import classify_kvm, read_tail
 from nagaya.engines.jailed import Jails
 from nagaya.engines.launch import ZygoteInfo
 from nagaya.engines.pidfd import alive
@@ -120,7 +120,13 @@ class KvmEngine:
     async def wait(self, machine: Machine, process: ProcessId) -> Exit:
         """Wait until the process has ended and say why. Works for an adopted process too."""
         ended = await self.jails.wait(machine, process)
-        return classify_kvm(ended.status, ended.log, killed=ended.killed, oom_kills=ended.oom_kills)
+        return classify_kvm(
+            ended.status,
+            ended.log,
+            console=read_tail(machine.paths.console_log),
+            killed=ended.killed,
+            oom_kills=ended.oom_kills,
+        )
 
     async def cleanup(self, machine: Machine) -> None:
         """End what is left of the machine, known or not, and remove what `start` made. Idempotent."""

@@ -105,6 +105,13 @@ def test_the_plan_opens_the_device_and_the_monitor_before_the_jail_closes(own: P
     assert {bind.target for bind in plan.binds} == {str(machine.paths.jail), "/kernel"}
 
 
+def test_a_panic_is_told_in_the_guests_own_words() -> None:
+    log = Ending(Reason.PANIC, "the guest's kernel panicked").to_line()
+    console = "[    1.2] Kernel panic - not syncing: VFS: no\x1b root\r\n[    1.3] ---[ end\n"
+    found = classify_kvm(Status(20, None), log, console=console, killed=False, oom_kills=0)
+    assert found == Exit(ExitReason.PANIC, "VFS: no root")
+
+
 @pytest.mark.parametrize(
     ("status", "log", "killed", "oom", "expected"),
     [
