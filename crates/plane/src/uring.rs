@@ -175,6 +175,13 @@ impl Uring {
         self.enter(0, None)
     }
 
+    /// Hands what is queued to the kernel once it is `count` operations, so that the device works while the caller
+    /// prepares more.
+    pub fn submit_batch(&self, count: usize) -> io::Result<()> {
+        let queued = self.ring.borrow_mut().submission().len();
+        if queued >= count { self.submit() } else { Ok(()) }
+    }
+
     /// Submits, then sleeps until there is something to reap, a task to run, a signal, or `timeout` has passed.
     pub fn submit_and_wait(&self, timeout: Option<Duration>) -> io::Result<()> {
         let idle = self.stash.borrow().is_empty() && !self.tasks.has_ready();

@@ -15,6 +15,10 @@ use crate::worker::queue::Violation;
 /// Requests that one queue may start in a turn before others have theirs.
 const BUDGET: usize = 64;
 
+/// Requests that go to the disk with one system call: larger batches leave the disk idle while they are gathered.
+/// docs/benchmarks.md has the measurements.
+const BATCH: usize = 2;
+
 /// And bytes: what is in the page cache is copied while it is submitted, at about 10 GB/s.
 const BUDGET_BYTES: u64 = 2 << 20;
 
@@ -291,6 +295,8 @@ impl Device for Blk {
             self.buffers = buffers;
             let Some(head) = taken? else { return Ok(false) };
             bytes += self.begin(context, index, head)?;
+            // If the ring is broken, the next turn ends the worker.
+            let _ = context.uring.submit_batch(BATCH);
             if bytes > BUDGET_BYTES {
                 break;
             }

@@ -52,6 +52,20 @@ fn more_operations_than_the_queues_hold_all_complete_once() {
 }
 
 #[test]
+fn a_batch_goes_to_the_kernel_when_it_is_full_and_not_before() {
+    let ring = Uring::new(8).unwrap();
+    let mut completed = 0;
+    for token in 0..3 {
+        // SAFETY: a no-op names no memory.
+        unsafe { ring.push(nop(token)) };
+        ring.submit_batch(2).unwrap();
+        completed += ring.reap(|_, result, _| assert_eq!(result, 0));
+        assert_eq!(completed, [0, 2, 2][token as usize]);
+    }
+    assert_eq!(reap_all(&ring, 1), [2]);
+}
+
+#[test]
 fn a_wait_ends_at_its_timeout() {
     let ring = Uring::new(4).unwrap();
     let start = Instant::now();
