@@ -73,7 +73,6 @@ FADT_RESET_REGISTER = 1 << 10
 FADT_HEADLESS = 1 << 12
 FADT_HW_REDUCED = 1 << 20
 IAPC_LEGACY_DEVICES = 1 << 0
-IAPC_8042 = 1 << 1
 IAPC_NO_VGA = 1 << 2
 IAPC_NO_ASPM = 1 << 4
 SLEEP_TYPE_S5 = 5  # what this machine calls power-off

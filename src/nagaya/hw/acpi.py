@@ -92,7 +92,7 @@ def _fadt(dsdt: int) -> bytes:
     fadt = acpi.Fadt(
         dsdt=dsdt,
         x_dsdt=dsdt,
-        iapc_boot_arch=acpi.IAPC_LEGACY_DEVICES | acpi.IAPC_8042 | acpi.IAPC_NO_VGA | acpi.IAPC_NO_ASPM,
+        iapc_boot_arch=acpi.IAPC_LEGACY_DEVICES | acpi.IAPC_NO_VGA | acpi.IAPC_NO_ASPM,
         flags=acpi.FADT_WBINVD
         | acpi.FADT_PROC_C1
         | acpi.FADT_POWER_BUTTON
@@ -193,7 +193,7 @@ def _board_devices(serial_ports: int) -> list[bytes]:
         aml.device(
             "RTC",
             aml.name("_HID", aml.eisa_id("PNP0B00")),
-            aml.name("_CRS", aml.resources(aml.io(layout.RTC_PORT, 2), aml.irq(layout.RTC_IRQ))),
+            aml.name("_CRS", aml.resources(aml.io(layout.RTC_PORT, 2))),
         ),
         aml.device(
             "PEVT",  # pvpanic, by the name that Linux' driver knows

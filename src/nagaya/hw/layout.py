@@ -60,7 +60,6 @@ PCI_CONFIG_PORT = 0xCF8
 
 # Interrupt lines of the I/O APIC
 SERIAL_IRQS = (4, 3)
-RTC_IRQ = 8
 GED_IRQ = 9
 VIRTIO_MMIO_IRQS = (5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 FIRST_MSI_GSI = 24
