@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nagaya.engines.engine import Machine, ProcessId
 from nagaya.engines.exits import Status, read_status, read_tail
-from nagaya.engines.launch import ZygoteClient, ZygoteInfo, ensure_zygote
+from nagaya.engines.launch import NoZygoteError, ZygoteClient, ZygoteInfo, ensure_zygote
 from nagaya.engines.pidfd import alive, ended, pidfd
 from nagaya.engines.plan import LaunchPlan
 from nagaya.errors import ResourceError, TimeoutExpiredError, UnavailableError
@@ -53,7 +53,14 @@ class Jails:
         self, machine: Machine, limits: Limits, plan: Callable[[Cgroup], LaunchPlan]
     ) -> ProcessId:
         """Start what `plan` makes of the machine's control group, which is held to `limits`."""
-        zygote = await self.prepare()
+        try:
+            return await self._launch(machine, limits, plan, self._zygote or await self.prepare())
+        except NoZygoteError:  # it ended since we talked to it last
+            return await self._launch(machine, limits, plan, await self.prepare())
+
+    async def _launch(
+        self, machine: Machine, limits: Limits, plan: Callable[[Cgroup], LaunchPlan], zygote: ZygoteInfo
+    ) -> ProcessId:
         _killed_mark(machine.paths).unlink(missing_ok=True)
         group = Cgroup.below(zygote.base, machine.id)
         made = plan(group)

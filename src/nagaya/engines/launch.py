@@ -18,7 +18,12 @@ from nagaya.resources.cgroups import CgroupBase
 
 START_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
+_NOBODY = (FileNotFoundError, ConnectionRefusedError)
 _PERMISSION_STEPS = ("enter new namespaces", "prepare the launch", "give up privileges")
+
+
+class NoZygoteError(UnavailableError):
+    """Nobody listens on the zygote's socket, so nothing was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,8 @@ class ZygoteClient:
                     await loop.sock_sendall(connection, encode(request))
                     answer = await loop.sock_recv(connection, MAX_MESSAGE)
             except (OSError, TimeoutError) as error:
-                raise UnavailableError(
+                kind = NoZygoteError if isinstance(error, _NOBODY) else UnavailableError
+                raise kind(
                     f"the zygote does not answer on {self.paths.zygote_socket}: {error or 'timeout'}",
                     hint="it is started with the next machine; its log is " + str(_log_path(self.paths)),
                 ) from error

@@ -280,7 +280,6 @@ def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> N
         call = _entry(plan.call) if plan.call else None
         fds = jail.enter(plan, mount_point, log_fd, report_fd)
         if call is not None:
-            gc.enable()
             call(plan.config, fds, lambda: os.close(report_fd))
         jail.execute(plan)
     except BaseException as error:  # nothing may return into the zygote's loop

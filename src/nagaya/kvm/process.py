@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -55,6 +56,7 @@ def main(body: Mapping[str, Any], fds: Mapping[str, int], ready: Callable[[], No
     with asyncio.Runner() as runner:
         process = runner.run(_set_up(config, fds))
         ready()
+        gc.enable()  # off in the zygote, and of no use while a machine is assembled
         try:
             ending = runner.run(process.run())
         except BaseException as error:  # whatever it was: the machine is over, and its end has a cause
