@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 import pytest
 
 from nagaya.abi import linux
-from nagaya.engines.engine import GuestState
+from nagaya.engines.engine import ExitReason, GuestState
 from nagaya.engines.kvm import KvmEngine, launch_plan
 from nagaya.engines.launch import ZygoteClient
+from nagaya.engines.qmp import ask
 from nagaya.errors import PermissionDeniedError, ResourceError, UnavailableError
 from nagaya.paths import Paths
 from nagaya.resources.cgroups import Cgroup
@@ -135,6 +137,22 @@ def test_pause_resume_and_state_go_by_the_monitor(yard: Run) -> None:
             assert await yard.engine.state(machine, process) is GuestState.RUNNING
         await yard.engine.kill(machine, process)
         assert await yard.engine.state(machine, process) is GuestState.GONE
+
+    yard(test)
+
+
+def test_a_machine_outlives_the_zygote_and_the_next_start_makes_another(yard: Run) -> None:
+    async def test(yard: KvmYard) -> None:
+        first, second = yard.machine(), yard.machine()
+        process = await yard.start(first)
+        os.kill((await yard.engine.prepare()).pid, signal.SIGKILL)
+        await yard.start(second)
+        await yard.engine.pause(first, process)
+        assert await yard.engine.state(first, process) is GuestState.PAUSED
+        await yard.engine.resume(first, process)
+        await ask("m0", first.paths.qmp_socket, "quit")
+        ended = await yard.engine.wait(first, process)
+        assert ended.reason is ExitReason.UNKNOWN, "nobody read what it said"
 
     yard(test)
 

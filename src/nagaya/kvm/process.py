@@ -11,7 +11,6 @@ import contextlib
 import gc
 import os
 import socket
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,11 +59,16 @@ def main(body: Mapping[str, Any], fds: Mapping[str, int], ready: Callable[[], No
         try:
             ending = runner.run(process.run())
         except BaseException as error:  # whatever it was: the machine is over, and its end has a cause
-            traceback.print_exc()
             ending = Ending(Reason.FAILED, f"internal error: {type(error).__name__}: {error}")
-        sys.stdout.write(f"{ending.to_line()}\n")
-        sys.stdout.flush()
+            _say(traceback.format_exc())
+        _say(f"\n{ending.to_line()}\n")  # a line of its own, also behind a guest that shares standard output
         os._exit(ending.status)  # the kernel takes everything back at once
+
+
+def _say(text: str) -> None:
+    """To the log, whose reader is the zygote, if it lives."""
+    with contextlib.suppress(OSError):
+        os.write(1, text.encode(errors="replace"))
 
 
 async def _set_up(config: MachineConfig, fds: Mapping[str, int]) -> Process:
