@@ -195,12 +195,7 @@ class Process:
         ending = self._machine.ending
         if ending is None:
             return "paused" if self._paused else "running"
-        states = {
-            Reason.PANIC: "guest-panicked",
-            Reason.FAULT: "internal-error",
-            Reason.FAILED: "internal-error",
-        }
-        return states.get(ending.reason, "shutdown")
+        return _STATES.get(ending.reason, "shutdown")
 
     def pause(self) -> bool:
         """Stop all vCPUs. False if they stood still already."""
