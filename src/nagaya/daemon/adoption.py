@@ -166,7 +166,7 @@ class Adoption:
 
     async def _clear(self, one: Supervised) -> None:
         machine = self._supervisor.engine_machine(one)
-        await self._supervisor.parts.engine(one.spec).cleanup(machine)
+        await self._supervisor.engine_of(one).cleanup(machine)
         await self._supervisor.launcher.remove_devices(one.row, one.spec)
         one.process = None
         one.row = replace(one.row, pid=None, start_time=None)

@@ -22,7 +22,7 @@ from nagaya.models.history import JournalEntry
 from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
 
-HEAD = "0001"  # the newest revision in migrations/versions
+HEAD = "0002"  # the newest revision in migrations/versions
 JOURNAL_KEPT = 200  # entries for each machine
 OPERATIONS_KEPT = 200
 
@@ -43,6 +43,7 @@ class MachineRow:
     state: MachineState = MachineState.STOPPED
     cause: str = ""
     kernel: str = ""
+    engine: str = ""  # what the last start chose; "auto" may choose differently next time
     pid: int | None = None
     start_time: int | None = None
     started_at: float | None = None

@@ -27,7 +27,7 @@ from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
 from nagaya.daemon.writer import Writer
-from nagaya.engines.engine import Machine, ProcessId
+from nagaya.engines.engine import Engine, Machine, ProcessId
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, TimeoutExpiredError
 from nagaya.kernel import Kernel
 from nagaya.models.history import JournalEntry
@@ -243,7 +243,7 @@ class Supervisor:
     async def finish_delete(self, one: Supervised) -> None:
         """The second half of a delete."""
         failpoint.reach("delete:recorded")
-        await self.parts.engine(one.spec).cleanup(self.engine_machine(one))
+        await self.engine_of(one).cleanup(self.engine_machine(one))
         await self.launcher.remove_devices(one.row, one.spec)
         await self.launcher.remove_files(one.row)
         failpoint.reach("delete:files")
@@ -262,6 +262,7 @@ class Supervisor:
             "starting",
             cause="",
             kernel=kernel.name,
+            engine=engine.name,
             pid=None,
             start_time=None,
             restarts=restarts,
@@ -296,8 +297,7 @@ class Supervisor:
 
     def watch(self, one: Supervised, process: ProcessId) -> None:
         """Wait for the end of `process` in a task of its own."""
-        engine = self.parts.engine(one.spec)
-        one.process = Process(process, engine, asyncio.get_running_loop().create_future())
+        one.process = Process(process, self.engine_of(one), asyncio.get_running_loop().create_future())
         self.spawn(self.endings.watch(one, one.process))
 
     async def move(
@@ -313,6 +313,11 @@ class Supervisor:
             raise
         log.info("%s: %s", one.name, event, extra={"machine": one.name, "detail": detail})
         self.publish(one)
+
+    def engine_of(self, one: Supervised) -> Engine:
+        """The engine of its process or leftovers; of one that never started, what its spec asks for."""
+        chosen = {"engine": one.row.engine} if one.row.engine else {}
+        return self.parts.engine(one.spec.model_copy(update=chosen))
 
     def engine_machine(self, one: Supervised) -> Machine:
         """The machine as its engine wants it, once it is started: the kernel is only a name by then."""
@@ -364,7 +369,7 @@ class Supervisor:
 
     async def _undo(self, one: Supervised, machine: Machine) -> None:
         try:
-            await self.parts.engine(one.spec).cleanup(machine)
+            await self.engine_of(one).cleanup(machine)
             await self.launcher.remove_devices(one.row, one.spec)
             await self.launcher.remove_run(one.row)
         except (NagayaError, OSError):

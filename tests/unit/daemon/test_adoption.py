@@ -7,16 +7,19 @@ import os
 import signal
 import sqlite3
 import time
+from dataclasses import replace
 
 import pytest
 
 from nagaya.daemon.adoption import is_alive, start_time
 from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.parts import Parts
 from nagaya.daemon.supervised import DOWN, UP
-from nagaya.engines.engine import ProcessId
+from nagaya.engines.engine import Engine, ProcessId
 from nagaya.models.machine import MachineState
 from nagaya.spec import MachineSpec
 from nagaya.testing import FakePlane, Stage
+from nagaya.testing.stores import fake_parts
 
 
 def spec(name: str = "web", **parts: object) -> MachineSpec:
@@ -60,6 +63,29 @@ def test_a_running_machine_is_adopted_and_can_be_commanded(stage: Stage) -> None
     assert start_time(pids[0]) is not None
     stage.play(second)
     assert start_time(pids[0]) is None
+
+
+def test_a_machine_stays_with_the_engine_that_started_it(stage: Stage) -> None:
+    asked: list[str] = []
+
+    async def second(daemon: Daemon) -> None:
+        asked.clear()
+        await daemon.supervisor.stop("web", 5)
+        await daemon.supervisor.delete("web")
+
+    def parts() -> Parts:
+        usual = fake_parts(stage.paths)
+
+        def select(spec: MachineSpec) -> Engine:
+            asked.append(spec.engine)
+            return usual.engine(spec)
+
+        return replace(usual, engine=select)
+
+    stage.play(bring_up, parts())
+    assert set(asked) == {"auto", "uml"}, "auto before the start, then what it chose"
+    stage.play(second, parts())
+    assert set(asked) == {"uml"}, "whatever auto would choose now"
 
 
 def test_the_end_of_an_adopted_machine_is_noticed(stage: Stage) -> None:

@@ -109,6 +109,20 @@ def test_head_is_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
 
 
+def test_a_machine_of_the_first_revision_was_started_by_uml(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    with State(path) as first:
+        first.save_machine(replace(row("started"), kernel="uml"), "created")
+        first.save_machine(row("new", "b" * 12), "created")
+    db = sqlite3.connect(path)
+    db.execute("ALTER TABLE machines DROP COLUMN engine")
+    db.execute("UPDATE alembic_version SET version_num = '0001'")
+    db.commit()
+    db.close()
+    with State(path) as second:
+        assert {row.name: row.engine for row in second.machines()} == {"started": "uml", "new": ""}
+
+
 def test_the_newest_file_is_opened_without_alembic(tmp_path: Path) -> None:
     import subprocess
     import sys
