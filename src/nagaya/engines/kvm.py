@@ -103,7 +103,7 @@ class KvmEngine:
         await self.jails.kill(machine, process)
 
     async def pause(self, machine: Machine, process: ProcessId) -> None:
-        """Take the vCPUs out of the guest. The clock that the guest sees stands still. Idempotent."""
+        """Take the vCPUs out of the guest, whose clock runs on and says that it was stopped. Idempotent."""
         await self._change(machine, process, "stop", "paused")
 
     async def resume(self, machine: Machine, process: ProcessId) -> None:
