@@ -250,10 +250,12 @@ def test_ctrl_c_cancels_a_job_and_says_so(
     invoke: Invoke, daemon_paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nagaya.cli.images._build_image", _slow_build)
-    ended = threading.Event()
-    threading.Thread(target=_interrupt_main_until, args=[ended]).start()
-    done = invoke("image", "build", "busybox", "--name", "slow")
-    ended.set()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        threading.Timer(0.7, _interrupt_main).start()
+        done = invoke("image", "build", "busybox", "--name", "slow")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.status == 130
     assert "interrupted: image slow is cancelled, nothing half made is left" in done.err
     assert "slow" not in invoke("image", "list", "-q").out
@@ -266,12 +268,8 @@ def _slow_build(session: object, name: str, _options: object) -> None:
     follow(session, client.images.build(name, {"kind": "fake", "seconds": 200}), f"image {name}")  # type: ignore[arg-type]
 
 
-def _interrupt_main_until(ended: threading.Event) -> None:
-    """Python drops a KeyboardInterrupt that lands in a destructor; a person presses again."""
-    wait = 0.7
-    while not ended.wait(wait):
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        wait = 10
+def _interrupt_main() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def test_version_and_status_speak_of_the_daemon(
