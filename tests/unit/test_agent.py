@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from nagaya.agent import GuestAgent
+from nagaya.agent.stream import AgentStream
 from nagaya.errors import (
     NotFoundError,
     ProtocolError,
@@ -323,3 +325,12 @@ async def test_input_that_cannot_be_sent_is_a_usage_error(directory: Path) -> No
     ):
         with pytest.raises(UsageError):
             await agent.exec(argv, env=env, stdin=stdin)
+
+
+async def test_a_repeated_answer_to_a_sync_is_no_answer_to_a_command() -> None:
+    ours, theirs = socket.socketpair()
+    stream = AgentStream(*await asyncio.open_connection(sock=ours))
+    with theirs:
+        theirs.sendall(b'\xff{"return": 5}\n{"return": {"pid": 7}}\n')
+        assert await stream.answer(1000) == {"pid": 7}
+    await stream.close()

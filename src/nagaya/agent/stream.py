@@ -63,6 +63,8 @@ class AgentStream:
     async def answer(self, limit: int) -> object:
         """What the next answer returns. Raises `Refusal` for an error."""
         line = await self._line(limit)
+        while line.startswith(_SENTINEL):  # a sync's answer once more: the plane's worker died over it
+            line = await self._line(limit)
         if len(line) > _THREAD_BYTES:
             return await asyncio.to_thread(_unwrap, line)
         return _unwrap(line)
