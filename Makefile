@@ -14,7 +14,7 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/$(VENV)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help deps venv core demo demo-down test test-rust test-python test-vtx lint fmt bench fuzz wheel man docs clean
+.PHONY: help deps venv core demo demo-down test test-rust test-python test-vtx explore lint fmt bench fuzz wheel man docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ test: lint test-rust test-python ## everything that can be tested on this host; 
 
 test-vtx: core ## the tests that need VT-x or AMD-V
 	$(PY) -m pytest -m vt-x
+
+explore: core ## the property tests with new, random examples, twenty times as many
+	NAGAYA_PROPERTIES=explore $(PY) -m pytest tests/unit
 
 bench: core ## every figure, ours beside the peer's; docs/benchmarks.md holds the last table
 	$(PY) -m benches

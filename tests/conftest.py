@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from nagaya.images.build import build
 from nagaya.images.kernels import build_kvm_kernel, build_uml_kernel
@@ -23,6 +24,12 @@ from nagaya.paths import Paths
 from nagaya.testing.scratch import begin_run, make_directory, sweep
 
 SHARED = Path(os.environ.get("NAGAYA_TEST_STATE", "/var/tmp/nagaya-test"))
+
+# The same commit has the same result: property tests look at the same examples in each run.
+# `make explore` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("NAGAYA_PROPERTIES", "same"))
 
 
 def pytest_configure() -> None:

@@ -11,10 +11,10 @@ import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlencode
 
+from nagaya.closing import Closing
 from nagaya.errors import (
     NagayaError,
     PermissionDeniedError,
@@ -29,7 +29,7 @@ POLL_TIME = 20.0  # s that one long poll lasts at the daemon
 _PIECE = 64 * 1024
 
 
-class Connection:
+class Connection(Closing):
     """A connection to the daemon of `paths` (default: this user's). Use it as a context manager.
 
     Each request has a unix socket of its own, which costs less than sharing one: threads may use it at will.
@@ -39,14 +39,6 @@ class Connection:
     def __init__(self, paths: Paths | None = None, *, start: Callable[[Paths], object] | None = None) -> None:
         self.paths = paths or Paths.default()
         self._start = start
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the daemon. Idempotent."""

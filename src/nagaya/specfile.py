@@ -163,7 +163,7 @@ def _refusal(source: str, found: list[tuple[int, validation.Problem]]) -> SpecEr
     """One error for all problems, in the file's order."""
     ordered = sorted(dict.fromkeys(found), key=lambda one: one[0])
     return SpecError(
-        "\n".join(f"{source}:{line}: {problem}" for line, problem in ordered),
+        "\n".join(validation.printable(f"{source}:{line}: {problem}") for line, problem in ordered),
         problems=[
             {"line": line, "field": validation.dotted(problem.field), "message": problem.message}
             for line, problem in ordered

@@ -58,11 +58,16 @@ class Problem:
 
 
 def dotted(field: Iterable[str | int]) -> str:
-    """`("disks", 0, "size")` as people write it: `disks[0].size`."""
+    """`("disks", 0, "size")` as people write it: `disks[0].size`. A key's control characters are escaped."""
     text = ""
     for part in field:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{printable(part)}" if text else printable(part)
     return text
+
+
+def printable(text: str) -> str:
+    """`text` on one line, harmless to a terminal: what is not printable is written as Python escapes it."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def problems(error: ValidationError, model: type[BaseModel] | None = None) -> list[Problem]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from nagaya.kernel import Kernel
@@ -14,6 +19,7 @@ from nagaya.paths import Paths
 from nagaya.testing.yard import Yard, write_initrd
 
 YardTest = Callable[[Yard], Coroutine[Any, Any, None]]
+PROGRAM = [sys.executable, "-m", "nagaya.cli"]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +42,55 @@ def yard(paths: Paths, uml_kernel: Kernel, initrd: Path) -> Callable[[YardTest],
             await one.close()
 
     return lambda test: asyncio.run(whole(test))
+
+
+@pytest.fixture
+def environment(paths: Paths) -> Iterator[dict[str, str]]:
+    """The environment of a Nagaya of its own, ended afterwards."""
+    settings = os.environ | paths.environment() | {"TERM": "xterm"}
+    yield settings
+    for arguments in (["delete", "--all", "--yes", "--force"], ["daemon", "stop", "--all"]):
+        subprocess.run([*PROGRAM, *arguments], env=settings, capture_output=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def cli(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command line; standard input is empty unless given."""
+
+    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*PROGRAM, *arguments],
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+
+    return run
+
+
+@pytest.fixture
+def spawn(environment: dict[str, str]) -> Callable[..., pexpect.spawn[bytes]]:
+    """Run a command line on a terminal."""
+    return lambda *arguments: pexpect.spawn(
+        PROGRAM[0], [*PROGRAM[1:], *arguments], env=environment, timeout=60
+    )
+
+
+@pytest.fixture
+def host_listeners(paths: Paths) -> Iterator[tuple[int, str]]:
+    """What a machine must not reach: the API's socket, an abstract one (its name), a TCP port."""
+    name = f"nagaya-test-{os.getpid()}"
+    with (
+        socket.socket(socket.AF_UNIX) as api,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+    ):
+        api.bind(str(paths.api_socket))
+        paths.api_socket.chmod(0o666)
+        abstract.bind(b"\0" + name.encode())
+        for one in (api, abstract):
+            one.listen()
+        yield tcp.getsockname()[1], name

@@ -5,54 +5,23 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
-from nagaya.paths import Paths
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.uml,
+    pytest.mark.images,
+    pytest.mark.usefixtures("uml_kernel", "busybox_image"),
+]
 
-pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
-
-PROGRAM = [sys.executable, "-m", "nagaya.cli"]
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def environment(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[dict[str, str]]:
-    """The environment of a Nagaya of its own, ended afterwards."""
-    settings = os.environ | paths.environment() | {"TERM": "xterm"}
-    yield settings
-    for arguments in (["delete", "--all", "--yes", "--force"], ["daemon", "stop", "--all"]):
-        subprocess.run([*PROGRAM, *arguments], env=settings, capture_output=True, check=False, timeout=60)
-
-
-@pytest.fixture
-def cli(environment: dict[str, str]) -> Cli:
-    """Run a command line; standard input is empty unless given."""
-
-    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PROGRAM, *arguments],
-            env=environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-
-    return run
-
-
-def _spawn(environment: dict[str, str], *arguments: str) -> pexpect.spawn[bytes]:
-    return pexpect.spawn(PROGRAM[0], [*PROGRAM[1:], *arguments], env=environment, timeout=30)
+Spawn = Callable[..., "pexpect.spawn[bytes]"]
 
 
 def test_run_is_the_guests_command(cli: Cli) -> None:
@@ -71,9 +40,9 @@ def test_exec_speaks_with_a_guest_that_has_just_been_started(cli: Cli) -> None:
     assert cli("exec", "b1", "--", "no-such-program").returncode == 127
 
 
-def test_console_logs_in_and_detaches(cli: Cli, environment: dict[str, str]) -> None:
+def test_console_logs_in_and_detaches(cli: Cli, spawn: Spawn) -> None:
     cli("create", "busybox", "--name", "b1", "--memory", "64MiB", "--start")
-    console = _spawn(environment, "console", "b1")
+    console = spawn("console", "b1")
     console.expect("ctrl-] detaches")
     console.send("\r")
     console.expect("# ")
@@ -88,9 +57,9 @@ def test_console_logs_in_and_detaches(cli: Cli, environment: dict[str, str]) -> 
     assert "is 42" in cli("logs", "b1").stdout
 
 
-def test_the_console_ends_with_the_machine(cli: Cli, environment: dict[str, str]) -> None:
+def test_the_console_ends_with_the_machine(cli: Cli, spawn: Spawn) -> None:
     cli("create", "busybox", "--name", "b1", "--memory", "64MiB", "--start")
-    console = _spawn(environment, "console", "b1")
+    console = spawn("console", "b1")
     console.expect("ctrl-] detaches")
     console.send("\r")
     console.expect("# ")
@@ -102,9 +71,9 @@ def test_the_console_ends_with_the_machine(cli: Cli, environment: dict[str, str]
     _until(lambda: cli("list", "--state", "stopped", "-q").stdout == "b1\n")
 
 
-def test_the_console_survives_the_daemon_in_good_order(cli: Cli, environment: dict[str, str]) -> None:
+def test_the_console_survives_the_daemon_in_good_order(cli: Cli, spawn: Spawn) -> None:
     cli("create", "busybox", "--name", "b1", "--memory", "64MiB", "--start")
-    console = _spawn(environment, "console", "b1")
+    console = spawn("console", "b1")
     console.expect("ctrl-] detaches")
     os.kill(_daemon_pid(cli), 9)
     console.expect("The console of b1 closed")

@@ -36,15 +36,15 @@ PYTHON = os.path.realpath(sys.executable)
 CAPABILITY_FIELDS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 
-def test_a_taken_over_kernel_gets_nowhere(yard: Run) -> None:
+def test_a_taken_over_kernel_gets_nowhere(yard: Run, host_listeners: tuple[int, str]) -> None:
     """Python runs in the kernel's place, in the very jail of a machine, and tries some eighty ways out."""
 
     async def test(yard: Yard) -> None:
         machine, other = yard.machine("count"), yard.machine("count")
         await yard.engine.start(other)
-        with _host_listeners(yard) as (tcp, abstract):
-            arguments = (str(yard.paths.api_socket), abstract, str(machine.paths.jail), str(other.paths.jail))
-            found = await _probe(yard, machine, *arguments, str(tcp))
+        tcp, abstract = host_listeners
+        arguments = (str(yard.paths.api_socket), abstract, str(machine.paths.jail), str(other.paths.jail))
+        found = await _probe(yard, machine, *arguments, str(tcp))
         results, seen = found["results"], found["seen"]
         assert {name: result for name, result in results.items() if result == "done"} == {}
         assert len(results) > 70
@@ -291,23 +291,6 @@ def _python_files() -> list[str]:
     return [
         path for path in wanted if Path(path).is_dir() and not (path != "/usr" and path.startswith("/usr/"))
     ]
-
-
-@contextlib.contextmanager
-def _host_listeners(yard: Yard) -> Iterator[tuple[int, str]]:
-    """What a machine must not reach: the API's socket, an abstract one, a TCP port."""
-    name = f"nagaya-test-{os.getpid()}"
-    with (
-        socket.socket(socket.AF_UNIX) as api,
-        socket.socket(socket.AF_UNIX) as abstract,
-        socket.create_server(("127.0.0.1", 0)) as tcp,
-    ):
-        api.bind(str(yard.paths.api_socket))
-        yard.paths.api_socket.chmod(0o666)
-        abstract.bind(b"\0" + name.encode())
-        for one in (api, abstract):
-            one.listen()
-        yield tcp.getsockname()[1], name
 
 
 def _children(yard: Yard) -> list[int]:

@@ -5,15 +5,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +52,9 @@ def yard(paths: Paths) -> Run:
     return lambda test: asyncio.run(whole(test))
 
 
-def test_a_taken_over_process_gets_nowhere(yard: Run, tmp_path: Path) -> None:
+def test_a_taken_over_process_gets_nowhere(
+    yard: Run, host_listeners: tuple[int, str], tmp_path: Path
+) -> None:
     """A process in the very jail of a machine tries some eighty ways out."""
 
     async def test(yard: KvmYard) -> None:
@@ -63,12 +63,12 @@ def test_a_taken_over_process_gets_nowhere(yard: Run, tmp_path: Path) -> None:
         plan = launch_plan(machine, Cgroup({}), Path(machine.kernel.path))
         (tmp_path / "plan").write_text(json.dumps(plan.to_json()))
         (tmp_path / "root").mkdir()
-        with _host_listeners(yard) as (tcp, abstract):
-            words = (str(os.getpid()), str(yard.paths.api_socket), abstract)
-            jails = (str(machine.paths.jail), str(other.paths.jail))
-            places = (str(PROBE), str(tmp_path / "plan"), str(tmp_path / "root"))
-            command = [sys.executable, *places, *words, *jails, str(tcp)]
-            said = await asyncio.to_thread(lambda: subprocess.check_output(command, timeout=60))
+        tcp, abstract = host_listeners
+        words = (str(os.getpid()), str(yard.paths.api_socket), abstract)
+        jails = (str(machine.paths.jail), str(other.paths.jail))
+        places = (str(PROBE), str(tmp_path / "plan"), str(tmp_path / "root"))
+        command = [sys.executable, *places, *words, *jails, str(tcp)]
+        said = await asyncio.to_thread(lambda: subprocess.check_output(command, timeout=60))
         found = json.loads(said)
         results, seen = found["results"], found["seen"]
         assert {name: result for name, result in results.items() if result == "done"} == {}
@@ -193,23 +193,6 @@ def _refused(paths: Paths, kind: type[Exception], change: Callable[[], None]) ->
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-@contextlib.contextmanager
-def _host_listeners(yard: KvmYard) -> Iterator[tuple[int, str]]:
-    """What a machine must not reach: the API's socket, an abstract one, a TCP port."""
-    name = f"nagaya-test-{os.getpid()}"
-    with (
-        socket.socket(socket.AF_UNIX) as api,
-        socket.socket(socket.AF_UNIX) as abstract,
-        socket.create_server(("127.0.0.1", 0)) as tcp,
-    ):
-        api.bind(str(yard.paths.api_socket))
-        yard.paths.api_socket.chmod(0o666)
-        abstract.bind(b"\0" + name.encode())
-        for one in (api, abstract):
-            one.listen()
-        yield tcp.getsockname()[1], name
 
 
 def _switches(pid: int) -> int:

@@ -6,56 +6,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
-from nagaya.paths import Paths
+pytestmark = [
+    getattr(pytest.mark, "vt-x"),
+    pytest.mark.kvm,
+    pytest.mark.root,
+    pytest.mark.images,
+    pytest.mark.usefixtures("kvm_kernel", "busybox_image", "debian_image"),
+]
 
-pytestmark = [getattr(pytest.mark, "vt-x"), pytest.mark.kvm, pytest.mark.root, pytest.mark.images]
-
-PROGRAM = [sys.executable, "-m", "nagaya.cli"]
 KVM = ("--engine", "kvm")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def environment(
-    paths: Paths, kvm_kernel: Kernel, busybox_image: Image, debian_image: Image
-) -> Iterator[dict[str, str]]:
-    """The environment of a Nagaya of its own, ended afterwards."""
-    settings = os.environ | paths.environment() | {"TERM": "xterm"}
-    yield settings
-    for arguments in (["delete", "--all", "--yes", "--force"], ["daemon", "stop", "--all"]):
-        subprocess.run([*PROGRAM, *arguments], env=settings, capture_output=True, check=False, timeout=60)
-
-
-@pytest.fixture
-def cli(environment: dict[str, str]) -> Cli:
-    """Run a command line; standard input is empty unless given."""
-
-    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PROGRAM, *arguments],
-            env=environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=180,
-        )
-
-    return run
+Spawn = Callable[..., "pexpect.spawn[bytes]"]
 
 
 def start(cli: Cli, image: str, name: str, *options: str) -> None:
@@ -85,9 +56,9 @@ def test_run_is_the_guests_command(cli: Cli) -> None:
     assert done.stderr.endswith("oops\n")
 
 
-def test_busybox_logs_in_on_its_serial_console(cli: Cli, environment: dict[str, str]) -> None:
+def test_busybox_logs_in_on_its_serial_console(cli: Cli, spawn: Spawn) -> None:
     start(cli, "busybox", "b1", "--memory", "128MiB")
-    console = pexpect.spawn(PROGRAM[0], [*PROGRAM[1:], "console", "b1"], env=environment, timeout=60)
+    console = spawn("console", "b1")
     console.expect("ctrl-] detaches")
     console.send("\r")
     console.expect("# ")
@@ -97,12 +68,12 @@ def test_busybox_logs_in_on_its_serial_console(cli: Cli, environment: dict[str, 
     console.expect("Detached from b1")
 
 
-def test_debian_comes_to_its_login_and_is_healthy(cli: Cli, environment: dict[str, str]) -> None:
+def test_debian_comes_to_its_login_and_is_healthy(cli: Cli, spawn: Spawn) -> None:
     start(cli, "debian", "d1", "--memory", "512MiB", "--cpus", "2")
     assert inside(cli, "d1", "systemctl is-system-running --wait") == "running\n"
     assert inside(cli, "d1", "hostname; nproc; systemd-detect-virt").split() == ["d1", "2", "kvm"]
     assert not re.search("BUG:|WARNING: CPU|Call Trace|ACPI .*Error", inside(cli, "d1", "dmesg"))
-    console = pexpect.spawn(PROGRAM[0], [*PROGRAM[1:], "console", "d1"], env=environment, timeout=60)
+    console = spawn("console", "d1")
     console.expect("ctrl-] detaches")
     console.send("\r")
     console.expect("root@d1")

@@ -16,6 +16,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if "data" not in path.relat
 # From the bottom up. A module imports its own package and lower rows, never its row's others.
 LAYERS = (
     {
+        "closing",
         "errors",
         "units",
         "paths",

@@ -219,6 +219,14 @@ _trees = st.recursive(
 )
 
 
+@pytest.mark.parametrize("key", ["\x85", "\n\x1b[2J"])
+def test_a_key_of_control_characters_is_said_on_one_line(key: str) -> None:
+    with pytest.raises(SpecError) as failure:
+        parse(json.dumps({"images": {key: None}}), "f")
+    [line] = failure.value.message.splitlines()
+    assert line.startswith("f:1: ") and line.isprintable()
+
+
 @given(st.text(max_size=120))
 def test_any_text_is_a_file_or_a_spec_error(text: str) -> None:
     try:

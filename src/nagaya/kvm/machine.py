@@ -19,9 +19,9 @@ from __future__ import annotations
 import functools
 import threading
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from nagaya.closing import Closing
 from nagaya.errors import ConflictError, MachineFailedError, NagayaError, NotFoundError, ResourceError
 from nagaya.hw import i8042, layout, pvpanic, reset, rtc, serial, virtio_mmio
 from nagaya.hw.acpi import AcpiConfig, build
@@ -123,7 +123,7 @@ class Device:
         self.backend.close()
 
 
-class Machine:
+class Machine(Closing):
     """One machine, from power-on to its end. A context manager."""
 
     def __init__(self, config: MachineConfig, system: Kvm, outside: Outside) -> None:
@@ -150,14 +150,6 @@ class Machine:
         except BaseException:
             self._stack.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the vCPUs' threads and give everything back to the host."""

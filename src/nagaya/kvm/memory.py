@@ -6,9 +6,8 @@ import ctypes
 import fcntl
 import mmap
 import os
-from types import TracebackType
-from typing import Self
 
+from nagaya.closing import Closing
 from nagaya.errors import ResourceError, UsageError
 from nagaya.hw import layout
 from nagaya.hw.wires import RamRegion
@@ -25,7 +24,7 @@ _MAX_NODES = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """`size` bytes of RAM for one machine; implements `nagaya.hw.wires.Ram`. A context manager.
 
     The file can be neither shrunk nor grown: whoever maps it (the plane) never meets a SIGBUS. Pages come
@@ -60,14 +59,6 @@ class GuestMemory:
             except BaseException:
                 self.close()
                 raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap and close. Raises `BufferError` while a `view` is in use."""

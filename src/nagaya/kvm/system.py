@@ -6,10 +6,9 @@ import ctypes
 import errno
 import os
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from nagaya.abi import kvm, x86
+from nagaya.closing import Closing
 from nagaya.errors import PermissionDeniedError, UnavailableError, UnsupportedError
 
 DEVICE = "/dev/kvm"
@@ -58,7 +57,7 @@ def cpuid_entries(fd: int, request: int) -> tuple[kvm.CpuidEntry, ...]:
     return tuple((kvm.CpuidEntry * header.nent).from_buffer_copy(buffer, size))
 
 
-class Kvm:
+class Kvm(Closing):
     """The open /dev/kvm. A context manager."""
 
     def __init__(self, fd: int = -1) -> None:
@@ -69,14 +68,6 @@ class Kvm:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the device. VMs live on."""

@@ -17,9 +17,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from nagaya.abi import kvm
+from nagaya.closing import Closing
 from nagaya.errors import ConflictError, MachineFailedError, ResourceError, UnsupportedError
 from nagaya.kvm import completer, exits
 from nagaya.kvm.system import array, cpuid_entries, ioctl
@@ -50,7 +51,7 @@ class Lock(Protocol):
     ) -> None: ...
 
 
-class Vcpu:
+class Vcpu(Closing):
     """A vCPU of `vm`. I/O goes to `ports` and `memory`, with `lock` held. A context manager.
 
     Its state is for the thread that runs it, and for others while nobody does; else `ConflictError`.
@@ -72,14 +73,6 @@ class Vcpu:
             os.close(self.fd)
             raise ResourceError(f"vCPU {index}: its page cannot be mapped: {error.strerror}") from error
         self._run = memoryview(self._page)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the vCPU; it must not be running."""

@@ -6,10 +6,9 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
 from nagaya.abi import kvm
+from nagaya.closing import Closing
 from nagaya.errors import ResourceError, UnavailableError, UnsupportedError
 from nagaya.hw import layout
 from nagaya.hw.wires import RamRegion
@@ -19,7 +18,7 @@ from nagaya.kvm.system import Kvm, ioctl
 MAX_VCPUS = 254  # APIC ids of 8 bits, 255 is the broadcast: what an MSI's address can name
 
 
-class Vm:
+class Vm(Closing):
     """A VM with RAM, in-kernel irqchip and PIT, ready for vCPUs. A context manager.
 
     The order matters: MSR filter, RAM, irqchip. A change of the first two makes the kernel wait for a grace
@@ -45,14 +44,6 @@ class Vm:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the VM; the kernel frees it when its vCPUs are closed too."""

@@ -7,12 +7,12 @@ import os
 import socket
 import stat
 from pathlib import Path
-from types import TracebackType
 
+from nagaya.closing import Closing
 from nagaya.errors import ConflictError
 
 
-class Listener:
+class Listener(Closing):
     """A listening SOCK_STREAM unix socket at `path`, mode 0600, owned by `uid:gid` where given.
 
     A stale socket file (nobody listens) is replaced. Raises `ConflictError` if somebody does listen there or
@@ -49,14 +49,6 @@ class Listener:
         with contextlib.suppress(FileNotFoundError):
             if self._path.lstat().st_ino == self._inode:
                 self._path.unlink()
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _remove_stale(path: Path) -> None:

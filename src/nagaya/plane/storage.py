@@ -7,8 +7,8 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable
-from types import TracebackType
 
+from nagaya.closing import Closing
 from nagaya.errors import (
     ConflictError,
     NagayaError,
@@ -23,7 +23,7 @@ from nagaya.plane.imagelock import lock_image, processes_using, unlock_image
 ImageKey = tuple[int, int]  # st_dev, st_ino
 
 
-class OpenImages:
+class OpenImages(Closing):
     """The layers of `device`, open and locked: the top one as exclusive writer, the others as readers.
 
     `direct` is false if a file system under one of them refuses O_DIRECT. `users_of` names the devices of
@@ -73,14 +73,6 @@ class OpenImages:
                 unlock_image(fd)
             finally:
                 os.close(fd)
-
-    def __enter__(self) -> OpenImages:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check_kind(device_id: str, path: str, fd: int) -> ImageKey:

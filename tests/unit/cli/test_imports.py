@@ -29,6 +29,7 @@ OURS = {
     "nagaya.cli.lifecycle",
     "nagaya.cli.progress",
     "nagaya.cli.session",
+    "nagaya.closing",
     "nagaya.connection",
     "nagaya.errors",
     "nagaya.models",
