@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -14,12 +14,21 @@ from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, R
 
 from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
 from nagaya.plane.config import Device
+from nagaya.plane.shares import (
+    ArbiterStatus,
+    ShareNode,
+    WaitRow,
+    arbiter_from_json,
+    share_to_json,
+    wait_from_json,
+)
 from nagaya.plane.wire import device_from_json, device_to_json
 
 _HINT = (
     "the plane's holder (python -m nagaya.plane) is not there; the daemon starts one, see its log plane.log"
 )
 _EVENT_BACKLOG = 10_000  # events that wait for one consumer
+_NODES_AT_ONCE = 100  # in one message: a node has 500 bytes at most, a message 64 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,22 @@ class PlaneClient:
     async def device_del(self, device_id: str) -> None:
         """Stop serving a device, after its requests in flight. Raises `NotFoundError`."""
         await self._execute("device_del", {"id": device_id})
+
+    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+        """Set the knobs of `nodes` in all workers, now and for devices to come; forget the nodes `remove`."""
+        rows: list[dict[str, object]] = [share_to_json(node) for node in nodes]
+        rows += [{"id": node_id, "remove": True} for node_id in remove]
+        for first in range(0, len(rows), _NODES_AT_ONCE):
+            await self._execute("set-shares", {"nodes": rows[first : first + _NODES_AT_ONCE]})
+
+    async def query_arbiter(self) -> list[ArbiterStatus]:
+        """The arbiter of each disk's worker."""
+        return [arbiter_from_json(row) for row in _rows(await self._execute("query-arbiter"))]
+
+    async def query_waits(self, node_id: str | None, since_seconds: int) -> list[WaitRow]:
+        """Who waited how long and on what in the last seconds, an hour at most; of all, or below one node."""
+        arguments = {"id": node_id, "since": since_seconds}
+        return [wait_from_json(row) for row in _rows(await self._execute("query-waits", arguments))]
 
     async def query_devices(self) -> list[DeviceStatus]:
         """All devices, in the order in which they were added."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nagaya.plane.shares import ShareNode
+
 ImageFormat = Literal["raw", "qcow2"]
 
 
@@ -30,6 +32,7 @@ class BlkDevice:
     queues: int = 1
     queue_size: int = 256
     serial: str = ""  # at most 20 bytes, virtio 1.3 5.2.6
+    shares: tuple[ShareNode, ...] = ()  # its nodes in the arbiter's tree, from the top to its own
     driver: Literal["blk"] = "blk"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from nagaya.errors import UsageError
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
+from nagaya.plane.shares import shares_from_json
 
 _DRIVERS: dict[object, type[BlkDevice] | type[ConsoleDevice] | type[RngDevice]] = {
     "blk": BlkDevice,
@@ -64,6 +65,8 @@ def _build(cls: Any, arguments: Mapping[str, object]) -> Any:
 def _value(name: str, annotation: object, value: object) -> object:
     if name == "layers":
         return _layers(value)
+    if name == "shares":
+        return shares_from_json(value)
     scalar = _SCALARS.get(annotation, str)  # the rest are literals of text, compared in _check
     if type(value) is not scalar:  # a bool is not an int here
         raise UsageError(f"field {name!r} is {value!r}, not of type {scalar.__name__}")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nagaya.errors import UsageError
 from nagaya.plane.config import BlkDevice, ConsoleDevice, RngDevice
+from nagaya.plane.shares import ShareNode
 from nagaya.plane.wire import device_from_json, device_to_json
 
 RNG: dict[str, Any] = {"driver": "rng", "id": "m/rng", "socket": "/tmp/s", "uid": 0, "gid": 0}
@@ -22,7 +23,8 @@ DISK: dict[str, Any] = RNG | {"driver": "blk", "layers": [{"path": "/tmp/i", "fo
 def test_a_device_survives_the_way_through_json(
     console: ConsoleDevice, rng: RngDevice, make_disk: Callable[..., BlkDevice]
 ) -> None:
-    for device in (console, rng, make_disk(queues=2, serial="abc")):
+    shares = (ShareNode("@acme", weight=300), ShareNode("m", "@acme", limit_iops=5), ShareNode("m/disk0"))
+    for device in (console, rng, make_disk(queues=2, serial="abc"), make_disk(shares=shares)):
         assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
 
 
@@ -49,6 +51,16 @@ def test_a_device_survives_the_way_through_json(
         (DISK | {"queue_size": 65536}, "outside 2 to 1024"),
         (DISK | {"queues": 0}, "outside 1 to 64"),
         (DISK | {"serial": "s" * 21}, "over 20 bytes"),
+        (DISK | {"shares": 7}, "list of at most"),
+        (DISK | {"shares": [7]}, "share 7"),
+        (DISK | {"shares": [{"weight": 7}]}, "id None"),
+        (DISK | {"shares": [{"id": "a b"}]}, "'a b'"),
+        (DISK | {"shares": [{"id": "m", "parent": 7}]}, "parent 7"),
+        (DISK | {"shares": [{"id": "m", "speed": 7}]}, "'speed' of a share is unknown"),
+        (DISK | {"shares": [{"id": "m", "weight": 0}]}, "weight of share m is 0"),
+        (DISK | {"shares": [{"id": "m", "weight": True}]}, "weight of share m is True"),
+        (DISK | {"shares": [{"id": "m", "limit": 0}]}, "limit of share m is 0"),
+        (DISK | {"shares": [{"id": "m", "reservation": None}]}, "reservation of share m is None"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: dict[str, Any], words: str) -> None:
