@@ -19,7 +19,8 @@ class Plane:
 
         `{"driver": "blk", "id", "worker", "queues": 1, "queue_size": 256, "read_only": false, "serial": "",
           "direct": true, "layers": [{"format": "raw" | "qcow2"}, ...]}`, fds `[listener, layer 0, layer 1, ...]`,
-          layer 0 on top; only layer 0 is ever written;
+          layer 0 on top; only layer 0 is ever written. A disk without a file has one layer and no fd for it:
+          `{"format": "null" | "simulated", "model": ...}` with the fields of `nagaya.plane.config.Model`;
         `{"driver": "console", "id", "worker", "ports": [{"name": "", "console": true},
           {"name": "org.qemu.guest_agent.0", "console": false}]}`, fds `[listener, port 0, port 1, ...]`, each
           port a connected SOCK_STREAM;

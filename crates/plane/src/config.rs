@@ -14,6 +14,9 @@ pub const MAX_PORTS: usize = 16;
 /// Most image files of a disk; deeper chains are for the image store to flatten.
 pub const MAX_LAYERS: usize = 32;
 
+/// Most requests that a simulated device serves at once.
+const MAX_PARALLEL: usize = 4096;
+
 /// One device.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "driver", rename_all = "lowercase")]
@@ -34,6 +37,56 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, version 2 or 3.
     Qcow2,
+    /// No file: every request is done at once, or after a fixed time. For tests and benches.
+    Null,
+    /// No file: a device that serves so many requests at once, each in a known time. For tests and benches.
+    Simulated,
+}
+
+impl Format {
+    /// Whether there is a file.
+    pub fn has_file(self) -> bool {
+        matches!(self, Format::Raw | Format::Qcow2)
+    }
+}
+
+/// How a disk without a file behaves.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Bytes.
+    pub size: u64,
+    /// Simulated disks of a worker that name the same device share its capacity.
+    #[serde(default)]
+    pub device: String,
+    /// Requests that a simulated device serves at once.
+    #[serde(default)]
+    pub parallel: u32,
+    /// Microseconds that a read takes once it is served.
+    #[serde(default)]
+    pub read_us: u64,
+    /// The same of a write, and of a discard or write-zeroes.
+    #[serde(default)]
+    pub write_us: u64,
+    /// The same of a flush.
+    #[serde(default)]
+    pub flush_us: u64,
+    /// What moving bytes adds to it; 0 for nothing.
+    #[serde(default)]
+    pub bytes_per_second: u64,
+    /// Changes of its speed, in order of time.
+    #[serde(default)]
+    pub speeds: Vec<Speed>,
+}
+
+/// From `after_ms` of a simulated device's life on, it works at `percent` of its speed.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Speed {
+    /// Milliseconds.
+    pub after_ms: u64,
+    /// 100 is as the model says.
+    pub percent: u32,
 }
 
 /// One image file of a disk.
@@ -42,9 +95,12 @@ pub enum Format {
 pub struct Layer {
     /// Its format.
     pub format: Format,
+    /// With the formats `null` and `simulated`, and only with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
 }
 
-/// A virtio-blk device; its fds are the layers, top first.
+/// A virtio-blk device; its fds are the layers that have a file, top first.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlkConfig {
@@ -135,6 +191,7 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => {
                 bound("queues", blk.queues.into(), 1, MAX_QUEUES)?;
                 bound("layers", blk.layers.len(), 1, MAX_LAYERS)?;
+                check_models(&blk.layers)?;
                 bound("length of serial", blk.serial.len(), 0, 20)?;
                 bound("queue_size", blk.queue_size.into(), 4, MAX_QUEUE_SIZE.into())?;
                 if !blk.queue_size.is_power_of_two() {
@@ -183,7 +240,7 @@ impl DeviceConfig {
     /// Number of fds beside the listener.
     pub fn backend_fds(&self) -> usize {
         match self {
-            DeviceConfig::Blk(blk) => blk.layers.len(),
+            DeviceConfig::Blk(blk) => blk.layers.iter().filter(|layer| layer.format.has_file()).count(),
             DeviceConfig::Console(console) => console.ports.len(),
             DeviceConfig::Rng(_) => 0,
         }
@@ -198,6 +255,29 @@ impl DeviceConfig {
             DeviceConfig::Rng(_) => 1,
         }
     }
+}
+
+/// A disk without a file is one layer, and says how it behaves.
+fn check_models(layers: &[Layer]) -> Result<(), String> {
+    for layer in layers {
+        match &layer.model {
+            None if layer.format.has_file() => {}
+            Some(model) if !layer.format.has_file() => {
+                bound("layers of a disk without a file", layers.len(), 1, 1)?;
+                let (least, most) = if layer.format == Format::Null { (0, 0) } else { (1, MAX_PARALLEL) };
+                bound("parallel", model.parallel as usize, least, most)?;
+                bound("size", model.size as usize, 512, 1 << 50)?;
+                let times = [model.read_us, model.write_us, model.flush_us];
+                bound("a time in µs", times.into_iter().max().unwrap_or(0) as usize, 0, 60_000_000)?;
+                bound("speeds", model.speeds.len(), 0, 64)?;
+                for speed in &model.speeds {
+                    bound("percent", speed.percent as usize, 1, 10_000)?;
+                }
+            }
+            _ => return Err("a model goes with the formats null and simulated, and only with them".into()),
+        }
+    }
+    Ok(())
 }
 
 fn bound(what: &str, value: usize, least: usize, most: usize) -> Result<(), String> {
@@ -221,6 +301,25 @@ mod tests {
         let json = r#"{"driver": "console", "id": "c", "worker": "chars", "ports": [{"name": "", "console": true},
             {"name": "org.qemu.guest_agent.0", "console": false}]}"#;
         assert_eq!(DeviceConfig::parse(json).unwrap().queues(), 6);
+    }
+
+    #[test]
+    fn a_disk_without_a_file_has_a_model_and_no_fd() {
+        let parse = |layer: &str| {
+            let json = format!(r#"{{"driver": "blk", "id": "d", "worker": "w", "layers": [{layer}]}}"#);
+            DeviceConfig::parse(&json)
+        };
+        let null = parse(r#"{"format": "null", "model": {"size": 1048576, "read_us": 10}}"#).unwrap();
+        assert_eq!(null.backend_fds(), 0);
+        let model =
+            r#""model": {"size": 1048576, "parallel": 2, "speeds": [{"after_ms": 1, "percent": 50}]}"#;
+        parse(&format!(r#"{{"format": "simulated", {model}}}"#)).unwrap();
+        parse(&format!(r#"{{"format": "raw", {model}}}"#)).unwrap_err();
+        parse(r#"{"format": "null"}"#).unwrap_err();
+        let error = parse(r#"{"format": "simulated", "model": {"size": 1048576}}"#).unwrap_err();
+        assert_eq!(error, "parallel is 0, must be 1 to 4096");
+        let two = format!(r#"{{"format": "simulated", {model}}}, {{"format": "raw"}}"#);
+        assert_eq!(parse(&two).unwrap_err(), "layers of a disk without a file is 2, must be 1 to 1");
     }
 
     #[test]

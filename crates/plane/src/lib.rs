@@ -8,10 +8,11 @@
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
 //!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
 //! - The devices: [`block`], [`console`], [`rng`].
-//! - [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
+//! - [`clock`]: the time; [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
 pub mod block;
 pub mod chain;
+pub mod clock;
 pub mod config;
 pub mod console;
 pub mod control;

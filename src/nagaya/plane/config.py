@@ -7,7 +7,34 @@ from typing import Literal
 
 from nagaya.plane.shares import ShareNode
 
-ImageFormat = Literal["raw", "qcow2"]
+ImageFormat = Literal["raw", "qcow2", "null", "simulated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """From `after_ms` of a simulated device's life on, it works at `percent` of its speed."""
+
+    after_ms: int
+    percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """How a disk without a file behaves, for tests and benches.
+
+    Format `null` does nothing: a request ends at once, or after its time. Format `simulated` serves
+    `parallel` requests at a time, the others wait; disks that name the same `device` share it. Its reads
+    answer zeroes.
+    """
+
+    size: int  # bytes
+    device: str = ""
+    parallel: int = 0
+    read_us: int = 0
+    write_us: int = 0
+    flush_us: int = 0
+    bytes_per_second: int = 0  # what moving bytes adds; 0 for nothing
+    speeds: tuple[Speed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +43,7 @@ class Layer:
 
     path: str
     format: ImageFormat
+    model: Model | None = None  # with the formats null and simulated, whose path is ""
 
 
 @dataclass(frozen=True, slots=True)

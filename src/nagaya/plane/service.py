@@ -9,12 +9,12 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, TypeVar
 
 from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Device
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer
 from nagaya.plane.hub import ConsoleHub
 from nagaya.plane.sockets import Listener
 from nagaya.plane.storage import ImageKey, OpenImages
@@ -254,8 +254,12 @@ def _blk_config(device: BlkDevice, images: OpenImages) -> dict[str, object]:
         "read_only": device.read_only,
         "serial": device.serial,
         "direct": images.direct,
-        "layers": [{"format": layer.format} for layer in device.layers],
+        "layers": [_layer_config(layer) for layer in device.layers],
     }
+
+
+def _layer_config(layer: Layer) -> dict[str, object]:
+    return {"format": layer.format} | ({} if layer.model is None else {"model": asdict(layer.model)})
 
 
 def _os_error(what: str, error: OSError) -> NagayaError:

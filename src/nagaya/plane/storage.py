@@ -37,6 +37,8 @@ class OpenImages(Closing):
         self.direct = device.direct
         try:
             for index, layer in enumerate(device.layers):
+                if layer.model is not None:
+                    continue
                 writer = index == 0 and not device.read_only
                 fd = self._open(device.id, layer.path, writer)
                 self.fds.append(fd)
@@ -46,7 +48,7 @@ class OpenImages(Closing):
             if not self.direct:
                 for fd in self.fds:  # one that opened before another refused
                     _clear_direct(fd)
-            self.worker = _worker_of(self.fds[0])
+            self.worker = _worker_of(self.fds[0]) if self.fds else _worker_of_model(device)
         except BaseException:
             self.close()
             raise
@@ -91,6 +93,11 @@ def _worker_of(fd: int) -> str:
     status = os.fstat(fd)
     device = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
     return f"disk-{os.major(device)}:{os.minor(device)}"
+
+
+def _worker_of_model(device: BlkDevice) -> str:
+    model = device.layers[0].model
+    return f"disk-model-{model.device if model is not None else ''}"
 
 
 def _open_error(device_id: str, path: str, error: OSError) -> NagayaError:

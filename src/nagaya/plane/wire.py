@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from nagaya.errors import UsageError
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, Model, RngDevice, Speed
 from nagaya.plane.shares import shares_from_json
 
 _DRIVERS: dict[object, type[BlkDevice] | type[ConsoleDevice] | type[RngDevice]] = {
@@ -67,6 +67,12 @@ def _value(name: str, annotation: object, value: object) -> object:
         return _layers(value)
     if name == "shares":
         return shares_from_json(value)
+    if name == "model":
+        return None if value is None else _build(Model, _object(name, value))
+    if name == "speeds":
+        if not isinstance(value, list):
+            raise UsageError(f"field 'speeds' is {value!r}, not a list")
+        return tuple(_build(Speed, _object(name, speed)) for speed in value)
     scalar = _SCALARS.get(annotation, str)  # the rest are literals of text, compared in _check
     if type(value) is not scalar:  # a bool is not an int here
         raise UsageError(f"field {name!r} is {value!r}, not of type {scalar.__name__}")
@@ -81,10 +87,19 @@ def _layers(value: object) -> tuple[Layer, ...]:
             raise UsageError(f"layer {layer!r} is not an object", hint='write {"path": ..., "format": ...}')
     layers = tuple(_build(Layer, layer) for layer in value)
     for layer in layers:
-        if layer.format not in ("raw", "qcow2"):
+        if layer.format not in ("raw", "qcow2", "null", "simulated"):
             raise UsageError(f"image format {layer.format!r} is unknown", hint="it is raw or qcow2")
-        _check_path("layers", layer.path)
+        if layer.model is None:
+            _check_path("layers", layer.path)
+        elif layer.path:
+            raise UsageError(f"layer {layer.path!r} has a model, which is for disks without a file")
     return layers
+
+
+def _object(name: str, value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise UsageError(f"field {name!r} is {value!r}, not an object")
+    return value
 
 
 def _check(device: Device) -> None:

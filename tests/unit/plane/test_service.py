@@ -23,7 +23,7 @@ from nagaya.errors import (
     UsageError,
 )
 from nagaya.plane.client import PlaneClient, PlaneEvent
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, RngDevice
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, RngDevice
 from nagaya.plane.holder import serve
 from nagaya.plane.sockets import Listener
 
@@ -81,6 +81,20 @@ async def test_a_disk_is_opened_locked_and_listened_for(
 def flags_of(fd: int) -> int:
     text = Path(f"/proc/self/fdinfo/{fd}").read_text()
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith("flags:")), 8)
+
+
+async def test_a_disk_without_a_file_has_no_image_to_open(
+    core: FakeCore, directory: Path, make_disk: MakeDisk
+) -> None:
+    layer = Layer("", "simulated", Model(2**20, "ssd", parallel=2, read_us=100))
+    async with plane(core, directory) as client:
+        disk = dataclasses.replace(make_disk(), layers=(layer,))
+        await client.device_add(disk)
+        config, fds = core.devices[disk.id]
+        assert (config["worker"], len(fds)) == ("disk-model-ssd", 1)
+        assert config["layers"][0]["model"]["parallel"] == 2
+        (status,) = await client.query_devices()
+        assert status.device == disk
 
 
 async def test_direct_images_bypass_the_cache_where_the_file_system_can(

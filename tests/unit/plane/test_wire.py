@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nagaya.errors import UsageError
-from nagaya.plane.config import BlkDevice, ConsoleDevice, RngDevice
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, RngDevice, Speed
 from nagaya.plane.shares import ShareNode
 from nagaya.plane.wire import device_from_json, device_to_json
 
@@ -24,7 +25,9 @@ def test_a_device_survives_the_way_through_json(
     console: ConsoleDevice, rng: RngDevice, make_disk: Callable[..., BlkDevice]
 ) -> None:
     shares = (ShareNode("@acme", weight=300), ShareNode("m", "@acme", limit_iops=5), ShareNode("m/disk0"))
-    for device in (console, rng, make_disk(queues=2, serial="abc"), make_disk(shares=shares)):
+    model = Model(2**20, "ssd", 4, read_us=100, speeds=(Speed(10, 50),))
+    simulated = dataclasses.replace(make_disk(), layers=(Layer("", "simulated", model),))
+    for device in (console, rng, make_disk(queues=2, serial="abc"), make_disk(shares=shares), simulated):
         assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
 
 
@@ -47,6 +50,13 @@ def test_a_device_survives_the_way_through_json(
         (DISK | {"layers": [7]}, "layer 7"),
         (DISK | {"layers": [{"path": "/i", "format": "vmdk"}]}, "'vmdk' is unknown"),
         (DISK | {"layers": [{"path": "/i"}]}, "'format' is missing"),
+        (DISK | {"layers": [{"path": "/i", "format": "null", "model": {"size": 512}}]}, "without a file"),
+        (DISK | {"layers": [{"path": "", "format": "null"}]}, "not an absolute path"),
+        (DISK | {"layers": [{"path": "", "format": "null", "model": 7}]}, "'model' is 7"),
+        (
+            DISK | {"layers": [{"path": "", "format": "null", "model": {"size": 1, "speeds": 7}}]},
+            "'speeds' is 7",
+        ),
         (DISK | {"queue_size": 100}, "power of two"),
         (DISK | {"queue_size": 65536}, "outside 2 to 1024"),
         (DISK | {"queues": 0}, "outside 1 to 64"),

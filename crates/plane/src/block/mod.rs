@@ -9,6 +9,7 @@ use std::rc::Rc;
 use crate::uring::Uring;
 
 pub mod device;
+pub mod model;
 pub mod qcow2;
 pub mod raw;
 pub mod request;

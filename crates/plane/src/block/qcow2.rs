@@ -305,6 +305,7 @@ async fn open_layer(
             Err(invalid(&format!("layer {layer} is raw and hides the layers below it")))
         }
         Format::Raw => Raw::open_image(file, writable).await.map(FormatAccess::new),
+        Format::Null | Format::Simulated => Err(invalid(&format!("layer {layer} has no file"))),
         Format::Qcow2 => {
             let builder = Qcow2::<FileStorage>::builder(file).backing(below).data_file(None);
             let qcow2 = builder.write(writable).open(DenyImplicitOpenGate::default()).await?;

@@ -50,6 +50,9 @@ impl Offer {
 struct Page([u8; 4096]);
 
 fn disk_size(config: &BlkConfig, backend: &[OwnedFd]) -> io::Result<u64> {
+    if let Some(model) = config.layers.first().and_then(|layer| layer.model.as_ref()) {
+        return Ok(model.size);
+    }
     let (Some(layer), Some(fd)) = (config.layers.first(), backend.first()) else {
         return Err(io::Error::other("a disk without an image"));
     };

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::block::Disk;
 use crate::block::device::Blk;
+use crate::block::model::ModelDevices;
 use crate::block::qcow2::{Layer, Qcow2Disk};
 use crate::block::raw::RawDisk;
 use crate::config::{BlkConfig, DeviceConfig, Format};
@@ -42,7 +43,7 @@ impl Entry {
     /// # Errors
     /// What opening the image says.
     pub fn open(
-        uring: &Rc<Uring>,
+        (uring, models): (&Rc<Uring>, &mut ModelDevices),
         (number, epoch): (u32, u32),
         config: &DeviceConfig,
         fds: Vec<OwnedFd>,
@@ -52,7 +53,7 @@ impl Entry {
         let page = Shared::map(File::from(page))?;
         let device: Box<dyn Device> = match config {
             DeviceConfig::Blk(blk) => {
-                let disk = open_disk(uring, blk, fds.map(File::from).collect())?;
+                let disk = open_disk((uring, models), blk, fds.map(File::from).collect())?;
                 Box::new(Blk::new(blk, disk))
             }
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
@@ -111,7 +112,16 @@ impl Entry {
     }
 }
 
-fn open_disk(uring: &Rc<Uring>, config: &BlkConfig, mut files: Vec<File>) -> io::Result<Box<dyn Disk>> {
+fn open_disk(
+    (uring, models): (&Rc<Uring>, &mut ModelDevices),
+    config: &BlkConfig,
+    mut files: Vec<File>,
+) -> io::Result<Box<dyn Disk>> {
+    if let Some(layer) = config.layers.first()
+        && let Some(model) = &layer.model
+    {
+        return Ok(Box::new(models.open(layer.format, model)));
+    }
     if config.layers.len() != files.len() {
         return Err(io::Error::other(format!("{} layers, {} files", config.layers.len(), files.len())));
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, types};
 
+use crate::block::model::ModelDevices;
 use crate::control::{Channel, FromWorker, ToWorker};
 use crate::sandbox;
 use crate::uring::Uring;
@@ -27,6 +28,7 @@ const MESSAGES: usize = 64;
 /// The state of a worker.
 pub struct Reactor {
     uring: Rc<Uring>,
+    models: ModelDevices,
     control: Channel,
     closed: bool,
     /// Messages that found the socket full.
@@ -58,6 +60,7 @@ impl Reactor {
             .map_err(|error| io::Error::new(error.kind(), format!("io_uring is not available: {error}")))?;
         let reactor = Reactor {
             uring: Rc::new(uring),
+            models: ModelDevices::default(),
             control,
             closed: false,
             outbox: VecDeque::new(),

@@ -16,7 +16,7 @@ impl Reactor {
         match message {
             ToWorker::Open { device, config } => {
                 self.epoch = (self.epoch + 1) % EPOCHS;
-                let opened = Entry::open(&self.uring, (device, self.epoch), &config, fds);
+                let opened = Entry::open((&self.uring, &mut self.models), (device, self.epoch), &config, fds);
                 let error = opened.as_ref().err().map(ToString::to_string);
                 self.outbox.push_back(FromWorker::Opened { device, error });
                 if let Ok(entry) = opened {
