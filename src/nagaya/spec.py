@@ -9,9 +9,25 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
-from nagaya.units import format_size, parse_size
+from nagaya.units import (
+    format_rate,
+    format_size,
+    format_time,
+    parse_iops,
+    parse_rate,
+    parse_size,
+    parse_time,
+)
 
 EngineName = Literal["auto", "kvm", "uml", "qemu"]
 
@@ -23,6 +39,19 @@ Size = Annotated[
     BeforeValidator(parse_size),
     PlainSerializer(format_size, return_type=str, when_used="json"),
     Field(json_schema_extra={"type": ["string", "integer"], "examples": ["512MiB", "1.5GiB"]}),
+]
+Rate = Annotated[
+    int,
+    BeforeValidator(parse_rate),
+    PlainSerializer(format_rate, return_type=str, when_used="json"),
+    Field(json_schema_extra={"type": ["string", "integer"], "examples": ["50MiB/s"]}),
+]
+Latency = Annotated[
+    int,
+    BeforeValidator(parse_time),
+    Field(ge=1, le=60_000_000),
+    PlainSerializer(format_time, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "title": "time", "examples": ["5ms", "800us"]}),
 ]
 Name = Annotated[
     str, Field(pattern=NAME_PATTERN, description="lower-case letters, digits and hyphens, 63 at most")
@@ -56,21 +85,67 @@ class Memory(_Part):
 
 
 class DiskKnobs(_Part):
-    """Disk shares of a machine: IOPS and bytes per second."""
+    """Shares of the host's disks: requests a second and bytes a second; both hold.
 
-    reservation_iops: int = Field(0, ge=0, description="requests per second it gets whatever the others do")
-    reservation: Size = Field(0, description="bytes per second it gets whatever the others do")
-    limit_iops: int | None = Field(None, gt=0, description="requests per second it never exceeds")
-    limit: Size | None = Field(None, description="bytes per second it never exceeds")
+    `reservation: 2000iops` is short for `reservation_iops: 2000`, and `limit` likewise.
+    """
+
+    reservation_iops: int = Field(
+        0, ge=0, le=2**32 - 1, description="requests per second it gets whatever the others do"
+    )
+    reservation: Rate = Field(0, description="bytes per second it gets whatever the others do")
+    limit_iops: int | None = Field(
+        None, gt=0, le=2**32 - 1, description="requests per second it never exceeds"
+    )
+    limit: Rate | None = Field(None, gt=0, description="bytes per second it never exceeds")
     weight: Weight = 100
+    latency_p99: Latency | None = Field(
+        None,
+        description="99 of 100 requests are answered in this time, at the others' cost",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_unit(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        fields: dict[str, object] = {}
+        for key, given in value.items():
+            iops = parse_iops(given) if key in ("reservation", "limit") else None
+            name = key if iops is None else f"{key}_iops"
+            if name in fields or (name != key and name in value):
+                raise ValueError(f"{key} is given twice in iops")
+            fields[name] = given if iops is None else iops
+        return fields
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DiskKnobs:
+        if self.limit_iops is not None and self.reservation_iops > self.limit_iops:
+            raise ValueError(f"reservation {self.reservation_iops}iops is above limit {self.limit_iops}iops")
+        if self.limit is not None and self.reservation > self.limit:
+            raise ValueError(
+                f"reservation {format_rate(self.reservation)} is above limit {format_rate(self.limit)}"
+            )
+        return self
 
 
 class NetworkKnobs(_Part):
     """Network shares of a machine, bytes per second."""
 
-    reservation: Size = Field(0, description="bytes per second it gets whatever the others do")
-    limit: Size | None = Field(None, description="bytes per second it never exceeds")
+    reservation: Rate = Field(0, description="bytes per second it gets whatever the others do")
+    limit: Rate | None = Field(None, description="bytes per second it never exceeds")
     weight: Weight = 100
+
+
+class Tenant(_Part):
+    """Machines that share together: those whose `tenant` is its name."""
+
+    name: Name
+    disk: DiskKnobs = Field(DiskKnobs(), description="what all its machines together get of the host's disks")
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready, rates as text."""
+        return self.model_dump(mode="json")
 
 
 class Boot(_Part):
@@ -99,6 +174,7 @@ class Disk(_Part):
     size: Size | None = Field(None, description="at least the image's size; the overlay is grown to it")
     read_only: bool = Field(False, description="the guest cannot write")
     direct: bool = Field(True, description="bypass the host's page cache (O_DIRECT)")
+    share: DiskKnobs = Field(DiskKnobs(), description="this disk's share of what the machine gets")
 
     @model_validator(mode="after")
     def _one_source(self) -> Disk:
@@ -111,6 +187,10 @@ class Disk(_Part):
         if self.size is not None and (self.size % 512 or self.size < MIB):
             raise ValueError(f"size {self.size} must be at least 1MiB and a multiple of 512 bytes")
         return self
+
+    def is_like(self, other: Disk) -> bool:
+        """Whether it is the same disk with the same content: its share may differ."""
+        return self == other.model_copy(update={"share": self.share})
 
 
 class Nic(_Part):
@@ -150,6 +230,11 @@ class MachineSpec(_Part):
     cpu: CpuKnobs = Field(CpuKnobs(), description="its share of the host's CPUs")
     disk: DiskKnobs = Field(DiskKnobs(), description="its share of the host's disks")
     network: NetworkKnobs = Field(NetworkKnobs(), description="its share of the host's networks")
+    tenant: str = Field(
+        "",
+        pattern=f"^$|{NAME_PATTERN}",
+        description="name of the tenant whose share it is part of; empty: none",
+    )
     autostart: bool = Field(False, description="start with the daemon after a reboot of the host")
     restart: Literal["never", "on-failure", "always"] = Field(
         "never", description="what to do when it ends by itself"
@@ -160,6 +245,18 @@ class MachineSpec(_Part):
         for field, knobs in (("cpu", self.cpu), ("memory", self.memory), ("network", self.network)):
             if knobs.limit is not None and knobs.reservation > knobs.limit:
                 raise ValueError(f"{field}: reservation {knobs.reservation} is above limit {knobs.limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _disks_fit(self) -> MachineSpec:
+        iops = sum(disk.share.reservation_iops for disk in self.disks)
+        rate = sum(disk.share.reservation for disk in self.disks)
+        if self.disk.limit_iops is not None and iops > self.disk.limit_iops:
+            raise ValueError(f"disks: they reserve {iops}iops, above disk.limit {self.disk.limit_iops}iops")
+        if self.disk.limit is not None and rate > self.disk.limit:
+            raise ValueError(
+                f"disks: they reserve {format_rate(rate)}, above disk.limit {format_rate(self.disk.limit)}"
+            )
         return self
 
     def to_json(self) -> dict[str, object]:

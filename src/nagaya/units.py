@@ -1,7 +1,7 @@
-"""Quantities as people write them: `512MiB`, `1.5GiB`, `2000iops`, `10MiB/s`, `50%`.
+"""Quantities as people write them: `512MiB`, `1.5GiB`, `2000iops`, `10MiB/s`, `5ms`.
 
-Sizes are bytes, rates are per second. Binary prefixes (KiB, MiB, GiB, TiB) are powers of 1024,
-decimal ones (kB, MB, GB, TB) powers of 1000; a bare number is bytes.
+Sizes are bytes, rates are per second, times microseconds. Binary prefixes (KiB, MiB, GiB, TiB) are powers
+of 1024, decimal ones (kB, MB, GB, TB) powers of 1000; a bare number is bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _SIZES = {
     "G": 2**30,
     "T": 2**40,
 }
+_TIMES = {"us": 1, "µs": 1, "ms": 10**3, "s": 10**6}
 _QUANTITY = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
+_IOPS = re.compile(r"\s*([0-9]{1,10})\s*iops\s*", re.IGNORECASE)
+_TIME = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(us|µs|ms|s)\s*")
 _MAX_SIZE = 2**63 - 1  # what an off_t holds
 
 
@@ -56,6 +59,51 @@ def format_size(size: int) -> str:
         if size >= factor and size % factor == 0:
             return f"{size // factor}{unit}"
     return f"{size}B"
+
+
+def parse_rate(text: str | int) -> int:
+    """Bytes per second in `text`: a size, with `/s` or without. Raises `ValueError` as `parse_size` does."""
+    if isinstance(text, str) and text.rstrip().endswith("/s"):
+        text = text.rstrip().removesuffix("/s")
+    return parse_size(text)
+
+
+def format_rate(rate: int) -> str:
+    """The shortest exact form: 52428800 → `50MiB/s`."""
+    return f"{format_size(rate)}/s"
+
+
+def parse_iops(text: object) -> int | None:
+    """Requests per second in a text like `2000iops`; None for anything else."""
+    match = _IOPS.fullmatch(text) if isinstance(text, str) else None
+    return None if match is None else int(match[1])
+
+
+def parse_time(text: object) -> int:
+    """Microseconds in `5ms`, `200us` or `0.5s`. Raises `ValueError` that shows the value and examples."""
+    match = _TIME.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"{text!r} is not a time; write for example 5ms, 800us or 0.5s")
+    time = Decimal(match[1]) * _TIMES[match[2]]
+    if time != time.to_integral_value():
+        raise ValueError(f"{text!r} is not a whole number of microseconds")
+    return int(time)
+
+
+def format_time(microseconds: int) -> str:
+    """The shortest exact form: 5000 → `5ms`, 1500 → `1500us`."""
+    for unit in ("s", "ms"):
+        if microseconds and microseconds % _TIMES[unit] == 0:
+            return f"{microseconds // _TIMES[unit]}{unit}"
+    return f"{microseconds}us"
+
+
+def human_time(microseconds: float) -> str:
+    """Three significant digits for people: 1234 → `1.23 ms`."""
+    for unit, factor in (("s", 1e6), ("ms", 1e3)):
+        if microseconds >= factor:
+            return f"{microseconds / factor:.3g} {unit}"
+    return f"{microseconds:.0f} us"
 
 
 def human_size(size: float) -> str:

@@ -66,6 +66,48 @@ def test_a_reservation_above_its_limit_is_refused(part: str) -> None:
         MachineSpec.model_validate({"name": "web", part: {"reservation": 64, "limit": 32}})
 
 
+@pytest.mark.parametrize(
+    ("knobs", "complaint"),
+    [
+        ({"reservation": "10iops", "limit": "5iops"}, "reservation 10iops is above limit 5iops"),
+        ({"reservation": "2MiB/s", "limit": "1MiB/s"}, "reservation 2MiB/s is above limit 1MiB/s"),
+        ({"reservation": "10iops", "reservation_iops": 10}, "given twice"),
+        ({"latency_p99": 5}, "5 is not a time; write for example 5ms"),
+        ({"latency_p99": "0ms"}, "greater than or equal to 1"),
+        ({"weight": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_disks_knobs_are_sound(knobs: dict[str, object], complaint: str) -> None:
+    for spec in ({"disk": knobs}, {"disks": [{"size": "1MiB", "share": knobs}]}):
+        with pytest.raises(ValidationError, match=complaint):
+            MachineSpec.model_validate({"name": "db", **spec})
+
+
+def test_the_unit_says_whether_requests_or_bytes_are_meant() -> None:
+    knobs = {"reservation": "2000iops", "limit": "50MiB/s", "limit_iops": 9000, "latency_p99": "5ms"}
+    disk = MachineSpec.model_validate({"name": "db", "disk": knobs}).disk
+    assert (disk.reservation_iops, disk.reservation, disk.limit_iops) == (2000, 0, 9000)
+    assert (disk.limit, disk.latency_p99) == (50 * 2**20, 5000)
+    body = disk.model_dump(mode="json")
+    assert (body["limit"], body["latency_p99"]) == ("50MiB/s", "5ms")
+
+
+def test_disks_reserve_no_more_than_their_machine_may_have() -> None:
+    spec = {
+        "name": "db",
+        "disk": {"limit": "100iops"},
+        "disks": [{"size": "1MiB", "share": {"reservation": "60iops"}}] * 2,
+    }
+    with pytest.raises(ValidationError, match=r"they reserve 120iops, above disk\.limit 100iops"):
+        MachineSpec.model_validate(spec)
+
+
+def test_a_disk_with_another_share_is_the_same_disk() -> None:
+    disk = Disk.model_validate({"size": "1MiB"})
+    assert disk.is_like(Disk.model_validate({"size": "1MiB", "share": {"weight": 7}}))
+    assert not disk.is_like(Disk.model_validate({"size": "2MiB"}))
+
+
 def test_a_command_line_stays_on_one_line() -> None:
     with pytest.raises(ValidationError, match="control character"):
         MachineSpec.model_validate({"name": "web", "boot": {"cmdline": "quiet\ninit=/bin/sh"}})

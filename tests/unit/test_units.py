@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nagaya.units import format_size, human_size, parse_size
+from nagaya.units import (
+    format_rate,
+    format_size,
+    format_time,
+    human_size,
+    human_time,
+    parse_iops,
+    parse_rate,
+    parse_size,
+    parse_time,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +76,35 @@ def test_people_get_three_digits() -> None:
     assert human_size(1536) == "1.5 KiB"
     assert human_size(5 * 2**40) == "5.0 TiB"
     assert human_size(7) == "7 B"
+
+
+@given(st.integers(0, 2**62))
+def test_a_rate_survives_the_way_to_text_and_back(rate: int) -> None:
+    assert parse_rate(format_rate(rate)) == rate
+    assert parse_rate(format_size(rate)) == rate
+
+
+@given(st.integers(1, 10**9))
+def test_a_time_survives_the_way_to_text_and_back(microseconds: int) -> None:
+    assert parse_time(format_time(microseconds)) == microseconds
+
+
+@pytest.mark.parametrize("text", ["5", 5, "5m", "", "-5ms", "1.0000005s", "0.5us", True, None])
+def test_what_is_no_time_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a"):
+        parse_time(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "iops"),
+    [("2000iops", 2000), ("2000 IOPS", 2000), ("2000", None), ("50MiB/s", None), (2000, None)],
+)
+def test_iops_are_told_from_bytes_by_their_unit(text: object, iops: int | None) -> None:
+    assert parse_iops(text) == iops
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "text"), [(0, "0 us"), (999, "999 us"), (1234, "1.23 ms"), (2.5e6, "2.5 s")]
+)
+def test_a_time_for_people(microseconds: float, text: str) -> None:
+    assert human_time(microseconds) == text

@@ -40,5 +40,6 @@ def _unturned(spec: MachineSpec) -> tuple[Refusal, ...]:
         (spec.memory.weight != Memory().weight, "memory.weight", spec.memory.weight, knobs),
         (spec.cpu.reservation > CpuKnobs().reservation, "cpu.reservation", spec.cpu.reservation, knobs),
         (spec.disk != DiskKnobs(), "disk", spec.disk.model_dump(exclude_defaults=True), knobs),
+        (any(disk.share != DiskKnobs() for disk in spec.disks), "disks", "a share", knobs),
         (spec.network != NetworkKnobs(), "network", spec.network.model_dump(exclude_defaults=True), knobs),
     )
