@@ -7,9 +7,11 @@
 //! - [`worker`]: one thread on one io_uring that serves the virtqueues; [`memory`]: guests' memory and how a worker
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
 //!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
+//! - [`arbiter`]: who goes first at a disk.
 //! - The devices: [`block`], [`console`], [`rng`].
 //! - [`clock`]: the time; [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
+pub mod arbiter;
 pub mod block;
 pub mod chain;
 pub mod clock;
