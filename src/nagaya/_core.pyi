@@ -33,9 +33,16 @@ class Plane:
     def device_del(self, id: str) -> None:
         """Stop serving; waits for requests in flight. Raises `KeyError` if there is no such device."""
 
+    def set_faults(self, id: str, faults: str) -> None:
+        """Lay faults upon a blk device, or with "null" end them; they last as long as the device and are in effect when
+        this returns. `faults` is JSON `{"latency_us": 0, "jitter_us": 0, "error_rate": 0.0, "error": "EIO" | "ENOSPC",
+        "torn_write_rate": 0.0, "stuck": false, "full": false, "operations": ["read" | "write" | "flush" | "discard", ...],
+        "seed": 0}`; no operations are all. Raises `KeyError` if there is no such device."""
+
     def query(self) -> str:
         """JSON `{"devices": [{"id", "driver", "worker", "connected", "reads", "writes", "flushes", "discards",
-        "read_bytes", "written_bytes", "errors", "inflight", "spaceless", "violations": {"kind": count},
+        "read_bytes", "written_bytes", "errors", "inflight", "spaceless",
+        "flush_error": errno of a failed flush or 0, "faults": {...} | null, "faulted": count, "violations": {"kind": count},
         "last_violation": str | null}],
         "workers": [{"name", "pid", "generation", "devices"}]}`."""
 
@@ -43,7 +50,7 @@ class Plane:
         """An eventfd that is readable while `take_events` has something."""
 
     def take_events(self) -> list[str]:
-        """JSON events since the last call: `{"event": "DEVICE_CONNECTED" | "DEVICE_DISCONNECTED" |
+        """JSON events since the last call: `{"event": "DEVICE_CONNECTED" | "DEVICE_DISCONNECTED" | "DEVICE_FLUSH_FAILED" |
         "DEVICE_NO_SPACE" | "DEVICE_SPACE" | "DEVICE_VIOLATION" | "WORKER_EXITED" | "WORKER_STARTED", "data": {...}}`."""
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
 use crate::scm::{self, MAX_FDS};
 
@@ -63,6 +64,15 @@ pub enum ToWorker {
         /// What it is.
         config: DeviceConfig,
     },
+    /// Lay faults upon a disk's requests, or none any more.
+    Faults {
+        /// Which device.
+        device: u32,
+        /// Which faults.
+        plan: Option<FaultPlan>,
+        /// Comes back in the answer.
+        serial: u64,
+    },
     /// All of a device's guest memory. Fds: one a region.
     Memory {
         /// Which device.
@@ -113,12 +123,24 @@ pub enum FromWorker {
         /// Which of the two.
         enough: bool,
     },
+    /// A flush of a disk has failed: what was written to it may be lost.
+    FlushFailed {
+        /// Which device.
+        device: u32,
+        /// What the kernel said.
+        errno: i32,
+    },
     /// The queue is idle and not looked at any more.
     Stopped {
         /// Of the request.
         serial: u64,
         /// Index in the available ring of the first entry not taken.
         base: u16,
+    },
+    /// The faults are in effect.
+    FaultsSet {
+        /// Of the request.
+        serial: u64,
     },
     /// The device is gone.
     Closed {

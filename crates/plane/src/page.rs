@@ -32,6 +32,12 @@ pub struct DevicePage {
     pub inflight: AtomicU64,
     /// Of these, requests that wait for space on the host.
     pub spaceless: AtomicU64,
+    /// Requests that a fault on purpose has met.
+    pub faults: AtomicU64,
+    /// The errno of a flush that failed, or 0: no other succeeds until the disk is opened anew.
+    pub flush_error: AtomicU32,
+    /// 1 while a flush is at the disk: if its worker dies, nobody knows how it ended.
+    pub flushing: AtomicU32,
     /// Ports of a console.
     pub ports: [PortState; MAX_PORTS],
 }

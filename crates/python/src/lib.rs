@@ -51,6 +51,10 @@ impl Plane {
         py.detach(|| self.0.device_del(id)).map_err(error)
     }
 
+    fn set_faults(&self, py: Python<'_>, id: &str, faults: &str) -> PyResult<()> {
+        py.detach(|| self.0.set_faults(id, faults)).map_err(error)
+    }
+
     fn query(&self, py: Python<'_>) -> String {
         py.detach(|| self.0.query())
     }

@@ -5,12 +5,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use io_uring::{opcode, types::Timespec};
 use virtio_bindings::bindings::virtio_blk::*;
 
+use crate::block::faults::{FaultPlan, Faults};
+use crate::block::flushes::Flushes;
 use crate::block::request::{MAX_ZERO_SECTORS, Parsed, Status, parse};
 use crate::block::{Disk, Operation, Request, SECTOR, UNFLUSHED};
 use crate::chain::{Buffers, write_front};
 use crate::config::BlkConfig;
 use crate::worker::device::{Context, Device, Fault};
 use crate::worker::queue::Violation;
+
+mod errors;
 
 /// Requests that one queue may start in a turn before others have theirs.
 const BUDGET: usize = 64;
@@ -31,6 +35,9 @@ static SPACE_PAUSE: Timespec = Timespec::new().nsec(250_000_000);
 
 /// Value of the completion that ends the pause; slots are fewer.
 const SPACE_PAUSED: u16 = u16::MAX;
+
+/// Value of the completion after which requests that faults have held may go.
+const FAULTS_DUE: u16 = u16::MAX - 1;
 
 /// Feature bits of the device itself.
 pub fn features(config: &BlkConfig) -> u64 {
@@ -87,6 +94,8 @@ struct Slot {
     spaceless: bool,
     /// The driver expects every write to be durable (5.2.6.2: no FLUSH negotiated).
     write_through: bool,
+    /// Cut short by a fault: it fails, whatever the disk says.
+    torn: bool,
 }
 
 /// The device.
@@ -104,6 +113,9 @@ pub struct Blk {
     spaceless: Vec<u16>,
     /// The pause before they are tried again is in the ring.
     pausing: bool,
+    flushes: Flushes,
+    /// What somebody who tests the guest's software has asked for.
+    faults: Option<Faults>,
 }
 
 impl Blk {
@@ -122,6 +134,8 @@ impl Blk {
             starved: Vec::new(),
             spaceless: Vec::new(),
             pausing: false,
+            flushes: Flushes::default(),
+            faults: None,
         }
     }
 
@@ -184,17 +198,27 @@ impl Blk {
         slot.write_through = operation != Operation::Read
             && operation != Operation::Flush
             && features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
-        // SAFETY: the slot's buffers stay until the last completion; the reactor keeps guest memory mapped as
-        // long as requests are in flight.
-        slot.pending = unsafe { self.disk.submit(context.uring, &slot.request) };
+        slot.torn = false;
         context.page.inflight.fetch_add(1, Relaxed);
+        self.start(context, number);
     }
 
-    /// Start the request in `slot` once more; as a flush, if that is what is left of it.
-    fn resubmit(&mut self, context: &mut Context<'_>, number: u16) {
+    /// Give the request in slot `number` to the disk; once more, if it has been there; as a flush, if that is what is
+    /// left of it.
+    fn dispatch(&mut self, context: &mut Context<'_>, number: u16) {
+        if self.slots[usize::from(number)].request.operation == Operation::Flush {
+            if context.page.flush_error.load(Relaxed) != 0 {
+                return self.end(context, number, -libc::EIO);
+            }
+            if !self.flushes.begin(number) {
+                return;
+            }
+            context.page.flushing.store(1, Relaxed);
+        }
         let slot = &mut self.slots[usize::from(number)];
         (slot.moved, slot.error) = (0, 0);
-        // SAFETY: as in `submit`.
+        // SAFETY: the slot's buffers stay until the last completion; the reactor keeps guest memory mapped as
+        // long as requests are in flight.
         slot.pending = unsafe { self.disk.submit(context.uring, &slot.request) };
     }
 
@@ -218,7 +242,7 @@ impl Blk {
     fn retry_spaceless(&mut self, context: &mut Context<'_>) {
         self.pausing = false;
         for number in std::mem::take(&mut self.spaceless) {
-            self.resubmit(context, number);
+            self.start(context, number);
         }
     }
 
@@ -231,10 +255,12 @@ impl Blk {
             && slot.moved != slot.request.length;
         if (short || slot.error == -libc::EAGAIN || slot.error == -libc::EINTR) && slot.retries < RETRIES {
             slot.retries += 1;
-            self.resubmit(context, number);
+            self.dispatch(context, number);
             return Ok(());
         }
-        if short {
+        if slot.torn {
+            slot.error = -libc::EIO;
+        } else if short {
             // A write that comes out short again and again has met the end of the space.
             slot.error = if operation == Operation::Write { -libc::ENOSPC } else { -libc::EIO };
         }
@@ -247,6 +273,8 @@ impl Blk {
             self.wait_for_space(context, number);
             return Ok(());
         }
+        let error = self.slots[usize::from(number)].error;
+        let shared = if self.flushes.is_running(number) { self.flushed(context, error) } else { Ok(()) };
         let slot = &mut self.slots[usize::from(number)];
         if std::mem::take(&mut slot.spaceless) && context.page.spaceless.fetch_sub(1, Relaxed) == 1 {
             context.tell_space(true);
@@ -255,8 +283,8 @@ impl Blk {
             slot.write_through = false;
             slot.request.operation = Operation::Flush;
             count(context, operation, slot.request.length);
-            self.resubmit(context, number);
-            return Ok(());
+            self.start(context, number);
+            return shared;
         }
         let (queue, head, status) = (slot.queue, slot.head, slot.status);
         let (result, length) = (slot.error, slot.request.length);
@@ -267,12 +295,14 @@ impl Blk {
             context.page.errors.fetch_add(1, Relaxed);
             let status_value =
                 if result == -libc::EOPNOTSUPP { Status::Unsupported } else { Status::IoError };
-            return answer(context, queue, head, status, status_value, 0).map_err(|error| (queue, error));
+            let answered = answer(context, queue, head, status, status_value, 0);
+            return shared.and(answered.map_err(|error| (queue, error)));
         }
         count(context, operation, length);
         // A chain holds less than 4 GiB, so the length fits.
         let written = if operation == Operation::Read { length as u32 } else { 0 };
-        answer(context, queue, head, status, Status::Ok, written).map_err(|error| (queue, error))
+        let answered = answer(context, queue, head, status, Status::Ok, written);
+        shared.and(answered.map_err(|error| (queue, error)))
     }
 }
 
@@ -309,6 +339,10 @@ impl Device for Blk {
             self.retry_spaceless(context);
             return Ok(());
         }
+        if value == FAULTS_DUE {
+            self.let_go(context, Faults::due);
+            return Ok(());
+        }
         let Some(slot) = self.slots.get_mut(usize::from(value)) else { return Ok(()) };
         slot.pending -= 1;
         if result < 0 {
@@ -319,7 +353,17 @@ impl Device for Blk {
         if slot.pending == 0 { self.finish(context, value) } else { Ok(()) }
     }
 
+    fn set_faults(&mut self, context: &mut Context<'_>, plan: Option<FaultPlan>) {
+        let held = self.faults.as_mut().map(Faults::release).unwrap_or_default();
+        self.faults = plan.map(Faults::new);
+        for (number, _) in held {
+            self.start(context, number);
+        }
+    }
+
     fn stopping(&mut self, context: &mut Context<'_>, index: u16) {
+        let of_queue: Vec<bool> = self.slots.iter().map(|slot| slot.queue == index).collect();
+        self.let_go(context, |faults| faults.give_up(|number| of_queue[usize::from(number)]));
         // The guest goes, and would wait for the host: what it was never told to be written is not.
         let waiting = std::mem::take(&mut self.spaceless);
         let (gone, kept): (Vec<u16>, Vec<u16>) =
@@ -354,6 +398,7 @@ impl Slot {
             retries: 0,
             spaceless: false,
             write_through: false,
+            torn: false,
         }
     }
 }

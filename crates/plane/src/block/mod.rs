@@ -9,6 +9,8 @@ use std::rc::Rc;
 use crate::uring::Uring;
 
 pub mod device;
+pub mod faults;
+pub mod flushes;
 pub mod model;
 pub mod qcow2;
 pub mod raw;

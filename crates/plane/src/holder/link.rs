@@ -182,6 +182,7 @@ impl Link {
         let (ours, theirs) = Channel::pair()?;
         let mut child = self.spawn(&theirs)?;
         drop(theirs);
+        self.resolve_doubts();
         self.change(|state| {
             state.pid = child.id();
             state.generation += 1;
@@ -203,6 +204,20 @@ impl Link {
             "error": outcome.err().map(|error| error.to_string())});
         self.events.push("WORKER_EXITED", data);
         Ok(own_fault)
+    }
+
+    /// Before a new worker serves: how did the flushes end that the last one did not live to see?
+    fn resolve_doubts(&self) {
+        let doubts: Vec<_> = {
+            let state = self.state();
+            let devices = state.devices.values();
+            devices.filter_map(|shadow| Some((shadow.config.id().to_owned(), shadow.doubt()?))).collect()
+        };
+        for (id, doubt) in doubts {
+            if doubt.resolve() {
+                self.events.push("DEVICE_FLUSH_FAILED", json!({"id": id}));
+            }
+        }
     }
 
     fn spawn(&self, theirs: &Channel) -> io::Result<Child> {
@@ -290,11 +305,20 @@ impl Link {
                 let event = if enough { "DEVICE_SPACE" } else { "DEVICE_NO_SPACE" };
                 self.events.push(event, json!({"id": shadow.config.id()}));
             }
+            FromWorker::FlushFailed { device, errno } => {
+                let Some(shadow) = state.devices.get(&device) else { return };
+                let data = json!({"id": shadow.config.id(), "errno": errno});
+                self.events.push("DEVICE_FLUSH_FAILED", data);
+            }
             FromWorker::Stopped { serial, base } => {
                 for shadow in state.devices.values_mut() {
                     shadow.queues.retain(|_, queue| queue.stopping != Some(serial));
                 }
                 state.answers.insert(serial, base);
+                self.answered.notify_all();
+            }
+            FromWorker::FaultsSet { serial } => {
+                state.answers.insert(serial, 0);
                 self.answered.notify_all();
             }
             FromWorker::Closed { serial } => {

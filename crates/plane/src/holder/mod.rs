@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
 use crate::holder::device::Device;
 use crate::holder::events::{Events, lock};
@@ -179,6 +180,38 @@ impl Plane {
         Err(io::Error::new(io::ErrorKind::TimedOut, format!("device {id} does not come to an end")).into())
     }
 
+    /// Lay faults upon a disk, as `json` has them ([`FaultPlan`]); `null` ends them. They are in effect when this
+    /// returns, and last as long as the device.
+    ///
+    /// # Errors
+    /// If there is no such device, it is no disk, the plan is out of bounds, or the worker does not answer.
+    pub fn set_faults(&self, id: &str, json: &str) -> Result<(), PlaneError> {
+        let plan = FaultPlan::parse(json).map_err(PlaneError::Config)?;
+        let (link, number) = {
+            let inner = lock(&self.inner);
+            let device = inner.devices.get(id).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;
+            (device.link.clone(), device.number)
+        };
+        let serial = link.change(|state| {
+            let serial = state.next_serial();
+            let Some(shadow) = state.devices.get_mut(&number) else {
+                return Err(PlaneError::NoDevice(id.to_owned()));
+            };
+            if !matches!(shadow.config, DeviceConfig::Blk(_)) {
+                return Err(PlaneError::Config(format!("device {id} is no disk")));
+            }
+            (shadow.faults, shadow.faults_serial) = (plan, serial);
+            let message = shadow.faults_message(number);
+            state.tell(message);
+            Ok(serial)
+        })?;
+        if link.wait(serial, PATIENCE).is_some() {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("the worker of device {id} does not answer"))
+            .into())
+    }
+
     /// A worker without devices costs memory for nothing.
     fn end_idle_link(&self, link: &Arc<Link>) {
         let ended = {
@@ -266,6 +299,9 @@ fn describe(shadow: &Shadow) -> Value {
         "errors": page.errors.load(Relaxed),
         "inflight": page.inflight.load(Relaxed),
         "spaceless": page.spaceless.load(Relaxed),
+        "flush_error": page.flush_error.load(Relaxed),
+        "faults": shadow.faults,
+        "faulted": page.faults.load(Relaxed),
         "violations": shadow.violations,
         "last_violation": shadow.last_violation,
     })

@@ -1,9 +1,12 @@
 //! What the holder knows of a device: enough to give it to another worker at any time.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
+use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
 use crate::control::{QueueSetup, Region, ToWorker};
 use crate::page::Shared;
@@ -52,6 +55,13 @@ pub struct Shadow {
     pub opened: Option<Result<(), String>>,
     /// Whether a frontend is connected.
     pub connected: bool,
+    /// What its requests are to suffer.
+    pub faults: Option<FaultPlan>,
+    /// The serial of the request that said so.
+    pub faults_serial: u64,
+    /// A second open file of the disk that is written. Linux tells each open file of a lost write once: if a worker
+    /// takes that to its grave, this one can still be asked.
+    witness: Option<Arc<OwnedFd>>,
     /// Rules broken, by kind.
     pub violations: BTreeMap<String, u64>,
     /// The latest of them, in words.
@@ -65,6 +75,10 @@ impl Shadow {
     /// If there are no more fds.
     pub fn new(config: DeviceConfig, page: Arc<Shared>, backend: Vec<OwnedFd>) -> std::io::Result<Shadow> {
         let page_fd = Arc::new(page.as_fd().try_clone_to_owned()?);
+        let witness = match (&config, backend.first()) {
+            (DeviceConfig::Blk(blk), Some(top)) if !blk.read_only => Some(Arc::new(reopen(top)?)),
+            _ => None,
+        };
         Ok(Shadow {
             config,
             page,
@@ -75,6 +89,9 @@ impl Shadow {
             closing: None,
             opened: None,
             connected: false,
+            faults: None,
+            faults_serial: 0,
+            witness,
             violations: BTreeMap::new(),
             last_violation: None,
         })
@@ -92,6 +109,21 @@ impl Shadow {
         Outgoing { message: ToWorker::Open { device, config: self.config.clone() }, fds }
     }
 
+    /// The message with its faults.
+    pub fn faults_message(&self, device: u32) -> Outgoing {
+        Outgoing {
+            message: ToWorker::Faults { device, plan: self.faults.clone(), serial: self.faults_serial },
+            fds: Vec::new(),
+        }
+    }
+
+    /// What to ask after a worker that died while a flush was at the disk; see [`Doubt::resolve`].
+    pub fn doubt(&self) -> Option<Doubt> {
+        let in_doubt = self.page.flushing.load(Relaxed) != 0;
+        let witness = self.witness.as_ref().filter(|_| in_doubt)?;
+        Some(Doubt { page: self.page.clone(), witness: witness.clone() })
+    }
+
     /// The message with its memory.
     pub fn memory_message(&self, device: u32) -> Outgoing {
         let regions = self.memory.iter().map(|(region, _)| *region).collect();
@@ -102,6 +134,9 @@ impl Shadow {
     /// Everything, for a new worker; what was asked of the last one is asked again.
     pub fn snapshot(&self, device: u32) -> Vec<Outgoing> {
         let mut all = vec![self.open_message(device)];
+        if self.faults_serial != 0 {
+            all.push(self.faults_message(device));
+        }
         if !self.memory.is_empty() {
             all.push(self.memory_message(device));
         }
@@ -117,6 +152,31 @@ impl Shadow {
         }
         all
     }
+}
+
+/// A flush of which nobody knows how it ended.
+pub struct Doubt {
+    page: Arc<Shared>,
+    witness: Arc<OwnedFd>,
+}
+
+impl Doubt {
+    /// Ask the kernel, which may take as long as a flush; what failed is noted in the device's page. True if it did.
+    pub fn resolve(&self) -> bool {
+        // SAFETY: passes no pointer.
+        let failed = unsafe { libc::fdatasync(self.witness.as_raw_fd()) } < 0;
+        if failed {
+            let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+            self.page.flush_error.store(errno.unsigned_abs(), Relaxed);
+        }
+        self.page.flushing.store(0, Relaxed);
+        failed
+    }
+}
+
+/// Another open file of the same inode, with an error state of its own.
+fn reopen(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
+    Ok(File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?.into())
 }
 
 impl RunningQueue {

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use crate::block::faults::FaultPlan;
 use crate::page::DevicePage;
 use crate::uring::Uring;
 use crate::worker::queue::{Violation, VirtQueue};
@@ -21,6 +22,8 @@ pub enum Kind {
     None = 4,
     /// A device has to wait for space on the host (result 0), or has enough again (1).
     Space = 5,
+    /// A flush of a device has failed, with this result.
+    FlushFailed = 6,
 }
 
 /// A completion's token: kind, place of the device in the reactor, and which of those that had this place.
@@ -57,6 +60,7 @@ impl Token {
             2 => Kind::Io,
             3 => Kind::Call,
             5 => Kind::Space,
+            6 => Kind::FlushFailed,
             _ => Kind::None,
         };
         Token { kind, epoch: (token >> 32) as u32 % EPOCHS, slot: (token >> 16) as u16, value: token as u16 }
@@ -91,6 +95,11 @@ impl Context<'_> {
         self.uring.post(Token { kind: Kind::Space, ..self.token }.pack(), enough.into());
     }
 
+    /// Have the holder told that a flush has failed with `error`, a negated errno.
+    pub fn tell_flush_failed(&self, error: i32) {
+        self.uring.post(Token { kind: Kind::FlushFailed, ..self.token }.pack(), error);
+    }
+
     /// Token of the device's completion `value`.
     pub fn io(&self, value: u16) -> u64 {
         Token { kind: Kind::Io, value, ..self.token }.pack()
@@ -111,6 +120,9 @@ pub trait Device {
     /// # Errors
     /// The queue and the rule that the guest broke.
     fn complete(&mut self, context: &mut Context<'_>, value: u16, result: i32) -> Result<(), Fault>;
+
+    /// Do this to the requests of a disk, and those that are held until now; `None` ends it.
+    fn set_faults(&mut self, _context: &mut Context<'_>, _plan: Option<FaultPlan>) {}
 
     /// Queue `index` is to be stopped: give up what waits for the guest or the host to go on. What the kernel
     /// works on completes as ever.

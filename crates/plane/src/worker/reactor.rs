@@ -112,6 +112,7 @@ impl Reactor {
             Kind::Io => self.completed(token, result),
             Kind::Call => self.called(token),
             Kind::Space => self.tell_space(token, result == 1),
+            Kind::FlushFailed => self.tell_flush_failed(token, -result),
             Kind::None => {}
         }
         Ok(())
@@ -346,6 +347,14 @@ impl Reactor {
             && entry.epoch == token.epoch
         {
             self.outbox.push_back(FromWorker::Space { device: entry.number, enough });
+        }
+    }
+
+    fn tell_flush_failed(&mut self, token: Token, errno: i32) {
+        if let Some(entry) = self.devices.get(usize::from(token.slot)).and_then(Option::as_ref)
+            && entry.epoch == token.epoch
+        {
+            self.outbox.push_back(FromWorker::FlushFailed { device: entry.number, errno });
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nagaya_client::stamp::{Stamper, Tally};
 use nagaya_client::{Blk, BlkOptions};
-use nagaya_plane::holder::Plane;
+use nagaya_plane::holder::{Plane, PlaneError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -161,6 +161,16 @@ impl House {
     pub fn completions(&self, id: &str) -> u64 {
         let device = self.device(id);
         ["reads", "writes", "flushes"].iter().filter_map(|counter| device[counter].as_u64()).sum()
+    }
+
+    /// Lay faults upon a disk; `null` ends them.
+    pub fn set_faults(&self, id: &str, plan: &Value) {
+        self.try_faults(id, &plan.to_string()).expect("set_faults");
+    }
+
+    /// The same, of a plan that may be refused.
+    pub fn try_faults(&self, id: &str, plan: &str) -> Result<(), PlaneError> {
+        self.plane.set_faults(id, plan)
     }
 
     /// How many events of this name there were since the last call of this.

@@ -6,6 +6,7 @@
 
 mod chains;
 mod chars;
+mod faults;
 mod floods;
 mod house;
 mod kill;

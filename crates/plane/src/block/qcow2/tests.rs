@@ -133,12 +133,18 @@ fn more_clusters_at_once_than_a_batch_takes() {
     let bench = Bench::open(&[(&top, Format::Qcow2), (&raw, Format::Raw)], true, false).unwrap();
     let tokens: Vec<u64> = (0..300)
         .map(|cluster| {
-            bench.start(Operation::Write, cluster * CLUSTER, 512, vec![1 + cluster as u8; 512], &[])
+            bench.start(
+                Operation::Write,
+                cluster * CLUSTER,
+                512,
+                vec![(cluster as u8).wrapping_add(1); 512],
+                &[],
+            )
         })
         .collect();
     tokens.into_iter().for_each(|token| drop(bench.finish(token).unwrap()));
     for cluster in 0..300 {
-        assert_eq!(bench.read(cluster * CLUSTER, 512).unwrap(), vec![1 + cluster as u8; 512]);
+        assert_eq!(bench.read(cluster * CLUSTER, 512).unwrap(), vec![(cluster as u8).wrapping_add(1); 512]);
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::Reactor;
+use crate::block::faults::FaultPlan;
 use crate::control::{FromWorker, QueueSetup, Region, ToWorker};
 use crate::memory::Memory;
 use crate::worker::device::{EPOCHS, Kind, Token};
@@ -23,6 +24,10 @@ impl Reactor {
                     self.insert(entry);
                 }
             }
+            ToWorker::Faults { device, plan, serial } => {
+                self.set_faults(device, plan);
+                self.outbox.push_back(FromWorker::FaultsSet { serial });
+            }
             ToWorker::Memory { device, regions } => self.set_memory(device, &regions, fds),
             ToWorker::Queue { device, setup } => self.start(device, &setup, fds),
             ToWorker::Stop { device, queue, serial } => self.stop(device, queue, serial),
@@ -38,6 +43,14 @@ impl Reactor {
         } else {
             self.devices[slot] = Some(entry);
         }
+    }
+
+    fn set_faults(&mut self, device: u32, plan: Option<FaultPlan>) {
+        let Some(&slot) = self.slots.get(&device) else { return };
+        let Some(entry) = self.devices[usize::from(slot)].as_mut() else { return };
+        let mut wake = Vec::new();
+        entry.with(&self.uring, slot, &mut wake, |device, context| device.set_faults(context, plan));
+        self.after(slot, wake);
     }
 
     fn set_memory(&mut self, device: u32, regions: &[Region], fds: Vec<OwnedFd>) {

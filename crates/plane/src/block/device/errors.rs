@@ -1,0 +1,96 @@
+//! What may become of a request beside being served: faults on purpose, and flushes that fail.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{Blk, FAULTS_DUE, Slot};
+use crate::block::UNFLUSHED;
+use crate::block::faults::{Fate, Faults, Hold};
+use crate::block::flushes::End;
+use crate::worker::device::{Context, Fault};
+
+impl Blk {
+    /// Start the request in slot `number`, as faults allow.
+    pub(super) fn start(&mut self, context: &mut Context<'_>, number: u16) {
+        let slot = &self.slots[usize::from(number)];
+        let Some(faults) = &mut self.faults else { return self.dispatch(context, number) };
+        // A queue that stops waits for its requests.
+        if context.queue(slot.queue).is_none_or(|queue| queue.stopping.is_some()) {
+            return self.dispatch(context, number);
+        }
+        let (hold, fate) = faults.judge(&slot.request);
+        if (hold, fate) != (Hold::No, Fate::Serve) {
+            context.page.faults.fetch_add(1, Relaxed);
+        }
+        if hold == Hold::No {
+            return self.meet(context, number, fate);
+        }
+        faults.hold(context.uring, context.io(FAULTS_DUE), number, hold, fate);
+    }
+
+    /// What a fault has decided about the request in slot `number`.
+    fn meet(&mut self, context: &mut Context<'_>, number: u16, fate: Fate) {
+        match fate {
+            Fate::Serve => {}
+            Fate::Fail(error) => return self.end(context, number, error),
+            Fate::Tear(bytes) => self.slots[usize::from(number)].tear(bytes),
+        }
+        self.dispatch(context, number);
+    }
+
+    /// Have the request in slot `number` end with `error`, in the next turn.
+    pub(super) fn end(&mut self, context: &Context<'_>, number: u16, error: i32) {
+        let slot = &mut self.slots[usize::from(number)];
+        (slot.moved, slot.error, slot.pending) = (0, 0, 1);
+        context.uring.post(context.io(number), error);
+    }
+
+    /// The flush that was at the disk has ended with `error`: so have those that joined it, and the next may go.
+    pub(super) fn flushed(&mut self, context: &mut Context<'_>, error: i32) -> Result<(), Fault> {
+        let end = match error {
+            0 => End::Durable,
+            UNFLUSHED => End::Unfinished,
+            _ => End::Failed,
+        };
+        if end == End::Failed {
+            context.page.flush_error.store(error.unsigned_abs(), Relaxed);
+            context.tell_flush_failed(error);
+        }
+        context.page.flushing.store(0, Relaxed);
+        let (shared, next) = self.flushes.end(end);
+        let mut result = Ok(());
+        for number in shared {
+            self.slots[usize::from(number)].error = error;
+            result = result.and(self.finish(context, number));
+        }
+        if let Some(next) = next {
+            self.dispatch(context, next);
+        }
+        result
+    }
+
+    /// Requests that faults do not hold any more.
+    pub(super) fn let_go(
+        &mut self,
+        context: &mut Context<'_>,
+        which: impl FnOnce(&mut Faults) -> Vec<(u16, Fate)>,
+    ) {
+        for (number, fate) in self.faults.as_mut().map(which).unwrap_or_default() {
+            self.meet(context, number, fate);
+        }
+    }
+}
+
+impl Slot {
+    /// Cut the write after `bytes`; it fails in the end.
+    fn tear(&mut self, bytes: u64) {
+        self.torn = true;
+        self.request.length = bytes;
+        let mut left = bytes as usize;
+        self.iovecs.retain_mut(|iovec| {
+            iovec.iov_len = iovec.iov_len.min(left);
+            left -= iovec.iov_len;
+            iovec.iov_len > 0
+        });
+        self.request.iovec_count = self.iovecs.len();
+    }
+}
