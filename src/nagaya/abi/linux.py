@@ -6,9 +6,11 @@ personality(2), clone3(2), capabilities(7).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import struct
 from typing import Any
 
 # unshare(2), clone(2)
@@ -36,14 +38,21 @@ MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
 # prctl(2)
+PR_SET_PDEATHSIG = 1
+PR_SET_KEEPCAPS = 8
 PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
+
+# capabilities(7)
+CAP_DAC_OVERRIDE = 1
+_CAPABILITY_VERSION_3 = 0x20080522
 
 # personality(2)
 ADDR_NO_RANDOMIZE = 0x0040000
@@ -132,6 +141,7 @@ _umount2 = _declare("umount2", ctypes.c_char_p, ctypes.c_int)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _sethostname = _declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _personality = _declare("personality", ctypes.c_ulong)
+_capset = _declare("capset", ctypes.c_char_p, ctypes.c_char_p)
 _close_range = _declare("close_range", ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 _pivot_root = _declare("syscall", ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p)
 
@@ -171,6 +181,22 @@ def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
     """prctl(2)."""
     result: int = _prctl(option, argument, argument3, 0, 0)
     return result
+
+
+def keep_capability(capability: int, uid: int) -> None:
+    """Become `uid` (0: stay root) with `capability`, below 32, as the only one, also after an exec."""
+    number = 0
+    with contextlib.suppress(OSError):  # the bounding set ends where the kernel knows no further capability
+        while True:
+            if number != capability:
+                prctl(PR_CAPBSET_DROP, number)
+            number += 1
+    prctl(PR_SET_KEEPCAPS, 1)
+    if uid:
+        os.setresuid(uid, uid, uid)
+    mask = 1 << capability
+    _capset(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), struct.pack("=6I", mask, mask, mask, 0, 0, 0))
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
 def sethostname(name: str) -> None:

@@ -92,13 +92,22 @@ def _build_image(session: Session, name: str, options: dict[str, Any]) -> None:
 @image_command.command("import")
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd"]),
+    help="Format of the file (default: its header tells).",
+)
 @shared_options(session_formats=False)
 @click.pass_obj
-def _import(session: Session, name: str, file: Path) -> None:
-    """Copy a raw disk image into the store as NAME."""
+def _import(session: Session, name: str, file: Path, file_format: str | None) -> None:
+    """Copy the disk in an image file into the store as NAME.
+
+    The file must hold a whole disk: backing files, parents and extents in other files are refused.
+    """
     if not file.is_file():
         raise NotFoundError(f"there is no file {file}")
-    follow(session, session.client.images.import_file(name, file), f"import {name}")
+    follow(session, session.client.images.import_file(name, file, file_format or ""), f"import {name}")
     click.echo(name)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nagaya.engines.engine import Engine
+from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths
@@ -102,8 +103,10 @@ class ImageStore(Protocol):
     async def build(self, name: str, recipe: Any, progress: Progress) -> BaseImage:
         """Build it."""
 
-    async def import_file(self, name: str, path: Path, progress: Progress) -> BaseImage:
-        """Copy a raw file into the store."""
+    async def import_file(
+        self, name: str, path: Path, image_format: Format | None, progress: Progress
+    ) -> BaseImage:
+        """Copy the disk in a file into the store; without a format its header tells."""
 
 
 class KernelStore(Protocol):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import hashlib
 import logging
 import os
 import time
@@ -26,6 +25,7 @@ from nagaya.daemon.launch import Launcher, resolve_images
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
+from nagaya.daemon.uids import machine_uids
 from nagaya.daemon.writer import Writer
 from nagaya.engines.engine import Engine, Machine, ProcessId
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, TimeoutExpiredError
@@ -37,8 +37,6 @@ from nagaya.resources import admission
 from nagaya.spec import MachineSpec
 
 STOP_TIME = 30.0  # s that a guest has to shut down
-FIRST_UID = 0x70000000  # above all that adduser, systemd and container runtimes give away, below 2**31
-UIDS_EACH = 2**16  # for one Nagaya; its state directory decides which block, so that two rarely share one
 
 log = logging.getLogger("nagaya.daemon")
 
@@ -409,13 +407,11 @@ class Supervisor:
     def _free_uid(self) -> int:
         if os.geteuid() != 0:
             return os.geteuid()
-        block = int.from_bytes(hashlib.sha256(str(self.paths.state).encode()).digest()[:4]) % 4094
-        first = FIRST_UID + block * UIDS_EACH
         used = {one.row.uid for one in self._machines.values()}
-        for uid in range(first, first + UIDS_EACH):
+        for uid in machine_uids(self.paths):
             if uid not in used:
                 return uid
-        raise ResourceError(f"all {UIDS_EACH} user ids of this Nagaya are taken")
+        raise ResourceError(f"all {len(used)} user ids of this Nagaya are taken")
 
 
 def _taken(name: str) -> ConflictError:

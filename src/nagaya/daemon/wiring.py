@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nagaya.daemon.parts import BaseImage, Parts
+from nagaya.daemon.uids import tool_uid
 from nagaya.engines.engine import Engine
 from nagaya.engines.jailed import Jails
 from nagaya.engines.kvm import KvmEngine
 from nagaya.engines.select import Engines
 from nagaya.engines.uml import UmlEngine
 from nagaya.errors import NotFoundError, SpecError, UnavailableError
+from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
@@ -183,10 +185,15 @@ class Images:
 
         return _base(await build(self._paths, name, recipe, progress))
 
-    async def import_file(self, name: str, path: Path, progress: Progress) -> BaseImage:
-        """Copy a raw file into the store."""
-        progress("copy", None)
-        return _base(await asyncio.to_thread(self._store().import_raw, name, path))
+    async def import_file(
+        self, name: str, path: Path, image_format: Format | None, progress: Progress
+    ) -> BaseImage:
+        """Copy the disk in a file into the store."""
+        from nagaya.images.importing import import_image
+        from nagaya.images.qemuimg import QemuImg
+
+        qemu = QemuImg(tool_uid(self._paths))
+        return _base(await import_image(self._store(), qemu, name, path, image_format, progress=progress))
 
     def _store(self) -> Any:
         from nagaya.images.store import ImageStore

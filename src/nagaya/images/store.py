@@ -107,12 +107,16 @@ class ImageStore:
             self._write(self._entry(name), renamed)
         return renamed
 
-    def import_raw(self, name: str, source: Path, *, os_name: str = "") -> Image:
-        """Copy a raw disk image into the store. Raises `ConflictError` if the name is taken."""
+    def require_free(self, name: str) -> None:
+        """Raise `ConflictError` if there is an image called `name`, `SpecError` if there never can be."""
         if self._read(self._entry(name)) is not None:
             raise ConflictError(
                 f"image {name!r} exists", hint=f"remove it first: nagaya image remove {name}", image=name
             )
+
+    def import_raw(self, name: str, source: Path, *, os_name: str = "") -> Image:
+        """Copy a raw disk image into the store. Raises `ConflictError` if the name is taken."""
+        self.require_free(name)
         if not source.is_file():
             raise NotFoundError(f"{source} is not a file", path=str(source))
         size = source.stat().st_size

@@ -28,9 +28,13 @@ class Images:
         body = {"name": name, "recipe": recipe}
         return self._client.operations.begin("/v1/images/build", body)
 
-    def import_file(self, name: str, path: str | os.PathLike[str]) -> Operation:
-        """Copy a raw image file of the daemon's host into the store."""
-        body = {"name": name, "path": str(os.path.abspath(path))}  # noqa: PTH100  # no symlink is to be resolved
+    def import_file(self, name: str, path: str | os.PathLike[str], format: str = "") -> Operation:  # noqa: A002
+        """Copy the disk in an image file of the daemon's host into the store.
+
+        `format` is raw, qcow2, vmdk, vdi, vhdx or vhd; empty: the file's header tells.
+        """
+        whole = str(os.path.abspath(path))  # noqa: PTH100  # no symlink is to be resolved
+        body = {"name": name, "path": whole, "format": format or None}
         return self._client.operations.begin("/v1/images/import", body)
 
     def remove(self, name: str) -> None:

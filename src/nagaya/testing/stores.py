@@ -11,6 +11,7 @@ from typing import Any
 
 from nagaya.daemon.parts import BaseImage, Parts
 from nagaya.errors import ConflictError, NotFoundError, SpecError
+from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import Paths
@@ -75,7 +76,9 @@ class FakeImages:
         (self._directory / f"{name}.json").write_text(json.dumps({"digest": digest, "recipe": recipe}))
         return self.resolve(name)
 
-    async def import_file(self, name: str, path: Path, progress: Progress) -> BaseImage:
+    async def import_file(
+        self, name: str, path: Path, image_format: Format | None, progress: Progress
+    ) -> BaseImage:
         """Remember where it came from."""
         _require_file(path)
         return await self.build(name, {"kind": "fake", "imported": str(path)}, progress)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nagaya.daemon.daemon import Daemon
 from nagaya.errors import UsageError
+from nagaya.images.formats import Format
 from nagaya.models.image import ImageInfo, KernelInfo
 from nagaya.models.operation import OperationInfo
 from nagaya.progress import Progress
@@ -28,12 +29,13 @@ class BuildBody(BaseModel):
 
 
 class ImportBody(BaseModel):
-    """A raw image file on the daemon's host."""
+    """An image file on the daemon's host."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Name
     path: Annotated[str, Field(description="absolute path", max_length=4096)]
+    format: Annotated[Format | None, Field(description="left out: its header tells")] = None
 
 
 class KernelBody(BaseModel):
@@ -66,13 +68,14 @@ def router(daemon: Daemon) -> APIRouter:
 
     @routes.post("/images/import", status_code=202)
     async def import_file(body: ImportBody) -> OperationInfo:
-        """Copy a raw image file into the store."""
+        """Copy the disk in an image file into the store; the operation's result is the image."""
         path = pathlib.PurePosixPath(body.path)
         if not path.is_absolute() or "\0" in body.path:
             raise UsageError(f"path: {body.path!r} is not an absolute path", field="path")
 
         async def work(progress: Progress) -> dict[str, Any]:
-            return asdict(daemon.image(await images.import_file(body.name, pathlib.Path(path), progress)))
+            made = await images.import_file(body.name, pathlib.Path(path), body.format, progress)
+            return asdict(daemon.image(made))
 
         return await daemon.operations.start("image import", body.name, work)
 

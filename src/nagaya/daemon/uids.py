@@ -1,0 +1,27 @@
+"""The user ids of one Nagaya: one for each machine, and one for programs that work on image files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+from nagaya.paths import Paths
+
+FIRST_UID = 0x70000000  # above all that adduser, systemd and container runtimes give away, below 2**31
+UIDS_EACH = 2**16  # for one Nagaya; its state directory decides which block, so that two rarely share one
+
+
+def machine_uids(paths: Paths) -> range:
+    """Those that machines may have."""
+    first = _first(paths)
+    return range(first, first + UIDS_EACH - 1)
+
+
+def tool_uid(paths: Paths) -> int:
+    """That of programs that work on image files; 0, of a user namespace, without root."""
+    return 0 if os.geteuid() != 0 else _first(paths) + UIDS_EACH - 1
+
+
+def _first(paths: Paths) -> int:
+    block = int.from_bytes(hashlib.sha256(str(paths.state).encode()).digest()[:4]) % 4094
+    return FIRST_UID + block * UIDS_EACH

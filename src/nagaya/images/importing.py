@@ -1,0 +1,59 @@
+"""Importing disk image files of any of `formats.FORMATS` as base images."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from nagaya.errors import SpecError
+from nagaya.images.formats import DRIVERS, Format, check_size, recognise
+from nagaya.images.qemuimg import Node, QemuImg
+from nagaya.images.store import Image, ImageStore
+from nagaya.progress import Progress
+
+_COPIED = 0.8  # of the whole; the rest is the digest
+
+
+async def import_image(
+    store: ImageStore,
+    qemu: QemuImg,
+    name: str,
+    source: Path,
+    stated: Format | None,
+    *,
+    progress: Progress,
+) -> Image:
+    """Copy the disk in `source` into the store as `name`. Cancelled or failed, it leaves nothing.
+
+    `stated`: its format, else told by its header. Raises `SpecError` for a file that is damaged or needs
+    other files, `ConflictError` if the name is taken, `ResourceError` on a full disk.
+    """
+    store.require_free(name)
+    found = await asyncio.to_thread(recognise, source, stated)
+    if found.format == "raw":
+        progress("copy", None)
+        return await asyncio.to_thread(store.import_raw, name, source)
+    node = Node(source, DRIVERS[found.format])
+    facts = await qemu.info(node)
+    size = _size(source, facts)
+
+    def copied(step: str, fraction: float | None) -> None:
+        progress(step, None if fraction is None else fraction * _COPIED)
+
+    with store.area.work() as work:
+        raw = work.path / "image.raw"
+        raw.touch(mode=0o600)
+        await qemu.convert([node], raw, "raw", size, progress=copied)
+        progress("store the image", _COPIED)
+        return await asyncio.to_thread(store.add, name, raw)
+
+
+def _size(source: Path, facts: dict[str, object]) -> int:
+    """The disk's size, from the program that will copy it."""
+    size = facts.get("virtual-size")
+    if not isinstance(size, int) or size <= 0 or size % 512:
+        raise SpecError(f"{source} holds a disk of {size!r} bytes; it must be a multiple of 512, and not 0")
+    check_size(source, size)
+    if facts.get("backing-filename") or facts.get("encrypted"):
+        raise SpecError(f"{source} needs another file or a key; an import takes whole, plain disks")
+    return size
