@@ -170,9 +170,14 @@ class Disk(_Part):
     """A virtual disk: an overlay of an image, or an empty one of `size`, or a raw file."""
 
     image: str = Field("", description="a name from `nagaya image list`; the disk is a thin overlay of it")
-    path: str = Field("", description="absolute path of a raw image used directly, instead of `image`")
+    path: str = Field(
+        "", description="absolute path of a raw image or a block device used directly, instead of `image`"
+    )
     size: Size | None = Field(None, description="at least the image's size; the overlay is grown to it")
     read_only: bool = Field(False, description="the guest cannot write")
+    shared: bool = Field(
+        False, description="other machines write this `path` too, on purpose: their file systems can share"
+    )
     direct: bool = Field(True, description="bypass the host's page cache (O_DIRECT)")
     share: DiskKnobs = Field(DiskKnobs(), description="this disk's share of what the machine gets")
 
@@ -184,6 +189,8 @@ class Disk(_Part):
             raise ValueError(f"path {self.path!r} is not absolute")
         if not self.image and not self.path and self.size is None:
             raise ValueError("a disk needs `image`, `path`, or `size` for an empty one")
+        if self.shared and not self.path:
+            raise ValueError("only a disk with `path` can be `shared`, an overlay is its machine's own")
         if self.size is not None and (self.size % 512 or self.size < MIB):
             raise ValueError(f"size {self.size} must be at least 1MiB and a multiple of 512 bytes")
         return self

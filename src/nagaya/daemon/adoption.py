@@ -55,6 +55,7 @@ class Adoption:
     def remember(self) -> int:
         """Know all machines again, and watch those whose process lives. Returns how many live."""
         living = 0
+        self._supervisor.leases.remember()
         for row in self._writer.state.machines():
             one = Supervised(row, MachineSpec.model_validate(row.spec))
             self._supervisor.add(one)
@@ -74,7 +75,20 @@ class Adoption:
             await self._supervisor.check_devices()
         except NagayaError as error:
             log.warning("the plane cannot be asked for its devices: %s", error)
+        await self._reconcile_leases()
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
+
+    async def _reconcile_leases(self) -> None:
+        supervisor = self._supervisor
+        machines = supervisor.all()
+        living = {
+            one.row.id: (one.name, supervisor.devices(one)) for one in machines if one.row.state in ALIVE
+        }
+        known = frozenset(one.row.id for one in machines)
+        try:
+            await supervisor.leases.reconcile(living, known, supervisor.parts.plane.pid())
+        except NagayaError as error:
+            log.error("leases could not be written: %s", error)
 
     async def _prepare(self) -> None:
         """Start the helper processes. If a start was cut short, wait: the zygote knows what came of it."""

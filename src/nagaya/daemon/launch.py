@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nagaya.daemon.leases import Leases
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow
 from nagaya.engines.engine import Machine
@@ -31,9 +32,10 @@ def resolve_images(parts: Parts, spec: MachineSpec) -> tuple[str, ...]:
     """For each disk the digest of its base image ("" for none). Raises `NotFoundError` or `SpecError`."""
     digests = []
     for index, disk in enumerate(spec.disks):
-        if disk.path and not Path(disk.path).is_file():
+        if disk.path and not (Path(disk.path).is_file() or Path(disk.path).is_block_device()):
             raise NotFoundError(
-                f"disks[{index}].path: there is no file {disk.path}", field=f"disks[{index}].path"
+                f"disks[{index}].path: there is no file or block device {disk.path}",
+                field=f"disks[{index}].path",
             )
         if not disk.image:
             digests.append("")
@@ -56,6 +58,7 @@ class Launcher:
 
     paths: Paths
     parts: Parts
+    leases: Leases
 
     def machine(self, row: MachineRow, spec: MachineSpec, kernel: Kernel) -> Machine:
         """The machine as its engine wants it."""
@@ -70,24 +73,34 @@ class Launcher:
         await asyncio.to_thread(_make_run, machine.paths, machine.gid)
 
     async def add_devices(self, row: MachineRow, machine: Machine) -> None:
-        """Have the plane serve all devices; if one fails, none is left."""
-        devices = self._devices(row, machine)
+        """Lease the images and have the plane serve all devices; if one fails, none is left."""
+        devices = self.devices(row, machine)
         try:
+            await self.leases.take(row.id, row.name, devices)
             await _all(self.parts.plane.device_add(device) for device in devices)
         except BaseException:
             await self.remove_devices(row, machine.spec)
             raise
+        await self.leases.confirm(row.id, self.parts.plane.pid())
 
     async def remove_devices(self, row: MachineRow, spec: MachineSpec) -> None:
         """Have the plane forget them; those that it does not have are passed over."""
         await _all(self._remove_device(f"{row.id}/{name}") for name in _names(spec))
+        await self.leases.release(row.id, row.name)
+
+    async def close_disk(self, row: MachineRow, disk: str) -> None:
+        """Take one disk away from a machine that runs, after its requests in flight."""
+        await self._remove_device(f"{row.id}/{disk}")
+        await self.leases.close_disk(row.id, row.name, disk)
 
     def served(self, row: MachineRow, spec: MachineSpec, devices: frozenset[str]) -> bool:
-        """Whether all devices of the machine are among `devices`."""
-        return devices.issuperset(f"{row.id}/{name}" for name in _names(spec))
+        """Whether all devices of the machine, but for closed disks, are among `devices`."""
+        wanted = frozenset(_names(spec)) - self.leases.closed_disks(row.id)
+        return devices.issuperset(f"{row.id}/{name}" for name in wanted)
 
     async def remove_files(self, row: MachineRow) -> None:
-        """Delete the machine's files, overlays and logs with them."""
+        """Delete the machine's files, overlays and logs with them, and its leases."""
+        await self.leases.forget(row.id)
         paths = self.paths.machine(row.id)
         for directory in (paths.run, paths.state):
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
@@ -129,7 +142,8 @@ class Launcher:
                 machine=row.name,
             ) from error
 
-    def _devices(self, row: MachineRow, machine: Machine) -> list[Device]:
+    def devices(self, row: MachineRow, machine: Machine) -> list[Device]:
+        """What the plane serves for the machine."""
         paths, uid, gid = machine.paths, machine.uid, machine.gid
         devices: list[Device] = []
         for index, (disk, digest) in enumerate(zip(machine.spec.disks, row.images, strict=True)):
@@ -141,6 +155,7 @@ class Launcher:
                     gid=gid,
                     layers=self._layers(paths, index, disk, digest),
                     read_only=disk.read_only,
+                    shared=disk.shared,
                     direct=disk.direct,
                     serial=f"{row.id}-{index}"[:SERIAL_LIMIT],
                 )

@@ -80,6 +80,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             supervisor.spawn(mind_plane(supervisor))
             supervisor.spawn(mind_space(supervisor))
             supervisor.spawn(balance(supervisor))
+            supervisor.spawn(supervisor.leases.mind())
             yield daemon
         finally:
             await daemon.operations.close()

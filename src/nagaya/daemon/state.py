@@ -17,14 +17,17 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from nagaya.daemon.leaserows import LeaseChange, lease_row, table_of, waiter_row
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
 from nagaya.models.history import JournalEntry
 from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
+from nagaya.resources.leases import LeaseTable
 
-HEAD = "0002"  # the newest revision in migrations/versions
+HEAD = "0003"  # the newest revision in migrations/versions
 JOURNAL_KEPT = 200  # entries for each machine
 OPERATIONS_KEPT = 200
+LEASE_NOTES_KEPT = 1000
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -131,6 +134,44 @@ class State:
         with self._transaction() as db:
             db.execute(f"{_insert('operations', columns)} ON CONFLICT (id) DO UPDATE SET {updates}", values)
 
+    def leases(self) -> LeaseTable:
+        """The leases, and who waits for them."""
+        found = [
+            [dict(row) for row in self._db.execute(f"SELECT * FROM {table}")]  # noqa: S608  # names of ours
+            for table in ("leases", "lease_waiters")
+        ]
+        return table_of(*found)
+
+    def save_leases(self, change: LeaseChange) -> None:
+        """Write what has changed, all of it or nothing."""
+        with self._transaction() as db:
+            for table, ids in (("leases", change.dropped), ("lease_waiters", change.left)):
+                db.executemany(f"DELETE FROM {table} WHERE id = ?", [(one,) for one in ids])  # noqa: S608
+            for table, rows in (
+                ("leases", [lease_row(lease) for lease in change.leases]),
+                ("lease_waiters", [waiter_row(waiter) for waiter in change.waiters]),
+            ):
+                for row in rows:
+                    columns = list(row)
+                    updates = _updates(columns)
+                    db.execute(f"{_insert(table, columns)} ON CONFLICT (id) DO UPDATE SET {updates}", row)
+            db.executemany(
+                "INSERT INTO lease_journal (at, path, event, detail) VALUES (?, ?, ?, ?)",
+                [(note.at, note.path, note.event, note.detail) for note in change.notes],
+            )
+
+    def lease_journal(self, path: str = "", limit: int = LEASE_NOTES_KEPT) -> list[JournalEntry]:
+        """The newest `limit` notes on leases, oldest first; only those of `path` if that is given."""
+        rows = self._db.execute(
+            "SELECT seq, at, event, path, detail FROM lease_journal WHERE ? IN ('', path)"
+            " ORDER BY seq DESC LIMIT ?",
+            (path, limit),
+        ).fetchall()
+        return [
+            JournalEntry(row["seq"], row["at"], row["event"], f"{row['path']}: {row['detail']}")
+            for row in reversed(rows)
+        ]
+
     def fact(self, key: str) -> str:
         """What `set_fact` stored; "" for nothing."""
         row = self._db.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
@@ -152,6 +193,11 @@ class State:
                 "DELETE FROM operations WHERE id NOT IN"
                 " (SELECT id FROM operations ORDER BY created_at DESC LIMIT ?)",
                 (OPERATIONS_KEPT,),
+            )
+            db.execute(
+                "DELETE FROM lease_journal WHERE seq NOT IN"
+                " (SELECT seq FROM lease_journal ORDER BY seq DESC LIMIT ?)",
+                (LEASE_NOTES_KEPT,),
             )
 
     @contextmanager

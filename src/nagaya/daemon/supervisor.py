@@ -22,6 +22,7 @@ from nagaya.daemon import failpoint
 from nagaya.daemon.endings import Endings
 from nagaya.daemon.events import Events
 from nagaya.daemon.launch import Launcher, resolve_images
+from nagaya.daemon.leases import Leases
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
@@ -33,6 +34,7 @@ from nagaya.kernel import Kernel
 from nagaya.models.history import JournalEntry
 from nagaya.models.machine import MachineState
 from nagaya.paths import Paths
+from nagaya.plane.config import Device
 from nagaya.resources import admission
 from nagaya.spec import MachineSpec
 
@@ -48,7 +50,8 @@ class Supervisor:
         self.paths = paths
         self.parts = parts
         self.events = events
-        self.launcher = Launcher(paths, parts)
+        self.leases = Leases(writer, events)
+        self.launcher = Launcher(paths, parts, self.leases)
         self.endings = Endings(self)
         self._writer = writer
         self._machines: dict[str, Supervised] = {}
@@ -321,6 +324,10 @@ class Supervisor:
         """The machine as its engine wants it, once it is started: the kernel is only a name by then."""
         return self.launcher.machine(one.row, one.spec, Kernel(one.row.kernel, ""))
 
+    def devices(self, one: Supervised) -> list[Device]:
+        """What the plane serves for the machine, or would."""
+        return self.launcher.devices(one.row, self.engine_machine(one))
+
     async def check_devices(self) -> None:
         """End the machines whose devices the plane has lost, and remove devices that no machine could use."""
         devices = await self.parts.plane.device_ids()
@@ -359,6 +366,7 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.leases.close()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -56,6 +56,7 @@ class BlkDevice:
     gid: int
     layers: tuple[Layer, ...]
     read_only: bool = False
+    shared: bool = False  # other machines write the top layer too, and all of them say so
     direct: bool = True
     queues: int = 1
     queue_size: int = 256

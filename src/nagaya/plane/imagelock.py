@@ -1,37 +1,77 @@
 """Locks on image files, byte for byte those of QEMU, so that QEMU's tools and the plane respect each other.
 
 QEMU (block/file-posix.c) takes shared OFD locks on single bytes: byte 100 + p says "I use permission p", byte
-200 + p says "nobody else may use permission p". Whoever finds a byte locked that contradicts it gives up.
+200 + p says "nobody else may use permission p". Whoever finds a byte locked that contradicts it gives up. Two
+who try at the same instant could both give up; among ours a lock on a byte of its own decides who goes first.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 _USED = 100
 _UNSHARED = 200
+_TURN = 300  # not QEMU's: held while one of ours locks and looks, for writing by those who may write
+_TURN_TRIES = 50
+_TURN_PAUSE = 0.001  # s; a turn takes some microseconds. Who hangs with it stops nobody: it only breaks ties
 _READ, _WRITE, _RESIZE = 0, 1, 3  # BLK_PERM_CONSISTENT_READ, _WRITE, _RESIZE as bit numbers
+_END = _UNSHARED + _RESIZE + 1  # of the bytes that mean something
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of x86-64 and arm64: type, whence, start, length, pid
 
 
-def lock_image(fd: int, *, writer: bool) -> bool:
-    """Take the lock of an exclusive writer or of one of many readers. False, and no lock, if it is taken.
+class Access(StrEnum):
+    """What an image is opened for."""
+
+    WRITER = "writer"  # nobody else reads or writes
+    READER = "reader"  # others read, nobody writes
+    SHARED = "shared"  # all who write have agreed to it (QEMU's share-rw=on)
+
+
+_BYTES: dict[Access, tuple[tuple[int, ...], tuple[int, ...]]] = {  # permissions used, and denied to others
+    Access.WRITER: ((_READ, _WRITE, _RESIZE), (_WRITE, _RESIZE)),
+    Access.READER: ((_READ,), (_WRITE, _RESIZE)),
+    Access.SHARED: ((_READ, _WRITE), (_RESIZE,)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A process that has locked an image. `name` is its program's."""
+
+    pid: int
+    name: str
+    nagaya: str = ""  # the run directory of the Nagaya whose plane it is
+
+    def __str__(self) -> str:
+        if self.nagaya:
+            return f"the plane of another Nagaya (pid {self.pid}, {self.nagaya})"
+        return f"{self.name} (pid {self.pid})"
+
+
+def lock_image(fd: int, access: Access) -> bool:
+    """Take the lock. False, and no lock, if another holder's contradicts it.
 
     The lock belongs to the open file description: duplicates of `fd` keep it, also in other processes.
     """
-    used = (_READ, _WRITE, _RESIZE) if writer else (_READ,)
-    unshared = (_WRITE, _RESIZE)
-    for byte in (*(_USED + p for p in used), *(_UNSHARED + p for p in unshared)):
-        _set(fd, fcntl.F_RDLCK, byte)
-    if any(_contradicted(fd, _UNSHARED + p) for p in used) or any(
-        _contradicted(fd, _USED + p) for p in unshared
-    ):
-        unlock_image(fd)
-        return False
+    used, unshared = _BYTES[access]
+    with _turn(fd):
+        for byte in (*(_USED + p for p in used), *(_UNSHARED + p for p in unshared)):
+            _set(fd, fcntl.F_RDLCK, byte)
+        if any(_contradicted(fd, _UNSHARED + p) for p in used) or any(
+            _contradicted(fd, _USED + p) for p in unshared
+        ):
+            unlock_image(fd)
+            return False
     return True
 
 
@@ -40,22 +80,82 @@ def unlock_image(fd: int) -> None:
     _set(fd, fcntl.F_UNLCK, 0, 0)
 
 
-def processes_using(fd: int) -> list[str]:
-    """Other processes that have this file open, as "name (pid 12)", if the caller may look into them."""
-    ours = os.fstat(fd)
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        if int(process.name) != os.getpid() and _has_open(process, ours):
-            name = (process / "comm").read_text(errors="replace").strip()
-            found.append(f"{name} (pid {process.name})")
-    return sorted(found)
-
-
-def _has_open(process: Path, wanted: os.stat_result) -> bool:
+def is_free(path: str, access: Access) -> bool:
+    """Whether a lock on the file at `path` could be taken now. Raises `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     try:
-        return any(os.path.samestat(link.stat(), wanted) for link in (process / "fd").iterdir())
+        used, unshared = _BYTES[access]
+        wanted = (*(_UNSHARED + p for p in used), *(_USED + p for p in unshared))
+        return not any(_contradicted(fd, byte) for byte in wanted)
+    finally:
+        os.close(fd)
+
+
+def users_of(path: str) -> list[User]:
+    """The processes that have locked the file at `path`, if the caller may look into them."""
+    try:
+        wanted = os.stat(path)  # noqa: PTH116  # one call for files and devices
+    except OSError:
+        return []
+    found: dict[object, User] = {}
+    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        if _has_locked(process, wanted):
+            user = _user(process)
+            found.setdefault(user.nagaya or user.pid, user)  # a plane's workers share its locks
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _turn(fd: int) -> Iterator[None]:
+    writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    kind = fcntl.F_WRLCK if writable else fcntl.F_RDLCK
+    for _ in range(_TURN_TRIES):
+        try:
+            _set(fd, kind, _TURN)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        time.sleep(_TURN_PAUSE)
+    try:
+        yield
+    finally:
+        _set(fd, fcntl.F_UNLCK, _TURN)
+
+
+def _has_locked(process: Path, wanted: os.stat_result) -> bool:
+    try:
+        return any(
+            os.path.samestat(link.stat(), wanted) and _shows_lock(process / "fdinfo" / link.name)
+            for link in (process / "fd").iterdir()
+        )
     except OSError:  # it ended, or is not ours to look into
         return False
+
+
+def _shows_lock(fdinfo: Path) -> bool:
+    """Whether a line `lock: 1: OFDLCK ADVISORY READ -1 DEV:INODE START END` has a byte of ours."""
+    for line in fdinfo.read_text().splitlines():
+        words = line.split()
+        if words[:1] == ["lock:"] and "OFDLCK" in words:
+            start, end = words[-2:]
+            if int(start) < _END and (end == "EOF" or int(end) >= _USED):
+                return True
+    return False
+
+
+def _user(process: Path) -> User:
+    try:
+        name = (process / "comm").read_text(errors="replace").strip()
+        arguments = (process / "cmdline").read_bytes().split(b"\0")
+        environment = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return User(int(process.name), "a process that ended or hides")
+    run = ""
+    if any(word == b"nagaya.plane" or word.endswith(b"/nagaya/plane/worker.py") for word in arguments):
+        settings = dict(entry.partition(b"=")[::2] for entry in environment)
+        run = settings.get(b"NAGAYA_RUN_DIR", b"/run/nagaya").decode(errors="replace")
+    return User(int(process.name), name, run)
 
 
 def _set(fd: int, kind: int, start: int, length: int = 1) -> None:

@@ -18,20 +18,20 @@ from nagaya.errors import (
     UsageError,
 )
 from nagaya.plane.config import BlkDevice
-from nagaya.plane.imagelock import lock_image, processes_using, unlock_image
+from nagaya.plane.imagelock import Access, lock_image, unlock_image, users_of
 
-ImageKey = tuple[int, int]  # st_dev, st_ino
+ImageKey = tuple[int, int]  # st_dev, st_ino of a file; st_rdev, -1 of a block device
 
 
 class OpenImages(Closing):
-    """The layers of `device`, open and locked: the top one as exclusive writer, the others as readers.
+    """The layers of `device`, open and locked: the top one as `access_to` says, the others as readers.
 
-    `direct` is false if a file system under one of them refuses O_DIRECT. `users_of` names the devices of
+    `direct` is false if a file system under one of them refuses O_DIRECT. `devices_of` names the devices of
     this holder that have an image open, for the message of a refusal. Raises a `NagayaError` that names the
     file.
     """
 
-    def __init__(self, device: BlkDevice, users_of: Callable[[ImageKey], Iterable[str]]) -> None:
+    def __init__(self, device: BlkDevice, devices_of: Callable[[ImageKey], Iterable[str]]) -> None:
         self.fds: list[int] = []
         self.keys: list[ImageKey] = []
         self.direct = device.direct
@@ -39,12 +39,12 @@ class OpenImages(Closing):
             for index, layer in enumerate(device.layers):
                 if layer.model is not None:
                     continue
-                writer = index == 0 and not device.read_only
-                fd = self._open(device.id, layer.path, writer)
+                access = access_to(device, index)
+                fd = self._open(device.id, layer.path, access, device.read_only)
                 self.fds.append(fd)
                 self.keys.append(_check_kind(device.id, layer.path, fd))
-                if not lock_image(fd, writer=writer):
-                    raise _in_use(device.id, layer.path, fd, list(users_of(self.keys[-1])), writer)
+                if not lock_image(fd, access):
+                    raise _in_use(device.id, layer.path, list(devices_of(self.keys[-1])), access)
             if not self.direct:
                 for fd in self.fds:  # one that opened before another refused
                     _clear_direct(fd)
@@ -53,8 +53,11 @@ class OpenImages(Closing):
             self.close()
             raise
 
-    def _open(self, device_id: str, path: str, writer: bool) -> int:
-        flags = (os.O_RDWR if writer else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    def _open(self, device_id: str, path: str, access: Access, read_only: bool) -> int:
+        flags = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        flags |= os.O_RDONLY if read_only or access is Access.READER else os.O_RDWR
+        if access is Access.WRITER and _is_block_device(path):
+            flags |= os.O_EXCL  # open(2): EBUSY while it is mounted, or open like this by another node
         try:
             if self.direct:
                 try:
@@ -77,11 +80,31 @@ class OpenImages(Closing):
                 os.close(fd)
 
 
+def access_to(device: BlkDevice, layer: int) -> Access:
+    """What `device` opens its layer number `layer` for, 0 being the top one."""
+    if device.shared and layer == 0:
+        return Access.SHARED
+    return Access.WRITER if layer == 0 and not device.read_only else Access.READER
+
+
+def image_key(status: os.stat_result) -> ImageKey:
+    """What is the same for all names of one image: links to a file, nodes of a device."""
+    block = stat.S_ISBLK(status.st_mode)
+    return (status.st_rdev, -1) if block else (status.st_dev, status.st_ino)
+
+
+def _is_block_device(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)  # noqa: PTH116  # a node that is not there is told by open
+    except OSError:
+        return False
+
+
 def _check_kind(device_id: str, path: str, fd: int) -> ImageKey:
     status = os.fstat(fd)
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
         raise UsageError(f"image {path} of {device_id} is neither a file nor a block device")
-    return status.st_dev, status.st_ino
+    return image_key(status)
 
 
 def _clear_direct(fd: int) -> None:
@@ -106,15 +129,23 @@ def _open_error(device_id: str, path: str, error: OSError) -> NagayaError:
         return NotFoundError(f"image {path} of {device_id} does not exist", path=path)
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return PermissionDeniedError(message, hint=f"the plane runs as uid {os.geteuid()}", path=path)
+    if error.errno == errno.EBUSY:
+        return ConflictError(
+            f"block device {path} of {device_id} is in use by this host: mounted, or part of another one",
+            hint="`lsblk` shows by what; unmount it first",
+            path=path,
+        )
     return ResourceError(message, path=path, errno=error.errno)
 
 
-def _in_use(device_id: str, path: str, fd: int, devices: list[str], writer: bool) -> ConflictError:
-    holders = ", ".join(devices or processes_using(fd)) or "a process that cannot be seen from here"
-    purpose = "writing" if writer else "reading"
+def _in_use(device_id: str, path: str, devices: list[str], access: Access) -> ConflictError:
+    users = [] if devices else users_of(path)
+    holders = ", ".join(devices or map(str, users)) or "a process that cannot be seen from here"
+    purpose = "reading" if access is Access.READER else "writing"
     return ConflictError(
         f"image {path} of {device_id} cannot be opened for {purpose}: in use by {holders}",
         hint="an image has one writer or many readers; stop the other user first",
         path=path,
         holders=devices,
+        users=[{"pid": user.pid, "name": user.name, "run": user.nagaya} for user in users],
     )

@@ -116,6 +116,8 @@ def test_a_machine_of_the_first_revision_was_started_by_uml(tmp_path: Path) -> N
         first.save_machine(row("new", "b" * 12), "created")
     db = sqlite3.connect(path)
     db.execute("ALTER TABLE machines DROP COLUMN engine")
+    for table in ("leases", "lease_waiters", "lease_journal"):
+        db.execute(f"DROP TABLE {table}")
     db.execute("UPDATE alembic_version SET version_num = '0001'")
     db.commit()
     db.close()

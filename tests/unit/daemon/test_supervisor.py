@@ -275,7 +275,9 @@ def test_what_cannot_be_created_is_refused_and_leaves_nothing(stage: Stage) -> N
             await supervisor.create(spec())
         with pytest.raises(NotFoundError, match="no image 'nothing'"):
             await supervisor.create(spec("a", disks=[{"image": "nothing"}]))
-        with pytest.raises(NotFoundError, match=r"disks\[0\].path: there is no file /nonexistent"):
+        with pytest.raises(
+            NotFoundError, match=r"disks\[0\].path: there is no file or block device /nonexistent"
+        ):
             await supervisor.create(spec("a", disks=[{"path": "/nonexistent"}]))
         with pytest.raises(UnsupportedError, match="cpus"):
             await supervisor.create(spec("a", cpus=2))
