@@ -39,6 +39,17 @@ class Plane:
         "torn_write_rate": 0.0, "stuck": false, "full": false, "operations": ["read" | "write" | "flush" | "discard", ...],
         "seed": 0}`; no operations are all. Raises `KeyError` if there is no such device."""
 
+    def set_shares(self, nodes: str) -> None:
+        """Share all disks by `nodes` from now on, in all workers, also those to come: JSON
+        `[{"id", "parent": null, "reservation_iops": 0, "reservation": 0, "limit_iops": null, "limit": null,
+        "weight": 100, "latency_p99_us": null} | {"id", "remove": true}]`. A blk device's configuration may carry
+        such a list as `"shares"`. Raises `ValueError` for a node that would be above itself.
+        """
+
+    def query_arbiter(self) -> str:
+        """JSON `[{"worker", "window", "in_flight", "waiting", "nodes": [{"id", "parent", the knobs, "dispatched",
+        "bytes", "waiting", "in_flight"}]}]`, a row for each worker that has disks and answers within a second."""
+
     def query(self) -> str:
         """JSON `{"devices": [{"id", "driver", "worker", "connected", "reads", "writes", "flushes", "discards",
         "read_bytes", "written_bytes", "errors", "inflight", "spaceless",

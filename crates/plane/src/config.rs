@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::shares::ShareNode;
+
 /// Largest virtqueue that we offer. User-mode Linux asks for 256, QEMU for at most 1024.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
@@ -125,6 +127,9 @@ pub struct BlkConfig {
     pub direct: bool,
     /// Image files, top first; only the first is ever written.
     pub layers: Vec<Layer>,
+    /// Its nodes in the arbiter's tree. The holder tells the worker of them apart, for they change.
+    #[serde(default, skip_serializing)]
+    pub shares: Vec<ShareNode>,
 }
 
 /// A port of a console.
@@ -208,6 +213,14 @@ impl DeviceConfig {
             DeviceConfig::Rng(_) => {}
         }
         Ok(())
+    }
+
+    /// What is said of the arbiter's tree.
+    pub fn shares(&self) -> &[ShareNode] {
+        match self {
+            DeviceConfig::Blk(blk) => &blk.shares,
+            _ => &[],
+        }
     }
 
     /// The device's name.

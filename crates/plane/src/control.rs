@@ -7,10 +7,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
 use crate::scm::{self, MAX_FDS};
+use crate::shares::ShareNode;
 
 /// Largest message; the largest one real is a memory table of [`MAX_FDS`] regions, about 5 KiB.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -103,7 +105,20 @@ pub enum ToWorker {
         /// Comes back in the answer.
         serial: u64,
     },
+    /// Who gets how much from now on.
+    Shares {
+        /// What is new.
+        nodes: Vec<ShareNode>,
+    },
+    /// Tell the state of the arbiter.
+    QueryArbiter {
+        /// Comes back in the answer.
+        serial: u64,
+    },
 }
+
+/// Nodes that go into one message: one has at most 700 bytes.
+pub const NODES: usize = 64;
 
 /// From a worker to the holder.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -146,6 +161,27 @@ pub enum FromWorker {
     Closed {
         /// Of the request.
         serial: u64,
+    },
+    /// The state of the arbiter, or the next part of it.
+    Arbiter {
+        /// Of the request.
+        serial: u64,
+        /// [`crate::arbiter::Stats`], with at most [`NODES`] of its nodes.
+        status: Value,
+        /// Whether this is all.
+        last: bool,
+    },
+    /// Who waited for whom since the last message of this kind.
+    Waits {
+        /// Rows of `query-waits`.
+        rows: Value,
+    },
+    /// The latency objective of a node is met again, or not any more.
+    Objective {
+        /// The node.
+        id: String,
+        /// Which of the two.
+        met: bool,
     },
     /// A guest or a frontend broke a rule; the queue, or the whole device, is not served any more.
     Violation {

@@ -161,6 +161,11 @@ impl Inflight {
         self.counter = self.counter.wrapping_add(1);
     }
 
+    /// The chain at `head` is back in the available ring, as if it had never been taken.
+    pub fn put_back(&mut self, head: u16) {
+        self.entry(head).inflight.store(0, Release);
+    }
+
     /// Whether the chain at `head` has been taken and not completed.
     pub fn is_taken(&self, head: u16) -> bool {
         self.entry(head).inflight.load(Relaxed) == 1

@@ -4,10 +4,10 @@
 //!
 //! - [`holder`]: speaks vhost-user, owns what must outlive a crash, keeps workers running; [`control`]: what it tells
 //!   them; [`config`]: what devices are; [`scm`]: fds over sockets; [`page`]: the memory that a device's holder and worker share.
+//! - [`arbiter`]: whose request goes first; [`shares`]: what the holder is told of it.
 //! - [`worker`]: one thread on one io_uring that serves the virtqueues; [`memory`]: guests' memory and how a worker
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
 //!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
-//! - [`arbiter`]: who goes first at a disk.
 //! - The devices: [`block`], [`console`], [`rng`].
 //! - [`clock`]: the time; [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
@@ -27,5 +27,6 @@ pub mod rng;
 pub mod sandbox;
 pub mod scm;
 pub mod seccomp;
+pub mod shares;
 pub mod uring;
 pub mod worker;

@@ -55,6 +55,14 @@ impl Plane {
         py.detach(|| self.0.set_faults(id, faults)).map_err(error)
     }
 
+    fn set_shares(&self, py: Python<'_>, nodes: &str) -> PyResult<()> {
+        py.detach(|| self.0.set_shares(nodes)).map_err(error)
+    }
+
+    fn query_arbiter(&self, py: Python<'_>) -> String {
+        py.detach(|| self.0.query_arbiter())
+    }
+
     fn query(&self, py: Python<'_>) -> String {
         py.detach(|| self.0.query())
     }

@@ -167,6 +167,16 @@ impl Arbiter {
         true
     }
 
+    /// Start a request that waits before its turn, whatever the window and limits say. It counts as any other: what its
+    /// node offers next waits the longer.
+    pub fn hurry(&mut self, now: Nanos, request: Request) {
+        let entry = self.entries[request.0 as usize];
+        if entry.waits {
+            self.nodes[entry.leaf as usize].queue.retain(|other| *other != request.0);
+            self.dispatch(now, request.0, false);
+        }
+    }
+
     /// When a limit lets the next request pass, if it is only limits that requests wait for. To be asked after
     /// [`next`](Self::next) returned none.
     pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use io_uring::{opcode, types::Timespec};
 use virtio_bindings::bindings::virtio_blk::*;
 
+use crate::arbiter::{Leaf, Request as Asked};
 use crate::block::faults::{FaultPlan, Faults};
 use crate::block::flushes::Flushes;
 use crate::block::request::{MAX_ZERO_SECTORS, Parsed, Status, parse};
@@ -15,6 +16,7 @@ use crate::worker::device::{Context, Device, Fault};
 use crate::worker::queue::Violation;
 
 mod errors;
+mod turns;
 
 /// Requests that one queue may start in a turn before others have theirs.
 const BUDGET: usize = 64;
@@ -29,6 +31,10 @@ const BUDGET_BYTES: u64 = 2 << 20;
 /// A transfer that came out short without an error is tried again as a whole, this often: it can happen when a
 /// signal or a full queue of the kernel splits it.
 const RETRIES: u8 = 3;
+
+/// Requests that a device has taken and the arbiter keeps waiting; more are left in the virtqueues. Enough to keep the
+/// disk busy in between two turns.
+const AHEAD: usize = 256;
 
 /// How often requests that found no space on the host are tried again.
 static SPACE_PAUSE: Timespec = Timespec::new().nsec(250_000_000);
@@ -94,6 +100,12 @@ struct Slot {
     spaceless: bool,
     /// The driver expects every write to be durable (5.2.6.2: no FLUSH negotiated).
     write_through: bool,
+    /// What the arbiter knows it by, from the offer until the disk is rid of it.
+    asked: Option<Asked>,
+    /// It is not its turn yet.
+    waits: bool,
+    /// Its place in the available ring, while it could be put back there.
+    place: Option<u16>,
     /// Cut short by a fault: it fails, whatever the disk says.
     torn: bool,
 }
@@ -106,8 +118,13 @@ pub struct Blk {
     slots: Vec<Slot>,
     free: Vec<u16>,
     buffers: Buffers,
-    /// Queues that found no room at the disk.
+    /// Where its requests are offered; without it they go at once.
+    leaf: Option<Leaf>,
+    /// Requests that the arbiter keeps waiting.
+    waiting: usize,
+    /// Queues that found no room at the disk, and those that found some for a part of what they have: they are behind.
     starved: Vec<u16>,
+    half_fed: Vec<u16>,
     /// Slots whose requests found no space on the host. They are not answered: a guest that is told of an error takes
     /// its file system for damaged, one that waits goes on where it was.
     spaceless: Vec<u16>,
@@ -119,8 +136,8 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// Serve `disk`.
-    pub fn new(config: &BlkConfig, disk: Box<dyn Disk>) -> Blk {
+    /// Serve `disk`, whose requests are offered to the arbiter at `leaf`.
+    pub fn new(config: &BlkConfig, disk: Box<dyn Disk>, leaf: Option<Leaf>) -> Blk {
         let mut serial = [0; 20];
         serial[..config.serial.len()].copy_from_slice(config.serial.as_bytes());
         let read_only = config.read_only;
@@ -131,7 +148,10 @@ impl Blk {
             slots: Vec::new(),
             free: Vec::new(),
             buffers: Buffers::default(),
+            leaf,
+            waiting: 0,
             starved: Vec::new(),
+            half_fed: Vec::new(),
             spaceless: Vec::new(),
             pausing: false,
             flushes: Flushes::default(),
@@ -143,8 +163,14 @@ impl Blk {
         self.slots.len() - self.free.len()
     }
 
-    /// Act on the chain at `head`, which is in `self.buffers`; returns how many bytes it moves.
-    fn begin(&mut self, context: &mut Context<'_>, index: u16, head: u16) -> Result<u64, Violation> {
+    /// Act on the chain at `head`, which is in `self.buffers` and came from `place` in the available ring; returns how
+    /// many bytes it moves.
+    fn begin(
+        &mut self,
+        context: &mut Context<'_>,
+        index: u16,
+        (head, place): (u16, Option<u16>),
+    ) -> Result<u64, Violation> {
         let parsed = parse(&mut self.buffers, self.disk.size(), self.read_only);
         let (parsed, status) = match parsed {
             Ok(parsed) => parsed,
@@ -157,7 +183,7 @@ impl Blk {
         };
         match parsed {
             Parsed::Disk { operation, offset, length } => {
-                self.submit(context, (index, head, status), (operation, offset, length));
+                self.submit(context, (index, head, place, status), (operation, offset, length));
                 Ok(length)
             }
             Parsed::GetId => {
@@ -176,7 +202,7 @@ impl Blk {
     fn submit(
         &mut self,
         context: &mut Context<'_>,
-        (queue, head, status): (u16, u16, *mut u8),
+        (queue, head, place, status): (u16, u16, Option<u16>, *mut u8),
         (operation, offset, length): (Operation, u64, u64),
     ) {
         let number = self.free.pop().unwrap_or_else(|| {
@@ -193,7 +219,7 @@ impl Blk {
         }
         let (iovecs, iovec_count) = (slot.iovecs.as_ptr(), slot.iovecs.len());
         slot.request = Request { operation, offset, length, iovecs, iovec_count, token };
-        (slot.queue, slot.head, slot.status) = (queue, head, status);
+        (slot.queue, slot.head, slot.place, slot.status) = (queue, head, place, status);
         (slot.moved, slot.error, slot.retries) = (0, 0, 0);
         slot.write_through = operation != Operation::Read
             && operation != Operation::Flush
@@ -213,19 +239,15 @@ impl Blk {
             if !self.flushes.begin(number) {
                 return;
             }
-            context.page.flushing.store(1, Relaxed);
         }
-        let slot = &mut self.slots[usize::from(number)];
-        (slot.moved, slot.error) = (0, 0);
-        // SAFETY: the slot's buffers stay until the last completion; the reactor keeps guest memory mapped as
-        // long as requests are in flight.
-        slot.pending = unsafe { self.disk.submit(context.uring, &slot.request) };
+        self.ask(context, number);
     }
 
     /// Keep the request in `slot` until it is tried again.
     fn wait_for_space(&mut self, context: &mut Context<'_>, number: u16) {
         let slot = &mut self.slots[usize::from(number)];
         slot.retries = 0;
+        slot.leave(context);
         self.spaceless.push(number);
         if !std::mem::replace(&mut slot.spaceless, true) && context.page.spaceless.fetch_add(1, Relaxed) == 0
         {
@@ -282,15 +304,17 @@ impl Blk {
         if slot.error == 0 && slot.write_through {
             slot.write_through = false;
             slot.request.operation = Operation::Flush;
+            slot.leave(context);
             count(context, operation, slot.request.length);
             self.start(context, number);
             return shared;
         }
         let (queue, head, status) = (slot.queue, slot.head, slot.status);
         let (result, length) = (slot.error, slot.request.length);
+        slot.leave(context);
         self.free.push(number);
         context.page.inflight.fetch_sub(1, Relaxed);
-        context.wake.append(&mut self.starved);
+        self.feed(context);
         if result < 0 {
             context.page.errors.fetch_add(1, Relaxed);
             let status_value =
@@ -309,22 +333,20 @@ impl Blk {
 impl Device for Blk {
     fn serve(&mut self, context: &mut Context<'_>, index: u16) -> Result<bool, Violation> {
         let mut bytes = 0;
-        for _ in 0..BUDGET {
-            if self.in_flight() >= self.disk.depth() {
-                self.starved.push(index);
+        for turn in 0..BUDGET {
+            if self.in_flight() >= self.disk.depth() || self.waiting >= AHEAD {
+                let list = if turn == 0 { &mut self.starved } else { &mut self.half_fed };
+                list.push(index);
                 if let Some(queue) = context.queue(index) {
                     queue.park();
                 }
                 return Ok(false);
             }
-            let mut buffers = std::mem::take(&mut self.buffers);
-            let taken = match context.queue(index) {
-                Some(queue) => queue.take(&mut buffers),
-                None => Ok(None),
-            };
-            self.buffers = buffers;
-            let Some(head) = taken? else { return Ok(false) };
-            bytes += self.begin(context, index, head)?;
+            let Some(queue) = context.queue(index) else { return Ok(false) };
+            let repeats = queue.repeats();
+            let Some(head) = queue.take(&mut self.buffers)? else { return Ok(false) };
+            let place = (!repeats).then(|| queue.next_avail().wrapping_sub(1));
+            bytes += self.begin(context, index, (head, place))?;
             // If the ring is broken, the next turn ends the worker.
             let _ = context.uring.submit_batch(BATCH);
             if bytes > BUDGET_BYTES {
@@ -353,6 +375,13 @@ impl Device for Blk {
         if slot.pending == 0 { self.finish(context, value) } else { Ok(()) }
     }
 
+    fn admitted(&mut self, context: &mut Context<'_>, value: u16) {
+        self.slots[usize::from(value)].waits = false;
+        self.waiting -= 1;
+        self.feed(context);
+        self.launch(context, value);
+    }
+
     fn set_faults(&mut self, context: &mut Context<'_>, plan: Option<FaultPlan>) {
         let held = self.faults.as_mut().map(Faults::release).unwrap_or_default();
         self.faults = plan.map(Faults::new);
@@ -362,6 +391,7 @@ impl Device for Blk {
     }
 
     fn stopping(&mut self, context: &mut Context<'_>, index: u16) {
+        self.put_back(context, index);
         let of_queue: Vec<bool> = self.slots.iter().map(|slot| slot.queue == index).collect();
         self.let_go(context, |faults| faults.give_up(|number| of_queue[usize::from(number)]));
         // The guest goes, and would wait for the host: what it was never told to be written is not.
@@ -398,6 +428,9 @@ impl Slot {
             retries: 0,
             spaceless: false,
             write_through: false,
+            asked: None,
+            waits: false,
+            place: None,
             torn: false,
         }
     }

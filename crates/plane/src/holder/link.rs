@@ -12,12 +12,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::control::{Channel, FromWorker, ToWorker};
+use crate::config::DeviceConfig;
+use crate::control::{Channel, FromWorker, NODES, ToWorker};
 use crate::holder::events::{Events, lock};
 use crate::holder::shadow::{Outgoing, Shadow};
+use crate::shares::{ShareNode, Shares};
 
 /// A worker that dies sooner than this after its start is in a crash loop.
 const STABLE: Duration = Duration::from_secs(2);
@@ -52,6 +54,9 @@ pub struct State {
     outbox: VecDeque<Outgoing>,
     /// Answers nobody has picked up: serial to the index of the available ring.
     answers: HashMap<u64, u16>,
+    /// States of the arbiter: parts that have come, and whether those are all. Of requests that somebody waits for.
+    reports: HashMap<u64, (Vec<Value>, bool)>,
+    shares: Shares,
     serial: u64,
     ending: bool,
 }
@@ -63,6 +68,18 @@ impl State {
         if self.pid != 0 {
             self.outbox.push_back(outgoing);
         }
+    }
+
+    /// Have the worker, and those after it, share by `nodes`, which have been checked.
+    pub fn set_shares(&mut self, nodes: &[ShareNode]) {
+        if self.shares.set(nodes).is_ok() {
+            share_messages(nodes).for_each(|message| self.tell(message));
+        }
+    }
+
+    /// Whether it serves disks, which are what there is to arbitrate.
+    pub fn has_disks(&self) -> bool {
+        self.devices.values().any(|shadow| matches!(shadow.config, DeviceConfig::Blk(_)))
     }
 
     /// A number for a request that will be answered.
@@ -80,12 +97,13 @@ impl Link {
     pub fn start(
         name: &str,
         argv: &[String],
+        shares: Shares,
         events: Arc<Events>,
     ) -> io::Result<(Arc<Link>, JoinHandle<()>)> {
         let link = Arc::new(Link {
             name: name.to_owned(),
             argv: argv.to_vec(),
-            state: Mutex::default(),
+            state: Mutex::new(State { shares, ..State::default() }),
             answered: Condvar::new(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             events,
@@ -115,6 +133,23 @@ impl Link {
             .wait_timeout_while(self.state(), patience, waiting)
             .unwrap_or_else(PoisonError::into_inner);
         state.answers.remove(&serial)
+    }
+
+    /// The state of the worker's arbiter, in parts; `None` if it does not tell within `patience`.
+    pub fn query_arbiter(&self, patience: Duration) -> Option<Vec<Value>> {
+        let serial = self.change(|state| {
+            let serial = state.next_serial();
+            state.reports.insert(serial, (Vec::new(), false));
+            state.tell(Outgoing { message: ToWorker::QueryArbiter { serial }, fds: Vec::new() });
+            serial
+        });
+        let complete = |state: &State| state.reports.get(&serial).is_none_or(|(_, all)| *all);
+        let waiting = |state: &mut State| !complete(state) && !state.ending;
+        let (mut state, _) = self
+            .answered
+            .wait_timeout_while(self.state(), patience, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.reports.remove(&serial).filter(|(_, all)| *all).map(|(parts, _)| parts)
     }
 
     /// Wait until the worker has opened `device`, or says why it cannot.
@@ -186,8 +221,10 @@ impl Link {
         self.change(|state| {
             state.pid = child.id();
             state.generation += 1;
-            state.outbox =
-                state.devices.iter().flat_map(|(number, shadow)| shadow.snapshot(*number)).collect();
+            let shares: Vec<ShareNode> = state.shares.nodes().cloned().collect();
+            state.outbox = share_messages(&shares).collect();
+            let devices = state.devices.iter().flat_map(|(number, shadow)| shadow.snapshot(*number));
+            state.outbox.extend(devices);
             let data = json!({"name": self.name, "pid": state.pid, "generation": state.generation});
             self.events.push("WORKER_STARTED", data);
         });
@@ -326,6 +363,19 @@ impl Link {
                 state.answers.insert(serial, 0);
                 self.answered.notify_all();
             }
+            FromWorker::Arbiter { serial, status, last } => {
+                // Nobody waits any more for an answer that came too late.
+                let Some((parts, all)) = state.reports.get_mut(&serial) else { return };
+                parts.push(status);
+                *all = last;
+                self.answered.notify_all();
+            }
+            FromWorker::Waits { rows } => {
+                self.events.push("ARBITER_WAITS", json!({"worker": self.name, "rows": rows}));
+            }
+            FromWorker::Objective { id, met } => {
+                self.events.push("ARBITER_OBJECTIVE", json!({"worker": self.name, "id": id, "met": met}));
+            }
             FromWorker::Violation { device, queue, kind, detail } => {
                 let Some(shadow) = state.devices.get_mut(&device) else { return };
                 shadow.violated(&kind, &detail);
@@ -349,6 +399,13 @@ impl Link {
         // Fails only if we have not been nudged.
         let _ = self.wake.read();
     }
+}
+
+fn share_messages(nodes: &[ShareNode]) -> impl Iterator<Item = Outgoing> {
+    nodes.chunks(NODES).map(|nodes| {
+        let message = ToWorker::Shares { nodes: nodes.to_vec() };
+        Outgoing { message, fds: Vec::new() }
+    })
 }
 
 /// Ask the worker to stop `queue` of `device`; the serial of the answer, or `None` if it does not run.

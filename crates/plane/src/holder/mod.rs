@@ -22,6 +22,7 @@ use crate::holder::offer::Offer;
 use crate::holder::shadow::Shadow;
 use crate::page::Shared;
 use crate::scm::MAX_FDS;
+use crate::shares::{ShareNode, Shares};
 
 mod device;
 mod events;
@@ -35,6 +36,9 @@ mod shadow;
 
 /// How long a worker may take to forget a device that is idle; it may have to be started first.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a worker may take to say how its arbiter is.
+const ARBITER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a request to the plane was refused.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +67,7 @@ struct Inner {
     /// Devices that are on their way in or out, whose names are not to be taken, and their workers.
     reserved: BTreeMap<String, String>,
     links: BTreeMap<String, (Arc<Link>, JoinHandle<()>)>,
+    shares: Shares,
     next_number: u32,
 }
 
@@ -98,6 +103,7 @@ impl Plane {
         let id = config.id().to_owned();
         let worker = config.worker().to_owned();
         let shadow = Shadow::new(config, page, backend)?;
+        let undo = self.share(shadow.config.shares())?;
         let (link, number) = self.reserve(&id, &worker)?;
         let added = self.start(&id, number, (&link, offer), listener, shadow);
         let mut inner = lock(&self.inner);
@@ -113,6 +119,7 @@ impl Plane {
                     ask_to_close(state, number);
                     state.devices.remove(&number);
                 });
+                self.share(&undo)?;
                 self.end_idle_link(&link);
                 Err(error.into())
             }
@@ -126,7 +133,7 @@ impl Plane {
             return Err(PlaneError::Config(format!("there is a device {id} already")));
         }
         if !inner.links.contains_key(worker) {
-            let started = Link::start(worker, &self.worker_argv, self.events.clone())?;
+            let started = Link::start(worker, &self.worker_argv, inner.shares.clone(), self.events.clone())?;
             inner.links.insert(worker.to_owned(), started);
         }
         inner.reserved.insert(id.to_owned(), worker.to_owned());
@@ -226,6 +233,52 @@ impl Plane {
             link.end();
             join(thread);
         }
+    }
+
+    /// Share all disks by `nodes`, a JSON list, from now on, also with devices that come later.
+    ///
+    /// # Errors
+    /// A list that cannot be understood, or a node that would be above itself.
+    pub fn set_shares(&self, nodes: &str) -> Result<(), PlaneError> {
+        let nodes: Vec<ShareNode> =
+            serde_json::from_str(nodes).map_err(|error| PlaneError::Config(format!("shares: {error}")))?;
+        self.share(&nodes).map(|_| ())
+    }
+
+    /// Tell all workers; returns what makes those nodes forgotten that were not known before.
+    fn share(&self, nodes: &[ShareNode]) -> Result<Vec<ShareNode>, PlaneError> {
+        if nodes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut inner = lock(&self.inner);
+        let fresh = nodes.iter().filter(|node| !node.remove && !inner.shares.contains(&node.id));
+        let undo = fresh.map(|node| ShareNode { remove: true, ..node.clone() }).collect();
+        inner.shares.set(nodes).map_err(PlaneError::Config)?;
+        for (link, _) in inner.links.values() {
+            link.change(|state| state.set_shares(nodes));
+        }
+        Ok(undo)
+    }
+
+    /// The arbiter of each worker that has disks, as JSON, see `_core.pyi`. A worker that is being replaced is left out.
+    pub fn query_arbiter(&self) -> String {
+        let links: Vec<Arc<Link>> = lock(&self.inner).links.values().map(|(link, _)| link.clone()).collect();
+        let mut workers = Vec::new();
+        for link in links.iter().filter(|link| link.state().has_disks()) {
+            let Some(parts) = link.query_arbiter(ARBITER_PATIENCE) else { continue };
+            let mut parts = parts.into_iter();
+            let Some(mut whole) = parts.next() else { continue };
+            for mut part in parts {
+                if let (Some(nodes), Some(more)) =
+                    (whole["nodes"].as_array_mut(), part["nodes"].as_array_mut())
+                {
+                    nodes.append(more);
+                }
+            }
+            whole["worker"] = link.name.clone().into();
+            workers.push(whole);
+        }
+        Value::from(workers).to_string()
     }
 
     /// State and counters as JSON, see `_core.pyi`.

@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
+use crate::arbiter::Arbiter;
 use crate::block::faults::FaultPlan;
+use crate::clock::Nanos;
 use crate::page::DevicePage;
 use crate::uring::Uring;
 use crate::worker::queue::{Violation, VirtQueue};
@@ -80,6 +82,10 @@ pub struct Context<'a> {
     pub page: &'a DevicePage,
     /// Token of the device's own completions, with value 0.
     pub token: Token,
+    /// Whose request goes to the disk.
+    pub arbiter: &'a mut Arbiter,
+    /// The time of this turn.
+    pub now: Nanos,
     /// Queues that the reactor is to serve soon.
     pub wake: &'a mut Vec<u16>,
 }
@@ -120,6 +126,9 @@ pub trait Device {
     /// # Errors
     /// The queue and the rule that the guest broke.
     fn complete(&mut self, context: &mut Context<'_>, value: u16, result: i32) -> Result<(), Fault>;
+
+    /// It is the turn of request `value`, which was offered to the arbiter with the token of that completion.
+    fn admitted(&mut self, _context: &mut Context<'_>, _value: u16) {}
 
     /// Do this to the requests of a disk, and those that are held until now; `None` ends it.
     fn set_faults(&mut self, _context: &mut Context<'_>, _plan: Option<FaultPlan>) {}

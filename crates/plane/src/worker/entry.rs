@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use crate::arbiter::{Arbiter, Leaf};
 use crate::block::Disk;
 use crate::block::device::Blk;
 use crate::block::model::ModelDevices;
 use crate::block::qcow2::{Layer, Qcow2Disk};
 use crate::block::raw::RawDisk;
+use crate::clock::Nanos;
 use crate::config::{BlkConfig, DeviceConfig, Format};
 use crate::console::Console;
 use crate::memory::Memory;
@@ -25,6 +27,8 @@ pub struct Entry {
     pub number: u32,
     /// Tells it from others that had its place.
     pub epoch: u32,
+    /// Its id in the arbiter's tree, if it is a disk.
+    pub disk: Option<String>,
     /// Its queues; `None` where none runs.
     pub queues: Vec<Option<VirtQueue>>,
     /// Requests taken and not answered, when the reactor last looked.
@@ -38,13 +42,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Open a device; `fds` as with [`crate::control::ToWorker::Open`].
+    /// Open a device; `fds` as with [`crate::control::ToWorker::Open`]. A disk's requests are offered at `leaf`.
     ///
     /// # Errors
     /// What opening the image says.
     pub fn open(
         (uring, models): (&Rc<Uring>, &mut ModelDevices),
         (number, epoch): (u32, u32),
+        leaf: Option<Leaf>,
         config: &DeviceConfig,
         fds: Vec<OwnedFd>,
     ) -> io::Result<Entry> {
@@ -54,7 +59,7 @@ impl Entry {
         let device: Box<dyn Device> = match config {
             DeviceConfig::Blk(blk) => {
                 let disk = open_disk((uring, models), blk, fds.map(File::from).collect())?;
-                Box::new(Blk::new(blk, disk))
+                Box::new(Blk::new(blk, disk, leaf))
             }
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
             DeviceConfig::Rng(_) => Box::new(Rng::default()),
@@ -63,19 +68,23 @@ impl Entry {
         page.inflight.store(0, std::sync::atomic::Ordering::Relaxed);
         page.spaceless.store(0, std::sync::atomic::Ordering::Relaxed);
         let queues = (0..config.queues()).map(|_| None).collect();
-        Ok(Entry { number, epoch, queues, seen_taken: 0, memory: None, device, page, retired: Vec::new() })
+        let disk = leaf.map(|_| config.id().to_owned());
+        let (memory, retired) = (None, Vec::new());
+        Ok(Entry { number, epoch, disk, queues, seen_taken: 0, memory, device, page, retired })
     }
 
     /// Call `run` with the device and its context.
     pub fn with<T>(
         &mut self,
         uring: &Rc<Uring>,
+        (arbiter, now): (&mut Arbiter, Nanos),
         slot: u16,
         wake: &mut Vec<u16>,
         run: impl FnOnce(&mut dyn Device, &mut Context<'_>) -> T,
     ) -> T {
         let token = Token { kind: Kind::Io, epoch: self.epoch, slot, value: 0 };
-        let mut context = Context { uring, queues: &mut self.queues, page: &self.page, token, wake };
+        let mut context =
+            Context { uring, queues: &mut self.queues, page: &self.page, token, arbiter, now, wake };
         run(self.device.as_mut(), &mut context)
     }
 

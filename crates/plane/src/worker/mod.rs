@@ -13,6 +13,7 @@ mod entry;
 mod polling;
 pub mod queue;
 mod reactor;
+mod sharing;
 
 /// The whole life of a worker process: serve what the holder asks for on `control` until it closes the socket.
 /// Returns the process's exit status.

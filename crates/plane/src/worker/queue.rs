@@ -154,12 +154,23 @@ impl VirtQueue {
     /// Whether [`take`](Self::take) has something to give. One load from guest memory.
     pub fn has_work(&self) -> bool {
         let index = self.queue.avail_idx(self.memory.guest(), Ordering::Acquire);
-        self.runs() && (!self.again.is_empty() || index.is_ok_and(|index| index.0 != self.queue.next_avail()))
+        self.runs() && (self.repeats() || index.is_ok_and(|index| index.0 != self.queue.next_avail()))
     }
 
-    /// Whether chains are taken from it.
+    /// Whether chains are taken from it. What a crashed worker had taken is, also while the queue stops: nobody else
+    /// knows of it.
     pub fn runs(&self) -> bool {
-        !self.broken && self.stopping.is_none()
+        !self.broken && (self.stopping.is_none() || self.repeats())
+    }
+
+    /// Whether the next chain is one that a crashed worker had taken.
+    pub fn repeats(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// Whether it was asked to stop and has nothing left to do.
+    pub fn stopped(&self) -> Option<u64> {
+        self.stopping.filter(|_| self.taken == 0 && (self.broken || !self.repeats()))
     }
 
     /// Take the next chain and fill `buffers` from it. `None` if there is none.
@@ -174,6 +185,9 @@ impl VirtQueue {
             self.take_again(head, buffers)?;
             self.taken += 1;
             return Ok(Some(head));
+        }
+        if self.stopping.is_some() {
+            return Ok(None);
         }
         let size = self.queue.size();
         let mut chains = self
@@ -231,6 +245,13 @@ impl VirtQueue {
     /// A chain that was taken breaks a rule and will never be completed.
     pub fn give_up(&mut self) {
         self.taken -= 1;
+    }
+
+    /// Put the chain at `head` back, the last one taken from the available ring: a next run of the queue takes it.
+    pub fn put_back(&mut self, head: u16) {
+        self.taken -= 1;
+        self.inflight.put_back(head);
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
 
     /// The chain at `head` is done, with `length` bytes written into it.

@@ -9,15 +9,18 @@ use std::time::{Duration, Instant};
 use io_uring::{cqueue, opcode, types};
 
 use crate::block::model::ModelDevices;
+use crate::clock::{self, Nanos};
 use crate::control::{Channel, FromWorker, ToWorker};
 use crate::sandbox;
 use crate::uring::Uring;
-use crate::worker::device::{IGNORED, Kind, Token};
+use crate::worker::device::{Context, Device, IGNORED, Kind, Token};
 use crate::worker::entry::Entry;
 use crate::worker::polling::{self, Polling};
 use crate::worker::queue::{Violation, VirtQueue};
+use crate::worker::sharing::Sharing;
 
 mod orders;
+mod turns;
 
 /// SQEs that fit into the ring; more wait in a list. Enough for what a turn of a few busy queues starts.
 const ENTRIES: u32 = 512;
@@ -29,6 +32,9 @@ const MESSAGES: usize = 64;
 pub struct Reactor {
     uring: Rc<Uring>,
     models: ModelDevices,
+    sharing: Sharing,
+    /// The time of this turn.
+    now: Nanos,
     control: Channel,
     closed: bool,
     /// Messages that found the socket full.
@@ -61,6 +67,8 @@ impl Reactor {
         let reactor = Reactor {
             uring: Rc::new(uring),
             models: ModelDevices::default(),
+            sharing: Sharing::new(clock::now()),
+            now: clock::now(),
             control,
             closed: false,
             outbox: VecDeque::new(),
@@ -87,11 +95,13 @@ impl Reactor {
         while !self.closed {
             let mut completions = std::mem::take(&mut self.completions);
             self.uring.reap(|token, result, flags| completions.push((token, result, flags)));
+            self.now = clock::now();
             for (token, result, flags) in completions.drain(..) {
                 self.dispatch(Token::unpack(token), result, flags)?;
             }
             self.completions = completions;
             self.uring.tasks.run_ready();
+            self.admit();
             self.serve_ready();
             self.announce();
             self.flush_outbox()?;
@@ -140,20 +150,28 @@ impl Reactor {
     }
 
     fn completed(&mut self, token: Token, result: i32) {
-        let Some(entry) = self.devices.get_mut(usize::from(token.slot)).and_then(Option::as_mut) else {
-            return;
-        };
-        if entry.epoch != token.epoch {
+        if !self.is_current(token) {
             return;
         }
-        let mut wake = Vec::new();
-        let outcome = entry.with(&self.uring, token.slot, &mut wake, |device, context| {
-            device.complete(context, token.value, result)
-        });
-        self.after(token.slot, wake);
-        if let Err((index, violation)) = outcome {
+        let outcome = self.with(token.slot, |device, context| device.complete(context, token.value, result));
+        if let Some(Err((index, violation))) = outcome {
             self.fail(token.slot, index, &violation);
         }
+    }
+
+    /// Whether the device that `token` was given to is still there.
+    fn is_current(&self, token: Token) -> bool {
+        let entry = self.devices.get(usize::from(token.slot)).and_then(Option::as_ref);
+        entry.is_some_and(|entry| entry.epoch == token.epoch)
+    }
+
+    /// Have the device at `slot` work, and see to what follows from that.
+    fn with<T>(&mut self, slot: u16, run: impl FnOnce(&mut dyn Device, &mut Context<'_>) -> T) -> Option<T> {
+        let entry = self.devices.get_mut(usize::from(slot))?.as_mut()?;
+        let mut wake = Vec::new();
+        let result = entry.with(&self.uring, (&mut self.sharing.arbiter, self.now), slot, &mut wake, run);
+        self.after(slot, wake);
+        Some(result)
     }
 
     /// Give each queue that was ready at the start of the turn one share.
@@ -168,16 +186,12 @@ impl Reactor {
             if queue.begin_polling() {
                 self.polled.push((slot, index));
             }
-            let Some(entry) = self.devices[usize::from(slot)].as_mut() else { continue };
-            let mut wake = Vec::new();
-            let outcome =
-                entry.with(&self.uring, slot, &mut wake, |device, context| device.serve(context, index));
-            self.after(slot, wake);
-            match outcome {
-                Ok(true) => self.wake(slot, index),
-                Ok(false) => {}
-                Err(violation) => self.fail(slot, index, &violation),
+            match self.with(slot, |device, context| device.serve(context, index)) {
+                Some(Ok(true)) => self.wake(slot, index),
+                Some(Err(violation)) => self.fail(slot, index, &violation),
+                Some(Ok(false)) | None => {}
             }
+            self.admit();
         }
     }
 
@@ -215,7 +229,7 @@ impl Reactor {
         let mut idle = Vec::new();
         for (index, queue) in entry.queues.iter().enumerate() {
             if let Some(queue) = queue
-                && let (Some(serial), 0) = (queue.stopping, queue.taken())
+                && let Some(serial) = queue.stopped()
             {
                 idle.push(index as u16);
                 self.outbox.push_back(FromWorker::Stopped { serial, base: queue.next_avail() });
@@ -259,7 +273,9 @@ impl Reactor {
         let start = Instant::now();
         let waits_for_host = self.taken > 0;
         let polling = if waits_for_host { &self.host_polling } else { &self.guest_polling };
-        if self.look_around(start, polling.window())? {
+        let until = self.due_in();
+        let window = until.map_or(polling.window(), |until| polling.window().min(until));
+        if self.look_around(start, window)? {
             return Ok(());
         }
         let mut polled = std::mem::take(&mut self.polled);
@@ -273,8 +289,9 @@ impl Reactor {
             return self.uring.submit();
         }
         // The holder does not read its socket only when it is stuck or about to go.
-        let timeout = (!self.outbox.is_empty()).then_some(Duration::from_millis(10));
-        self.uring.submit_and_wait(timeout)?;
+        let stuck = (!self.outbox.is_empty()).then_some(Duration::from_millis(10));
+        let due = until.map(|until| until.saturating_sub(start.elapsed()));
+        self.uring.submit_and_wait([stuck, due].into_iter().flatten().min())?;
         let polling = if waits_for_host { &mut self.host_polling } else { &mut self.guest_polling };
         polling.learn(start.elapsed());
         Ok(())

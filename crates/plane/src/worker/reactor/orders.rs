@@ -17,11 +17,14 @@ impl Reactor {
         match message {
             ToWorker::Open { device, config } => {
                 self.epoch = (self.epoch + 1) % EPOCHS;
-                let opened = Entry::open((&self.uring, &mut self.models), (device, self.epoch), &config, fds);
+                let leaf = self.join(&config);
+                let opened =
+                    Entry::open((&self.uring, &mut self.models), (device, self.epoch), leaf, &config, fds);
                 let error = opened.as_ref().err().map(ToString::to_string);
                 self.outbox.push_back(FromWorker::Opened { device, error });
-                if let Ok(entry) = opened {
-                    self.insert(entry);
+                match opened {
+                    Ok(entry) => self.insert(entry),
+                    Err(_) => self.sharing.leave(config.id()),
                 }
             }
             ToWorker::Faults { device, plan, serial } => {
@@ -32,6 +35,8 @@ impl Reactor {
             ToWorker::Queue { device, setup } => self.start(device, &setup, fds),
             ToWorker::Stop { device, queue, serial } => self.stop(device, queue, serial),
             ToWorker::Close { device, serial } => self.close(device, serial),
+            ToWorker::Shares { nodes } => self.sharing.set(self.now, &nodes),
+            ToWorker::QueryArbiter { serial } => self.tell_arbiter(serial),
         }
     }
 
@@ -47,10 +52,7 @@ impl Reactor {
 
     fn set_faults(&mut self, device: u32, plan: Option<FaultPlan>) {
         let Some(&slot) = self.slots.get(&device) else { return };
-        let Some(entry) = self.devices[usize::from(slot)].as_mut() else { return };
-        let mut wake = Vec::new();
-        entry.with(&self.uring, slot, &mut wake, |device, context| device.set_faults(context, plan));
-        self.after(slot, wake);
+        self.with(slot, |device, context| device.set_faults(context, plan));
     }
 
     fn set_memory(&mut self, device: u32, regions: &[Region], fds: Vec<OwnedFd>) {
@@ -118,19 +120,19 @@ impl Reactor {
             return self.outbox.push_back(FromWorker::Stopped { serial, base: 0 });
         };
         queue.stopping = Some(serial);
-        let mut wake = Vec::new();
-        if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
-            entry.with(&self.uring, slot, &mut wake, |device, context| device.stopping(context, index));
-        }
-        self.after(slot, wake);
+        self.with(slot, |device, context| device.stopping(context, index));
+        // Chains of a crashed worker are still to be taken.
+        self.wake(slot, index);
     }
 
     fn close(&mut self, device: u32, serial: u64) {
-        if let Some(slot) = self.slots.remove(&device)
-            && let Some(mut entry) = self.devices[usize::from(slot)].take()
-        {
+        if let Some(slot) = self.slots.remove(&device) {
+            self.with(slot, |device, context| device.closing(context));
+            let Some(entry) = self.devices[usize::from(slot)].take() else { return };
             self.taken -= entry.seen_taken;
-            entry.with(&self.uring, slot, &mut Vec::new(), |device, context| device.closing(context));
+            if let Some(disk) = &entry.disk {
+                self.sharing.leave(disk);
+            }
             // What names the device's fds must be with the kernel before they are closed. If it cannot be, the
             // next turn ends the worker.
             let _ = self.uring.submit();

@@ -1,0 +1,59 @@
+//! Disks take turns: what the arbiter says goes, and when it has more to say.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Reactor;
+use crate::arbiter::Leaf;
+use crate::clock;
+use crate::config::DeviceConfig;
+use crate::control::{FromWorker, NODES};
+use crate::worker::device::Token;
+
+/// Requests that go to the disk with one system call; see `block::device`.
+const BATCH: usize = 2;
+
+impl Reactor {
+    /// Start the requests whose turn it is.
+    pub(super) fn admit(&mut self) {
+        while let Some(ticket) = self.sharing.arbiter.next(self.now) {
+            let token = Token::unpack(ticket);
+            if self.is_current(token) {
+                self.with(token.slot, |device, context| device.admitted(context, token.value));
+            }
+            // If the ring is broken, the next turn ends the worker.
+            let _ = self.uring.submit_batch(BATCH);
+        }
+    }
+
+    /// How long until the arbiter lets a request go that waits for a time and not for a completion.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        let at = self.sharing.arbiter.wake_at(self.now)?;
+        Some(Duration::from_nanos(at.saturating_sub(clock::now())))
+    }
+
+    /// Where the arbiter knows the requests of a device, if it is a disk.
+    pub(super) fn join(&mut self, config: &DeviceConfig) -> Option<Leaf> {
+        let DeviceConfig::Blk(blk) = config else { return None };
+        let joined = self.sharing.join(self.now, &blk.id);
+        joined.inspect_err(|error| eprintln!("plane worker: {}: {error}", blk.id)).ok()
+    }
+
+    /// Tell the holder the state of the arbiter.
+    pub(super) fn tell_arbiter(&mut self, serial: u64) {
+        let stats = self.sharing.arbiter.stats(self.now);
+        let mut status = json!(stats);
+        let mut nodes = status["nodes"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        loop {
+            let rest = nodes.split_off(nodes.len().min(NODES));
+            status["nodes"] = nodes.into();
+            let last = rest.is_empty();
+            self.outbox.push_back(FromWorker::Arbiter { serial, status: status.clone(), last });
+            if last {
+                return;
+            }
+            nodes = rest;
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The arbiter of a worker, and the part of the tree that its disks need.
+
+use std::collections::BTreeSet;
+
+use crate::arbiter::{Arbiter, Leaf, TreeError};
+use crate::clock::Nanos;
+use crate::shares::{ShareNode, Shares};
+
+/// The disks of a worker and how they share its device.
+pub struct Sharing {
+    /// Whose turn it is.
+    pub arbiter: Arbiter,
+    shares: Shares,
+    /// Ids of the disks.
+    disks: BTreeSet<String>,
+    /// Nodes of the arbiter.
+    nodes: BTreeSet<String>,
+}
+
+impl Sharing {
+    /// Without disks.
+    pub fn new(now: Nanos) -> Sharing {
+        let (disks, nodes) = (BTreeSet::new(), BTreeSet::new());
+        Sharing { arbiter: Arbiter::new(now), shares: Shares::default(), disks, nodes }
+    }
+
+    /// A disk comes; its requests are offered at the leaf.
+    ///
+    /// # Errors
+    /// If something is a disk that other nodes are below.
+    pub fn join(&mut self, now: Nanos, id: &str) -> Result<Leaf, TreeError> {
+        let leaf = self.hang(now, id)?;
+        self.disks.insert(id.to_owned());
+        Ok(leaf)
+    }
+
+    /// A disk has gone; so do the nodes that only it needed.
+    pub fn leave(&mut self, id: &str) {
+        self.disks.remove(id);
+        self.prune();
+    }
+
+    /// Share by `nodes` from now on. A disk whose place in the tree cannot be what they say keeps the one it has.
+    pub fn set(&mut self, now: Nanos, nodes: &[ShareNode]) {
+        let changed: BTreeSet<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
+        if let Err(error) = self.shares.set(nodes) {
+            // The holder has checked them.
+            return eprintln!("plane worker: shares: {error}");
+        }
+        for id in self.disks.clone() {
+            if self.shares.path(&id).iter().any(|node| changed.contains(node))
+                && let Err(error) = self.hang(now, &id)
+            {
+                eprintln!("plane worker: shares: {error}");
+            }
+        }
+        self.prune();
+    }
+
+    /// Make `id` and all above it nodes of the arbiter, with their knobs.
+    fn hang(&mut self, now: Nanos, id: &str) -> Result<Leaf, TreeError> {
+        let mut above = None;
+        for node in self.shares.path(id) {
+            self.arbiter.set_node(now, node, above, self.shares.knobs(node))?;
+            self.nodes.insert(node.to_owned());
+            above = Some(node);
+        }
+        self.arbiter.node(id).ok_or_else(|| TreeError::Unknown(id.to_owned()))
+    }
+
+    /// Remove the nodes that no disk needs.
+    fn prune(&mut self) {
+        let needed: BTreeSet<String> =
+            self.disks.iter().flat_map(|disk| self.shares.path(disk)).map(str::to_owned).collect();
+        for node in self.nodes.difference(&needed) {
+            self.arbiter.remove_node(node);
+        }
+        self.nodes = needed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbiter::Knobs;
+
+    fn node(id: &str, parent: Option<&str>, weight: u32) -> ShareNode {
+        let knobs = Knobs { weight, ..Knobs::default() };
+        ShareNode { id: id.to_owned(), parent: parent.map(str::to_owned), remove: false, knobs }
+    }
+
+    /// Id, parent and weight of each node.
+    fn tree(sharing: &Sharing) -> Vec<(String, Option<String>, u32)> {
+        let nodes = sharing.arbiter.stats(0).nodes;
+        let mut tree: Vec<_> =
+            nodes.into_iter().map(|node| (node.id, node.parent, node.knobs.weight)).collect();
+        tree.sort();
+        tree
+    }
+
+    fn row(id: &str, parent: Option<&str>, weight: u32) -> (String, Option<String>, u32) {
+        (id.to_owned(), parent.map(str::to_owned), weight)
+    }
+
+    #[test]
+    fn the_tree_holds_what_the_disks_need_and_no_more() {
+        let mut sharing = Sharing::new(0);
+        sharing.set(0, &[node("m1", Some("@acme"), 300), node("m9", None, 7)]);
+        assert!(tree(&sharing).is_empty());
+        sharing.join(0, "m1/disk0").unwrap();
+        let m1 = [row("@acme", None, 100), row("m1", Some("@acme"), 300), row("m1/disk0", Some("m1"), 100)];
+        assert_eq!(tree(&sharing), m1);
+        sharing.set(0, &[node("@acme", None, 50), node("m1/disk0", None, 20)]);
+        let m1 = [row("@acme", None, 50), row("m1", Some("@acme"), 300), row("m1/disk0", Some("m1"), 20)];
+        assert_eq!(tree(&sharing), m1);
+        sharing.set(0, &[node("m1", None, 10)]);
+        assert_eq!(tree(&sharing), [row("m1", None, 10), row("m1/disk0", Some("m1"), 20)]);
+        sharing.leave("m1/disk0");
+        assert!(tree(&sharing).is_empty());
+        sharing.join(0, "m9/disk0").unwrap();
+        assert_eq!(tree(&sharing), [row("m9", None, 7), row("m9/disk0", Some("m9"), 100)]);
+    }
+
+    #[test]
+    fn a_leaf_keeps_its_place_while_the_tree_changes() {
+        let mut sharing = Sharing::new(0);
+        let leaf = sharing.join(0, "m1/disk0").unwrap();
+        sharing.set(0, &[node("m1", Some("@acme"), 300)]);
+        assert_eq!(sharing.arbiter.node("m1/disk0"), Some(leaf));
+        sharing.set(0, &[ShareNode { remove: true, ..node("m1", None, 1) }]);
+        assert_eq!(sharing.arbiter.node("m1/disk0"), Some(leaf));
+        assert_eq!(tree(&sharing), [row("m1", None, 100), row("m1/disk0", Some("m1"), 100)]);
+    }
+}
