@@ -90,7 +90,7 @@ def _starve(client: Client, machine: Machine, small: Path) -> Path:
     _shell(machine, WRITE)
     _until(lambda: machine.refresh().info.cause != "")
     assert machine.info.cause == "no space left on the host: disk1 waits for some"
-    assert machine.state == "running"
+    assert machine.state == "io-error"
     return filler
 
 
@@ -104,6 +104,9 @@ def test_writes_wait_and_go_on_when_there_is_space(client: Client, small: Path) 
     assert neighbour.refresh().info.cause == ""
     filler.unlink()
     _until(lambda: box.refresh().info.cause == "")
+    assert box.state == "running"
+    told = [entry.event for entry in box.journal()]
+    assert told[-2:] == ["io-error", "io-error over"]
     _until(lambda: _shell(box, OUTCOME) == b"0\n")
     _shell(box, COMPARE)
     _shell(box, "! dmesg | grep -i 'error'")

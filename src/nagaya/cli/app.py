@@ -38,6 +38,7 @@ COMMANDS = {
     "up": ("files", "Bring up the images and machines of a file."),
     "down": ("files", "Remove the machines of a file."),
     "schema": ("files", "Print the JSON schema of such files."),
+    "disk": ("disk", "Work with the disks of machines."),
     "image": ("images", "Build, list and remove images."),
     "kernel": ("kernels", "Build and list guest kernels."),
     "operation": ("operations", "Watch and cancel long jobs."),

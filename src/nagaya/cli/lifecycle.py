@@ -62,7 +62,7 @@ def start_command(session: Session, names: Sequence[str], every: bool, wait: boo
     """Start machines."""
 
     def act(machine: Machine) -> None:
-        if not (every and machine.state == "running"):
+        if not (every and machine.state in ("running", "io-error")):
             machine.start()
         if wait:
             machine.wait("agent", timeout)

@@ -53,7 +53,7 @@ MACHINE_COLUMNS = (
     Column("ENGINE", field("engine")),
     Column(
         "UP",
-        lambda row: row["started_at"] if row["state"] in ("running", "paused") else None,
+        lambda row: row["started_at"] if row["state"] in ("running", "io-error", "paused") else None,
         ago,
         right=True,
     ),
@@ -99,7 +99,7 @@ def show_command(session: Session, name: str) -> None:
     facts["history"] = [
         f"{moment(entry.at)} {entry.event} {entry.detail}".rstrip() for entry in journal[-HISTORY:]
     ]
-    print_value(session, {key: value for key, value in facts.items() if value not in (None, "")})
+    print_value(session, {key: value for key, value in facts.items() if value not in (None, "", [])})
 
 
 def _brief(value: Any) -> Any:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from nagaya.daemon import endpoint, log
 from nagaya.daemon.adoption import Adoption
+from nagaya.daemon.conditions import mind_disks
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.events import Events
 from nagaya.daemon.operations import Operations
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import State
 from nagaya.daemon.supervisor import Supervisor
-from nagaya.daemon.upkeep import balance, mind_plane, mind_space
+from nagaya.daemon.upkeep import balance, mind_plane
 from nagaya.daemon.writer import Writer
 from nagaya.errors import NagayaError, ResourceError
 from nagaya.paths import Paths
@@ -78,7 +79,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
         try:
             await adoption.settle()
             supervisor.spawn(mind_plane(supervisor))
-            supervisor.spawn(mind_space(supervisor))
+            supervisor.spawn(mind_disks(supervisor))
             supervisor.spawn(balance(supervisor))
             supervisor.spawn(supervisor.leases.mind())
             yield daemon

@@ -15,6 +15,7 @@ from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths
+from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import Device
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
@@ -32,11 +33,17 @@ class PlaneControl(Protocol):
     async def device_ids(self) -> frozenset[str]:
         """The devices that are served now."""
 
-    def spaceless(self) -> AsyncIterator[frozenset[str]]:
-        """The devices whose writes wait for space on the host: those of now, then at every change.
+    def conditions(self) -> AsyncIterator[Conditions]:
+        """The disks that are not well: those of now, then at every change.
 
         Ends when the plane has gone away.
         """
+
+    async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Lay faults upon a disk; None ends them. Raises `NotFoundError` and `UsageError`."""
+
+    async def faulted(self) -> Mapping[str, int]:
+        """How many requests of each disk a fault has met, by device id."""
 
     async def lost(self) -> None:
         """Return when the plane has gone away."""

@@ -104,6 +104,15 @@ class State:
                 (row.id, row.changed_at, event, detail),
             )
 
+    def note(self, machine_id: str, at: float, event: str, detail: str) -> None:
+        """Journal `event` of a machine, if there is one of this id; its row stays as it is."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO journal (machine_id, at, event, detail)"
+                " SELECT id, ?, ?, ? FROM machines WHERE id = ?",
+                (at, event, detail, machine_id),
+            )
+
     def delete_machine(self, machine_id: str) -> None:
         """Forget a machine and its journal."""
         with self._transaction() as db:

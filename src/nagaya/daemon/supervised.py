@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from nagaya.daemon.state import MachineRow
 from nagaya.engines.engine import Engine, Exit, ProcessId
 from nagaya.errors import ConflictError
 from nagaya.models.machine import MachineInfo, MachineState
 from nagaya.paths import Paths
+from nagaya.plane.conditions import Conditions
 from nagaya.spec import MachineSpec
 
 ALIVE = frozenset({MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPING})
@@ -38,7 +41,7 @@ class Supervised:
     process: Process | None = None
     retry: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    trouble: str = ""  # what it waits for while it runs, in words
+    conditions: Conditions = field(default_factory=dict)  # of its disks that are not well, "disk0" and so on
 
     @property
     def name(self) -> str:
@@ -48,7 +51,37 @@ class Supervised:
     @property
     def cause(self) -> str:
         """Why it is not well, in words."""
-        return self.row.cause or self.trouble
+        faults = (
+            f"faults on purpose on {', '.join(f'disk{disk}' for disk in self.faults)}" if self.faults else ""
+        )
+        return self.row.cause or self.trouble or faults
+
+    @property
+    def state(self) -> MachineState:
+        """Its state as people see it: one that runs with a disk in trouble is in `io-error`."""
+        in_trouble = self.row.state is MachineState.RUNNING and self.trouble
+        return MachineState.IO_ERROR if in_trouble else self.row.state
+
+    @property
+    def trouble(self) -> str:
+        """What is the matter with its disks, in words; "" if nothing is."""
+        spaceless = sorted(disk for disk, one in self.conditions.items() if one.spaceless)
+        lost = sorted(disk for disk, one in self.conditions.items() if one.flush_failed)
+        said = []
+        if spaceless:
+            said.append(f"no space left on the host: {', '.join(spaceless)} waits for some")
+        if lost:
+            said.append(
+                f"the host failed to write to {', '.join(lost)}, something may be lost:"
+                " look at the host's disk, then restart the machine"
+            )
+        return "; ".join(said)
+
+    @property
+    def faults(self) -> dict[int, Mapping[str, Any]]:
+        """Faults on purpose, by the number of the disk."""
+        found = {disk: one.faults for disk, one in self.conditions.items() if one.faults}
+        return {int(disk.removeprefix("disk")): faults for disk, faults in sorted(found.items())}
 
     def require(self, states: frozenset[MachineState], verb: str, hint: str = "") -> None:
         """Raise `ConflictError` unless the machine is in one of `states`."""
@@ -77,7 +110,7 @@ class Supervised:
         return MachineInfo(
             id=row.id,
             name=row.name,
-            state=row.state,
+            state=self.state,
             cause=self.cause,
             engine=self.process.engine.name if self.process else self.spec.engine,
             kernel=row.kernel,
@@ -92,4 +125,5 @@ class Supervised:
             console_socket=str(paths.machine(row.id).console_socket),
             spec=self.spec.to_json(),
             source=row.source,
+            faults=[{"disk": disk, **faults} for disk, faults in self.faults.items()],
         )

@@ -315,6 +315,13 @@ class Supervisor:
         log.info("%s: %s", one.name, event, extra={"machine": one.name, "detail": detail})
         self.publish(one)
 
+    async def note(self, one: Supervised, event: str, detail: str) -> None:
+        """Journal what is no transition, if the state's disk has room: the trouble may be that it has not."""
+        try:
+            await self._writer.call(State.note, one.row.id, time.time(), event, detail)
+        except NagayaError as error:
+            log.warning("%s: %r could not be recorded: %s", one.name, event, error)
+
     def engine_of(self, one: Supervised) -> Engine:
         """The engine of its process or leftovers; of one that never started, what its spec asks for."""
         chosen = {"engine": one.row.engine} if one.row.engine else {}
@@ -406,7 +413,7 @@ class Supervisor:
                 "event": "machine",
                 "id": one.row.id,
                 "name": one.name,
-                "state": str(one.row.state),
+                "state": str(one.state),
                 "cause": one.cause,
                 "at": one.row.changed_at,
             }

@@ -29,28 +29,6 @@ async def mind_plane(supervisor: Supervisor) -> None:
             await asyncio.sleep(PLANE_RETRY)
 
 
-async def mind_space(supervisor: Supervisor) -> None:
-    """Say of each machine whose writes wait for space on the host that they do, as long as they do."""
-    while True:
-        try:
-            async for devices in supervisor.parts.plane.spaceless():
-                _tell_trouble(supervisor, devices)
-        except NagayaError as error:
-            log.error("the plane cannot be asked who waits for space: %s", error)
-        _tell_trouble(supervisor, frozenset())
-        await asyncio.sleep(PLANE_RETRY)
-
-
-def _tell_trouble(supervisor: Supervisor, devices: frozenset[str]) -> None:
-    for one in supervisor.all():
-        waiting = [device.partition("/")[2] for device in devices if device.startswith(f"{one.row.id}/")]
-        trouble = f"no space left on the host: {', '.join(sorted(waiting))} waits for some" if waiting else ""
-        if trouble != one.trouble:
-            one.trouble = trouble
-            log.warning("%s: %s", one.name, trouble or "its disks have space again")
-            supervisor.publish(one)
-
-
 async def balance(supervisor: Supervisor) -> None:
     """Keep each machine on one CPU, and the CPUs evenly loaded."""
     move = supervisor.parts.balance

@@ -22,6 +22,7 @@ from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
+from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import Device
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
@@ -95,12 +96,21 @@ class PlaneLink:
         client = await self._connection(start=False)
         return frozenset() if client is None else frozenset(one.id for one in await client.query_devices())
 
-    async def spaceless(self) -> AsyncIterator[frozenset[str]]:
-        """The devices whose writes wait for space on the host, at every change."""
+    async def conditions(self) -> AsyncIterator[Conditions]:
+        """The disks that are not well, at every change."""
         await self._connected.wait()
         if self._client is not None and self._client.connected:
-            async for devices in self._client.spaceless():
-                yield devices
+            async for conditions in self._client.conditions():
+                yield conditions
+
+    async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Lay faults upon a disk, or end them."""
+        await (await self._connection()).set_faults(device_id, faults)
+
+    async def faulted(self) -> Mapping[str, int]:
+        """Requests that a fault has met, by device."""
+        client = await self._connection(start=False)
+        return {} if client is None else {one.id: one.faulted for one in await client.query_devices()}
 
     async def lost(self) -> None:
         """Return when the plane has gone away."""

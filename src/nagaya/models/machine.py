@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -15,6 +16,7 @@ class MachineState(StrEnum):
     STOPPED = "stopped"
     STARTING = "starting"
     RUNNING = "running"
+    IO_ERROR = "io-error"  # it runs, and a disk of it waits for the host or has lost writes
     PAUSED = "paused"
     STOPPING = "stopping"
     FAILED = "failed"
@@ -42,3 +44,4 @@ class MachineInfo(Answer):
     console_socket: str
     spec: dict[str, Any]
     source: str = ""  # what `apply` made it from; "" if it was made by hand
+    faults: Sequence[dict[str, Any]] = ()  # those laid upon its disks on purpose

@@ -13,6 +13,7 @@ from typing import Any, Self
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
+from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
 from nagaya.plane.config import Device
 from nagaya.plane.shares import (
     ArbiterStatus,
@@ -47,8 +48,11 @@ class DeviceStatus:
     errors: int
     inflight: int
     spaceless: int  # of these, requests that wait for space on the host
+    faulted: int  # requests that a fault on purpose has met
     violations: Mapping[str, int]
     last_violation: str | None
+
+    condition: DiskCondition
 
     @property
     def id(self) -> str:
@@ -167,6 +171,13 @@ class PlaneClient:
         """All devices, in the order in which they were added."""
         return [_device_status(row) for row in _rows(await self._execute("query-devices"))]
 
+    async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Lay faults upon a disk, in effect when this returns; None ends them (docs/plane.md).
+
+        Raises `NotFoundError`, and `UsageError` for what the plane does not take.
+        """
+        await self._execute("set-faults", {"id": device_id, **(faults or {})})
+
     async def query_workers(self) -> list[WorkerStatus]:
         return [
             WorkerStatus(row["name"], row["pid"], row["generation"], tuple(row["devices"]))
@@ -199,22 +210,18 @@ class PlaneClient:
         finally:
             self._listeners.discard(queue)
 
-    async def spaceless(self) -> AsyncGenerator[frozenset[str], None]:
-        """Ids of the devices whose writes wait for space on the host: those of now, then at every change.
-
-        Ends when the connection does.
-        """
+    async def conditions(self) -> AsyncGenerator[Conditions, None]:
+        """The disks that are not well: those of now, then at every change. Ends when the connection does."""
         queue: asyncio.Queue[PlaneEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
-            ids = {device.id for device in await self.query_devices() if device.spaceless}
-            yield frozenset(ids)
+            found = {device.id: device.condition for device in await self.query_devices()}
+            now: Conditions = {device: one for device, one in found.items() if one != WELL}
+            yield now
             while self.connected and (event := await queue.get()) is not None:
-                if event.name == "DEVICE_NO_SPACE":
-                    ids.add(str(event.facts["id"]))
-                elif event.name in ("DEVICE_SPACE", "DEVICE_DELETED"):
-                    ids.discard(str(event.facts.get("id", event.facts.get("device"))))
-                yield frozenset(ids)
+                before, now = now, after(now, event.name, event.facts)
+                if now != before:
+                    yield now
         finally:
             self._listeners.discard(queue)
 
@@ -277,5 +284,10 @@ def _device_status(row: dict[str, Any]) -> DeviceStatus:
         connected=bool(row.get("connected", False)),
         violations=row.get("violations", {}),
         last_violation=row.get("last_violation"),
-        **{name: int(row.get(name, 0)) for name in (*numbers, "spaceless")},
+        condition=DiskCondition(
+            spaceless=bool(row.get("spaceless")),
+            flush_failed=bool(row.get("flush_error")),
+            faults=row.get("faults"),
+        ),
+        **{name: int(row.get(name, 0)) for name in (*numbers, "spaceless", "faulted")},
     )

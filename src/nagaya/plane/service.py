@@ -36,6 +36,7 @@ class Core(Protocol):
 
     def device_add(self, config: str, fds: Sequence[int]) -> None: ...
     def device_del(self, id: str) -> None: ...  # noqa: A002
+    def set_faults(self, id: str, faults: str) -> None: ...  # noqa: A002
     def query(self) -> str: ...
     def event_fd(self) -> int: ...
     def take_events(self) -> list[str]: ...
@@ -75,10 +76,12 @@ class Service:
             "query-commands": self._query_commands,
             "query-consoles": self._query_consoles,
             "query-devices": self._query_devices,
+            "query-faults": self._query_faults,
             "query-status": self._query_status,
             "query-version": self._query_version,
             "query-workers": self._query_workers,
             "quit": self._quit,
+            "set-faults": lambda arguments: self._finish(self._set_faults(arguments)),
         }
 
     @property
@@ -159,7 +162,7 @@ class Service:
         with self._claim(device_id):
             served = self._devices.get(device_id)
             if served is None:
-                raise NotFoundError(f"there is no device {device_id}", hint="see query-devices", id=device_id)
+                raise _no_device(device_id)
             await self._remove(served)
         log.info("device deleted", extra={"device": device_id})
         self._emit("DEVICE_DELETED", {"device": device_id})
@@ -174,6 +177,32 @@ class Service:
             raise _os_error(f"device {served.device.id} cannot be deleted", error) from error
         del self._devices[served.device.id]
         await served.stack.aclose()
+
+    async def _set_faults(self, arguments: Mapping[str, object]) -> object:
+        plan = dict(arguments)
+        device_id = plan.pop("id", None)
+        if not isinstance(device_id, str):
+            raise UsageError("set-faults has the argument id", hint='{"id": "<machine>/disk0", ...}')
+        try:
+            await self._in_core(self._core.set_faults, device_id, json.dumps(plan or None))
+        except KeyError as error:
+            raise _no_device(device_id) from error
+        except ValueError as error:
+            raise UsageError(
+                f"faults of {device_id}: {error}", hint='docs/plane.md, "Faults on purpose"'
+            ) from error
+        except OSError as error:
+            raise _os_error(f"faults of {device_id} cannot be set", error) from error
+        log.warning("faults on purpose", extra={"device": device_id, "faults": plan})
+        self._emit("DEVICE_FAULTS", {"id": device_id, "faults": plan or None})
+        return {}
+
+    async def _query_faults(self, arguments: Mapping[str, object]) -> object:
+        _no_arguments(arguments)
+        devices = json.loads(await self._in_core(self._core.query))["devices"]
+        return [
+            {key: one[key] for key in ("id", "faults", "faulted")} for one in devices if one.get("faults")
+        ]
 
     async def _query_devices(self, arguments: Mapping[str, object]) -> object:
         _no_arguments(arguments)
@@ -260,6 +289,10 @@ def _blk_config(device: BlkDevice, images: OpenImages) -> dict[str, object]:
 
 def _layer_config(layer: Layer) -> dict[str, object]:
     return {"format": layer.format} | ({} if layer.model is None else {"model": asdict(layer.model)})
+
+
+def _no_device(device_id: str) -> NagayaError:
+    return NotFoundError(f"there is no device {device_id}", hint="see query-devices", id=device_id)
 
 
 def _os_error(what: str, error: OSError) -> NagayaError:

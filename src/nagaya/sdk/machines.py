@@ -14,6 +14,7 @@ from nagaya.errors import TimeoutExpiredError
 from nagaya.models.machine import MachineInfo, MachineState
 
 if TYPE_CHECKING:
+    from nagaya.models.fault import DiskFaults
     from nagaya.models.history import JournalEntry
     from nagaya.sdk.client import Client
     from nagaya.spec import MachineSpec
@@ -188,6 +189,24 @@ class Machine:
         """Its console as a `websockets.sync` connection: binary messages, the scrollback's end first."""
         with self._client.websocket(self._path("console")) as connection:
             yield connection
+
+    def faults(self) -> list[DiskFaults]:
+        """The faults on purpose that are laid upon its disks."""
+        from nagaya.models.fault import DiskFaults
+
+        return [DiskFaults.from_json(one) for one in self._client.request("GET", self._path("faults"))]
+
+    def set_faults(self, disk: int, **faults: Any) -> None:
+        """Lay faults upon a disk, in the place of those that are there; without any, end them.
+
+        `set_faults(0, latency_us=5000, error_rate=0.01)`; the fields are those of `DiskFaults`. They are in
+        effect when this returns, and end with the machine's run.
+        """
+        path = self._path(f"disks/{disk}/faults")
+        if faults:
+            self._client.request("PUT", path, body=faults)
+        else:
+            self._client.request("DELETE", path)
 
     def journal(self) -> list[JournalEntry]:
         """Its history, oldest first."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.paths import Paths
+from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, Device
 
 
@@ -23,8 +24,8 @@ class FakePlane:
         self._file = paths.run / "fake-plane.json"
         self._consoles: dict[str, asyncio.Server] = {}
         self._lost = asyncio.Event()
-        self._space = asyncio.Event()
-        self._spaceless: frozenset[str] = frozenset()
+        self._changed = asyncio.Event()
+        self._conditions: Conditions = {}
 
     @property
     def devices(self) -> dict[str, dict[str, Any]]:
@@ -63,6 +64,7 @@ class FakePlane:
             raise NotFoundError(f"the plane has no device {device_id}")
         del devices[device_id]
         self._save(devices)
+        self.happen("DEVICE_DELETED", device_id)
         console = self._consoles.pop(device_id, None)
         if console is not None:
             console.close()
@@ -71,17 +73,27 @@ class FakePlane:
         """What is remembered."""
         return frozenset(self.devices)
 
-    def starve(self, *device_ids: str) -> None:
-        """As if the host had no space left for the writes of these devices, and enough for all others."""
-        self._spaceless = frozenset(device_ids)
-        self._space.set()
+    def happen(self, event: str, device_id: str, **facts: object) -> None:
+        """As if the plane had had this event of one of its disks."""
+        self._conditions = after(self._conditions, event, {"id": device_id, **facts})
+        self._changed.set()
 
-    async def spaceless(self) -> AsyncIterator[frozenset[str]]:
-        """What `starve` said last."""
+    async def conditions(self) -> AsyncIterator[Conditions]:
+        """What `happen` came to."""
         while True:
-            self._space.clear()
-            yield self._spaceless
-            await self._space.wait()
+            self._changed.clear()
+            yield self._conditions
+            await self._changed.wait()
+
+    async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Remember them."""
+        if device_id not in self.devices:
+            raise NotFoundError(f"there is no device {device_id}")
+        self.happen("DEVICE_FAULTS", device_id, faults=faults)
+
+    async def faulted(self) -> Mapping[str, int]:
+        """Three each."""
+        return dict.fromkeys(self._conditions, 3)
 
     async def lost(self) -> None:
         """Return after `lose_all`."""

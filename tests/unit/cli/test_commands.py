@@ -293,3 +293,24 @@ def test_no_daemon_is_told_where_none_is_started(
     assert invoke("daemon", "status").status == 8
     assert invoke("daemon", "stop").out == "no daemon runs\n"
     assert "daemon: not running" in invoke("version").out
+
+
+def test_faults_of_a_disk_are_set_shown_and_cleared(invoke: Invoke) -> None:
+    invoke("create", "busybox", "--name", "box", "--start")
+    assert invoke("disk", "fault", "box", "--latency", "5ms", "--error-rate", "0.01").status == 0
+    shown = invoke("disk", "fault", "box").out.splitlines()
+    assert [line.split() for line in shown] == [
+        ["DISK", "FAULTS", "MET"],
+        ["0", "latency", "5ms,", "errors", "0.01", "(EIO)", "3"],
+    ]
+    told = invoke("show", "box", "--format", "json").json
+    assert (told["faults"][0]["latency_us"], told["state"]) == (5000, "running")
+    assert "faults on purpose on disk0" in invoke("list").out
+    assert invoke("disk", "fault", "box", "--clear").status == 0
+    assert invoke("disk", "fault", "box", "--format", "json").json == []
+    assert [entry["event"] for entry in invoke("show", "box", "--format", "json").json["journal"]][-2:] == [
+        "faults",
+        "faults over",
+    ]
+    assert invoke("disk", "fault", "box", "--clear", "--stuck").status == 2
+    assert "0.25x" in invoke("disk", "fault", "box", "--latency", "0.25x").err

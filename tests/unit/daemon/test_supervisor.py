@@ -12,6 +12,7 @@ import pytest
 
 from nagaya.daemon import endings
 from nagaya.daemon.adoption import is_alive
+from nagaya.daemon.conditions import list_faults, set_faults
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.supervised import DOWN, UP
 from nagaya.engines.engine import ProcessId
@@ -23,7 +24,9 @@ from nagaya.errors import (
     TimeoutExpiredError,
     UnavailableError,
     UnsupportedError,
+    UsageError,
 )
+from nagaya.models.fault import DiskFaults
 from nagaya.models.machine import MachineState
 from nagaya.spec import MachineSpec
 from nagaya.testing import FakePlane, Stage, fake_parts
@@ -405,15 +408,56 @@ def test_a_machine_whose_disk_waits_for_space_says_so_as_long_as_it_does(stage: 
         one = await daemon.supervisor.create(spec())
         await daemon.supervisor.start("web")
         other = await daemon.supervisor.create(spec("other"))
-        plane_of(daemon).starve(f"{one.row.id}/disk0")
+        disk = f"{one.row.id}/disk0"
+        plane_of(daemon).happen("DEVICE_NO_SPACE", disk)
         async with asyncio.timeout(5):
             while not one.cause:
                 await one.changed.wait()
         assert one.info(daemon.paths).cause == "no space left on the host: disk0 waits for some"
         assert (one.row.state, other.cause) == (MachineState.RUNNING, "")
-        plane_of(daemon).starve()
+        assert (one.state, other.state) == (MachineState.IO_ERROR, MachineState.STOPPED)
+        plane_of(daemon).happen("DEVICE_SPACE", disk)
         async with asyncio.timeout(5):
             while one.cause:
                 await one.changed.wait()
+        assert one.state is MachineState.RUNNING
+        assert (await events_of(daemon, "web"))[-2:] == ["io-error", "io-error over"]
+
+
+def test_a_disk_that_lost_writes_says_so_until_the_machine_starts_anew(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        one = await daemon.supervisor.create(spec(disks=[{"size": "1MiB"}]))
+        await daemon.supervisor.start("web")
+        plane_of(daemon).happen("DEVICE_FLUSH_FAILED", f"{one.row.id}/disk0", errno=5)
+        async with asyncio.timeout(5):
+            while one.state is not MachineState.IO_ERROR:
+                await one.changed.wait()
+        assert one.cause.startswith("the host failed to write to disk0, something may be lost")
+        await daemon.supervisor.restart("web", hard=True)
+        async with asyncio.timeout(5):
+            while one.cause:
+                await one.changed.wait()
+
+    stage.play(scene)
+
+
+def test_faults_on_purpose_are_the_running_machines_and_end_with_its_run(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        one = await daemon.supervisor.create(spec(disks=[{"size": "1MiB"}]))
+        with pytest.raises(ConflictError, match="web is stopped, it cannot be given faults"):
+            await set_faults(daemon.supervisor, "web", 0, {"stuck": True})
+        await daemon.supervisor.start("web")
+        with pytest.raises(NotFoundError, match="web has no disk 1"):
+            await set_faults(daemon.supervisor, "web", 1, {"stuck": True})
+        with pytest.raises(UsageError, match="no effect"):
+            await set_faults(daemon.supervisor, "web", 0, {"seed": 3, "stuck": False})
+        await set_faults(daemon.supervisor, "web", 0, {"stuck": True})
+        assert await list_faults(daemon.supervisor, "web") == [DiskFaults(disk=0, stuck=True, faulted=3)]
+        assert (one.cause, one.state) == ("faults on purpose on disk0", MachineState.RUNNING)
+        await daemon.supervisor.kill("web")
+        async with asyncio.timeout(5):
+            while one.faults:
+                await one.changed.wait()
+        assert await list_faults(daemon.supervisor, "web") == []
 
     stage.play(scene)

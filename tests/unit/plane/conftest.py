@@ -34,6 +34,14 @@ class FakeCore:
         for fd in fds:
             os.close(fd)
 
+    def set_faults(self, id: str, faults: str) -> None:  # noqa: A002
+        if id not in self.devices:
+            raise KeyError(id)
+        plan = json.loads(faults)
+        if plan and plan.get("error_rate", 0) > 1:
+            raise ValueError("error_rate is too much")
+        self.devices[id][0]["faults"] = plan
+
     def query(self) -> str:
         devices = [{"id": id_, "connected": True, "reads": 7, "violations": {}} for id_ in self.devices]
         workers = [{"name": "chars", "pid": 12, "generation": 1, "devices": list(self.devices)}]

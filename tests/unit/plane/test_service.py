@@ -23,6 +23,7 @@ from nagaya.errors import (
     UsageError,
 )
 from nagaya.plane.client import PlaneClient, PlaneEvent
+from nagaya.plane.conditions import DiskCondition
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, RngDevice
 from nagaya.plane.holder import serve
 from nagaya.plane.sockets import Listener
@@ -258,3 +259,40 @@ async def test_queries_answer(core: FakeCore, directory: Path, console: ConsoleD
 async def test_nobody_there_is_said(directory: Path) -> None:
     with pytest.raises(UnavailableError, match="no plane on"):
         await PlaneClient.connect(directory / "plane.sock")
+
+
+async def test_faults_are_passed_on_and_told(core: FakeCore, directory: Path, make_disk: MakeDisk) -> None:
+    async with plane(core, directory) as client:
+        disk = make_disk()
+        await client.device_add(disk)
+        conditions = client.conditions()
+        assert await anext(conditions) == {}
+        await client.set_faults(disk.id, {"stuck": True})
+        assert core.devices[disk.id][0]["faults"] == {"stuck": True}
+        assert await anext(conditions) == {disk.id: DiskCondition(faults={"stuck": True})}
+        await client.set_faults(disk.id, None)
+        assert core.devices[disk.id][0]["faults"] is None
+        assert await anext(conditions) == {}
+        with pytest.raises(UsageError, match=r"faults of m1/disk0: error_rate is too much"):
+            await client.set_faults(disk.id, {"error_rate": 2})
+        with pytest.raises(NotFoundError, match="there is no device m2/disk0"):
+            await client.set_faults("m2/disk0", None)
+
+
+async def test_what_is_the_matter_with_a_disk_is_followed(
+    core: FakeCore, directory: Path, make_disk: MakeDisk
+) -> None:
+    async with plane(core, directory) as client:
+        disk = make_disk()
+        await client.device_add(disk)
+        conditions = client.conditions()
+        assert await anext(conditions) == {}
+        core.happen("DEVICE_NO_SPACE", id=disk.id)
+        assert await anext(conditions) == {disk.id: DiskCondition(spaceless=True)}
+        core.happen("DEVICE_FLUSH_FAILED", id=disk.id, errno=5)
+        assert await anext(conditions) == {disk.id: DiskCondition(spaceless=True, flush_failed=True)}
+        core.happen("DEVICE_CONNECTED", id=disk.id)
+        core.happen("DEVICE_SPACE", id=disk.id)
+        assert await anext(conditions) == {disk.id: DiskCondition(flush_failed=True)}
+        await client.device_del(disk.id)
+        assert await anext(conditions) == {}
