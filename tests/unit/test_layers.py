@@ -26,6 +26,7 @@ LAYERS = (
         "yamlfile",
         "validation",
         "qmp",
+        "settings",
         "detached",
         "_core",
     },

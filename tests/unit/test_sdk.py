@@ -341,3 +341,20 @@ def test_the_client_imports_neither_the_server_nor_pydantic() -> None:
     program = "import sys, nagaya.sdk; print([m for m in ('fastapi', 'pydantic') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout == "[]\n"
+
+
+def test_knobs_are_set_and_tenants_listed(client: Client) -> None:
+    web = client.machines.create({"name": "web", "memory": "64MiB", "tenant": "acme"}, start=True)
+    answer = web.set({"disk.weight": 400, "disk.limit": "50MiB/s"})
+    assert [(change.field, change.after) for change in answer.changes] == [
+        ("disk.limit", "50MiB/s"),
+        ("disk.weight", 400),
+    ]
+    assert answer.seconds < 60
+    assert web.refresh().info.spec["disk"]["weight"] == 400
+    assert web.set([("disk.limit", None)], dry_run=True).changes[0].after is None
+    client.tenants.set("@acme", {"disk.weight": 300})
+    (acme,) = client.tenants.list()
+    assert (acme.name, client.tenants.get("acme").disk["weight"], acme.machines) == ("acme", 300, ["web"])
+    client.tenants.set("acme", {"disk.weight": None})
+    web.delete(force=True)

@@ -25,6 +25,8 @@ COMMANDS = {
     "show": ("machines", "Show all about one machine."),
     "create": ("create", "Make a machine from an image."),
     "run": ("create", "Make a machine, run it in this terminal, remove it at exit."),
+    "set": ("set", "Set fields of a machine or a tenant, live where it runs."),
+    "get": ("set", "Print the knobs of a machine or a tenant."),
     "start": ("lifecycle", "Start machines."),
     "stop": ("lifecycle", "Ask machines to shut down; end them at the deadline."),
     "restart": ("lifecycle", "Stop machines and start them again."),

@@ -18,6 +18,13 @@ def machine_names(ctx: click.Context, _param: click.Parameter, incomplete: str) 
     return _names(ctx, incomplete, lambda client: [machine.name for machine in client.machines.list()])
 
 
+def shared_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Machines, and tenants after an @."""
+    if incomplete.startswith("@"):
+        return _names(ctx, incomplete, lambda client: [f"@{one.name}" for one in client.tenants.list()])
+    return machine_names(ctx, _param, incomplete)
+
+
 def image_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Images."""
     return _names(ctx, incomplete, lambda client: [image.name for image in client.images.list()])

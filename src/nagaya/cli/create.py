@@ -20,7 +20,8 @@ from nagaya.cli.terminal import (
     parse_env,
     run_in_guest,
 )
-from nagaya.errors import NotFoundError, UsageError
+from nagaya.errors import NotFoundError
+from nagaya.settings import parse, put
 
 if TYPE_CHECKING:
     from nagaya.sdk import Machine
@@ -158,28 +159,5 @@ def spec_from_options(
     }
     spec = {key: value for key, value in fields.items() if value is not None}
     for setting in settings:
-        _set(spec, setting)
+        put(spec, *parse(setting))
     return spec
-
-
-def _set(spec: dict[str, Any], setting: str) -> None:
-    """Put `a.b=value` into `spec`."""
-    from nagaya import yamlfile
-
-    path, equals, text = setting.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        raise UsageError(
-            f"--set {setting!r} is not FIELD=VALUE", hint="for example --set disk.limit_iops=1000"
-        )
-    try:
-        value = yamlfile.read(text).value
-    except yamlfile.YamlError as error:
-        raise UsageError(f"--set {setting}: {error.message}") from error
-    place = spec
-    for key in keys[:-1]:
-        inner = place.setdefault(key, {})
-        if not isinstance(inner, dict):
-            inner = place[key] = {"size": inner} if key == "memory" else {}
-        place = inner
-    place[keys[-1]] = value

@@ -77,6 +77,14 @@ class Adoption:
             log.warning("the plane cannot be asked for its devices: %s", error)
         await self._reconcile_leases()
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
+        await self._renew_shares()
+
+    async def _renew_shares(self) -> None:
+        """The last daemon may have died between the state and the plane."""
+        try:
+            await self._supervisor.shares.renew(one for one in self._supervisor.all() if one.row.state in UP)
+        except NagayaError as error:
+            log.warning("the plane cannot be told the machines' shares: %s", error)
 
     async def _reconcile_leases(self) -> None:
         supervisor = self._supervisor

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.shares import only_knobs_differ
 from nagaya.daemon.supervised import ALIVE, DOWN, Supervised
 from nagaya.errors import ConflictError, NagayaError, NotFoundError
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
 
-Action = Literal["create", "start", "change", "recreate", "unchanged", "delete"]
+Action = Literal["create", "start", "change", "set", "recreate", "unchanged", "delete"]
 
 _IMAGES_SHARE = 0.9  # of the whole, while there are images to build: minutes, where a start takes none
 _TOGETHER = 8  # machines that are started or stopped at once
@@ -117,7 +118,9 @@ def _action(one: Supervised | None, spec: MachineSpec) -> Action:
         return "create"
     if one.spec == spec:
         return "start" if one.row.state in DOWN else "unchanged"
-    return "change" if one.row.state in DOWN else "recreate"
+    if one.row.state in DOWN:
+        return "change"
+    return "set" if only_knobs_differ(one.spec, spec) else "recreate"
 
 
 async def _carry_out(
@@ -128,6 +131,9 @@ async def _carry_out(
         await supervisor.delete(name, force=True)
         return
     if spec is None:
+        return
+    if action == "set":
+        await supervisor.shares.give(name, spec)
         return
     if action == "create":
         await supervisor.create(spec, source)

@@ -17,8 +17,9 @@ from pathlib import Path
 from nagaya.daemon.leases import Leases
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow
+from nagaya.daemon.tenants import Tenants, path_of, share_nodes
 from nagaya.engines.engine import Machine
-from nagaya.errors import NotFoundError, ResourceError, SpecError
+from nagaya.errors import NagayaError, NotFoundError, ResourceError, SpecError
 from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
@@ -59,6 +60,7 @@ class Launcher:
     paths: Paths
     parts: Parts
     leases: Leases
+    tenants: Tenants
 
     def machine(self, row: MachineRow, spec: MachineSpec, kernel: Kernel) -> Machine:
         """The machine as its engine wants it."""
@@ -87,6 +89,9 @@ class Launcher:
         """Have the plane forget them; those that it does not have are passed over."""
         await _all(self._remove_device(f"{row.id}/{name}") for name in _names(spec))
         await self.leases.release(row.id, row.name)
+        nodes = [node.id for node in share_nodes(row.id, spec, self.tenants) if not node.id.startswith("@")]
+        with contextlib.suppress(NagayaError):  # they take a few bytes until the plane ends
+            await self.parts.plane.set_shares([], nodes[::-1])
 
     async def close_disk(self, row: MachineRow, disk: str) -> None:
         """Take one disk away from a machine that runs, after its requests in flight."""
@@ -146,6 +151,7 @@ class Launcher:
         """What the plane serves for the machine."""
         paths, uid, gid = machine.paths, machine.uid, machine.gid
         devices: list[Device] = []
+        nodes = share_nodes(row.id, machine.spec, self.tenants)
         for index, (disk, digest) in enumerate(zip(machine.spec.disks, row.images, strict=True)):
             devices.append(
                 BlkDevice(
@@ -158,6 +164,7 @@ class Launcher:
                     shared=disk.shared,
                     direct=disk.direct,
                     serial=f"{row.id}-{index}"[:SERIAL_LIMIT],
+                    shares=path_of(index, nodes),
                 )
             )
         devices.append(

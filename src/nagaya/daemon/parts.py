@@ -17,6 +17,7 @@ from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import Device
+from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
 
@@ -32,6 +33,15 @@ class PlaneControl(Protocol):
 
     async def device_ids(self) -> frozenset[str]:
         """The devices that are served now."""
+
+    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+        """Set knobs of the arbiters' nodes, live and for devices to come; forget the nodes `remove`."""
+
+    async def arbiters(self) -> Sequence[ArbiterStatus]:
+        """The arbiter of each physical disk."""
+
+    async def waits(self, since: int) -> Sequence[WaitRow]:
+        """Who waited how long and on what, in the last `since` seconds."""
 
     def conditions(self) -> AsyncIterator[Conditions]:
         """The disks that are not well: those of now, then at every change.

@@ -24,8 +24,10 @@ from nagaya.daemon.events import Events
 from nagaya.daemon.launch import Launcher, resolve_images
 from nagaya.daemon.leases import Leases
 from nagaya.daemon.parts import Parts
+from nagaya.daemon.shares import Shares
 from nagaya.daemon.state import MachineRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
+from nagaya.daemon.tenants import Tenants
 from nagaya.daemon.uids import machine_uids
 from nagaya.daemon.writer import Writer
 from nagaya.engines.engine import Engine, Machine, ProcessId
@@ -51,7 +53,8 @@ class Supervisor:
         self.parts = parts
         self.events = events
         self.leases = Leases(writer, events)
-        self.launcher = Launcher(paths, parts, self.leases)
+        self.shares = Shares(self, Tenants(writer))
+        self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants)
         self.endings = Endings(self)
         self._writer = writer
         self._machines: dict[str, Supervised] = {}
@@ -148,7 +151,7 @@ class Supervisor:
             self.parts.engine(spec).check(spec)
             fresh = resolve_images(self.parts, spec)
             kept = [
-                index < len(one.spec.disks) and one.spec.disks[index] == disk
+                index < len(one.spec.disks) and one.spec.disks[index].is_like(disk)
                 for index, disk in enumerate(spec.disks)
             ]
             images = tuple(one.row.images[i] if keep else fresh[i] for i, keep in enumerate(kept))
@@ -277,6 +280,7 @@ class Supervisor:
             await self.launcher.make_directories(machine)
             failpoint.reach("start:directories")
             await self.launcher.add_devices(one.row, machine)
+            await self.shares.admit(one, one.spec)
             failpoint.reach("start:devices")
             process = await engine.start(machine)
             failpoint.reach("start:engine")

@@ -24,6 +24,7 @@ from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import Device
+from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
 
@@ -95,6 +96,22 @@ class PlaneLink:
         """The devices that are served; none if the plane does not run."""
         client = await self._connection(start=False)
         return frozenset() if client is None else frozenset(one.id for one in await client.query_devices())
+
+    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+        """Set knobs. A plane that does not run has no nodes."""
+        client = await self._connection(start=False)
+        if client is not None:
+            await client.set_shares(nodes, remove)
+
+    async def arbiters(self) -> Sequence[ArbiterStatus]:
+        """The arbiters; none if the plane does not run."""
+        client = await self._connection(start=False)
+        return () if client is None else await client.query_arbiter()
+
+    async def waits(self, since: int) -> Sequence[WaitRow]:
+        """Who waited; nobody if the plane does not run."""
+        client = await self._connection(start=False)
+        return () if client is None else await client.query_waits(None, since)
 
     async def conditions(self) -> AsyncIterator[Conditions]:
         """The disks that are not well, at every change."""

@@ -86,6 +86,9 @@ class Engine(Protocol):
     async def resume(self, machine: Machine, process: ProcessId) -> None:
         """Let them run again. Idempotent."""
 
+    async def adjust(self, machine: Machine) -> None:
+        """Hold a running machine to the cpu knobs that its spec has now."""
+
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
 

@@ -14,7 +14,7 @@ from nagaya.engines.exits import Status, read_status, read_tail
 from nagaya.engines.launch import NoZygoteError, ZygoteClient, ZygoteInfo, ensure_zygote
 from nagaya.engines.pidfd import alive, ended, pidfd
 from nagaya.engines.plan import LaunchPlan
-from nagaya.errors import ResourceError, TimeoutExpiredError, UnavailableError
+from nagaya.errors import ResourceError, TimeoutExpiredError, UnavailableError, UnsupportedError
 from nagaya.paths import MachinePaths, Paths
 from nagaya.resources.cgroups import Cgroup, Limits
 
@@ -82,6 +82,21 @@ class Jails:
                 f"{machine.spec.name}: process {process.pid} did not end {KILL_TIMEOUT_S:g} s after SIGKILL",
                 hint="it waits for the host in the kernel: look at its /proc/PID/stack",
             )
+
+    async def adjust(self, machine: Machine) -> None:
+        """Set weight and limit of a running machine's CPU time. Raises `UnsupportedError`."""
+        group = self.group(machine.id)
+        if group is None or "cpu" not in group.groups:
+            raise UnsupportedError(
+                f"{machine.spec.name}: cpu: this host has no cpu controller to hold it to a share",
+                hint="nagaya doctor says which control groups there are",
+                field="cpu",
+            )
+        limits = Limits(cpu_weight=machine.spec.cpu.weight, cpu_limit=machine.spec.cpu.limit)
+        try:
+            await asyncio.to_thread(group.apply, limits)
+        except OSError as error:
+            raise ResourceError(f"{machine.spec.name}: its control group cannot be set: {error}") from error
 
     async def wait(self, machine: Machine, process: ProcessId) -> Ended:
         """Wait until the process has ended. Works for an adopted process too."""

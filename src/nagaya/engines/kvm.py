@@ -110,6 +110,10 @@ class KvmEngine:
         """Let them run again. Idempotent."""
         await self._change(machine, process, "cont", "resumed")
 
+    async def adjust(self, machine: Machine) -> None:
+        """Hold a running machine to the cpu knobs that its spec has now."""
+        await self.jails.adjust(machine)
+
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
         if not alive(process):

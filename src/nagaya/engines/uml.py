@@ -103,6 +103,10 @@ class UmlEngine:
         """Thaw it."""
         await self._freezer(machine, process, "resumed", Cgroup.thaw)
 
+    async def adjust(self, machine: Machine) -> None:
+        """Hold a running machine to the cpu knobs that its spec has now."""
+        await self._jails.adjust(machine)
+
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
         if not alive(process):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nagaya.models.host import HostInfo, VersionInfo
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
+    from nagaya.sdk.tenants import Tenants
     from nagaya.spec import MachineSpec
 
 
@@ -47,6 +48,13 @@ class Client(Connection):
         from nagaya.sdk.operations import Operations
 
         return Operations(self)
+
+    @cached_property
+    def tenants(self) -> Tenants:
+        """The tenants."""
+        from nagaya.sdk.tenants import Tenants
+
+        return Tenants(self)
 
     def version(self) -> VersionInfo:
         """The daemon's version."""

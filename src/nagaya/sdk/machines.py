@@ -16,7 +16,9 @@ from nagaya.models.machine import MachineInfo, MachineState
 if TYPE_CHECKING:
     from nagaya.models.fault import DiskFaults
     from nagaya.models.history import JournalEntry
+    from nagaya.models.shares import ChangesAnswer
     from nagaya.sdk.client import Client
+    from nagaya.sdk.tenants import Settings
     from nagaya.spec import MachineSpec
 
 WaitFor = Literal["running", "stopped", "agent"]
@@ -123,6 +125,15 @@ class Machine:
     def restart(self, timeout: float = 30.0, *, hard: bool = False) -> Self:
         """Stop it and start it again; `hard` pulls the plug first (a reset)."""
         return self._act("restart", within=timeout + 120, query={"timeout": timeout, "hard": hard})
+
+    def set(self, settings: Settings, *, dry_run: bool = False) -> ChangesAnswer:
+        """Set fields of its specification, all or none: `{"disk.weight": 400, "disk.limit": "50MiB/s"}`.
+
+        Knobs of a machine that runs are in effect when this returns. None, or "none", is a field's default.
+        """
+        from nagaya.sdk.tenants import patch
+
+        return patch(self._client, self._path(), settings, dry_run)
 
     def delete(self, *, force: bool = False) -> None:
         """Remove it and its disks; `force` ends it first if it runs."""

@@ -19,8 +19,9 @@ from pathlib import Path
 from nagaya.daemon.adoption import is_alive, start_time
 from nagaya.engines.engine import Exit, ExitReason, GuestState, Machine, ProcessId
 from nagaya.errors import UnavailableError, UnsupportedError
-from nagaya.spec import EngineName, MachineSpec
+from nagaya.spec import CpuKnobs, EngineName, MachineSpec
 
+UNSUPPORTED_WEIGHT = 6666
 _GUEST = """
 import os, signal, sys, time
 name, exit_file, stubborn, seconds, status = sys.argv[1:6]
@@ -46,6 +47,9 @@ class FakeEngine:
 
     name: EngineName = "uml"
     serial_console = False
+
+    def __init__(self) -> None:
+        self.adjusted: dict[str, CpuKnobs] = {}
 
     def check(self, spec: MachineSpec) -> None:
         """Refuse what the real one refuses first."""
@@ -91,6 +95,12 @@ class FakeEngine:
     async def resume(self, machine: Machine, process: ProcessId) -> None:
         """SIGCONT."""
         _send(process, signal.SIGCONT)
+
+    async def adjust(self, machine: Machine) -> None:
+        """Remember the knobs, or refuse a weight of 6666."""
+        if machine.spec.cpu.weight == UNSUPPORTED_WEIGHT:
+            raise UnsupportedError(f"{machine.spec.name}: the fake engine was told to refuse")
+        self.adjusted[machine.id] = machine.spec.cpu
 
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """As the kernel sees the process."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,17 @@ from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, Device
+from nagaya.plane.shares import (
+    ArbiterStatus,
+    NodeStatus,
+    ShareNode,
+    WaitRow,
+    shares_from_json,
+    wait_from_json,
+)
+from nagaya.testing.engine import UNSUPPORTED_WEIGHT
+
+CAPACITY_IOPS = 10_000
 
 
 class FakePlane:
@@ -22,6 +33,8 @@ class FakePlane:
     def __init__(self, paths: Paths) -> None:
         self.refuse: set[str] = set()
         self._file = paths.run / "fake-plane.json"
+        self._shares_file = paths.run / "fake-shares.json"
+        self._waits_file = paths.run / "fake-waits.json"
         self._consoles: dict[str, asyncio.Server] = {}
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
@@ -53,6 +66,7 @@ class FakePlane:
         if not Path(device.socket).parent.is_dir():
             raise NotFoundError(f"there is no directory for {device.socket}")
         self._save(devices | {device.id: asdict(device)})
+        await self.set_shares(getattr(device, "shares", ()))
         if isinstance(device, ConsoleDevice):
             _begin(device)
             self._consoles[device.id] = await asyncio.start_unix_server(_echo, device.console_socket)
@@ -72,6 +86,37 @@ class FakePlane:
     async def device_ids(self) -> frozenset[str]:
         """What is remembered."""
         return frozenset(self.devices)
+
+    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+        """Remember them, unless a weight is 6666."""
+        if any(node.weight == UNSUPPORTED_WEIGHT for node in nodes):
+            raise UnavailableError("the fake plane was told to refuse")
+        kept = {one: node for one, node in self.shares.items() if one not in remove}
+        kept |= {node.id: node for node in nodes}
+        self._shares_file.write_text(json.dumps([asdict(node) for node in kept.values()]))
+
+    async def arbiters(self) -> Sequence[ArbiterStatus]:
+        """One disk for all, which can do `CAPACITY_IOPS` and nobody uses."""
+        devices = self.devices
+        idle: dict[str, Any] = dict.fromkeys(("dispatched", "bytes", "waiting", "in_flight", "p99_us"), 0)
+        nodes = [NodeStatus(**asdict(node), **idle, objective="none") for node in self.shares.values()]
+        nodes = [node for node in nodes if "/" not in node.id or node.id in devices]
+        return [ArbiterStatus("disk-0:0", 8, 2000, 0, 0, CAPACITY_IOPS, 0, tuple(nodes))]
+
+    async def waits(self, since: int) -> Sequence[WaitRow]:
+        """What a test wrote into `fake-waits.json`, whenever it was."""
+        try:
+            return [wait_from_json(row) for row in json.loads(self._waits_file.read_text())]
+        except FileNotFoundError:
+            return ()
+
+    @property
+    def shares(self) -> dict[str, ShareNode]:
+        """All nodes by id."""
+        try:
+            return {node.id: node for node in shares_from_json(json.loads(self._shares_file.read_text()))}
+        except FileNotFoundError:
+            return {}
 
     def happen(self, event: str, device_id: str, **facts: object) -> None:
         """As if the plane had had this event of one of its disks."""

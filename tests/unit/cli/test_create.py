@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def test_only_an_image_is_enough_and_names_differ() -> None:
 
 @pytest.mark.parametrize("setting", ["memory", "=1", "cpu..weight=1", "cpu.weight=[", ".=1"])
 def test_a_malformed_setting_is_refused(setting: str) -> None:
-    with pytest.raises(UsageError, match="--set"):
+    with pytest.raises(UsageError, match=re.escape(setting.removesuffix("=1") or setting)):
         spec_from_options("busybox", "b", [setting], **NONE)
 
 

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from nagaya.daemon.api.settings import SettingsBody
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.state import JOURNAL_KEPT
 from nagaya.daemon.supervised import DOWN, UP
 from nagaya.daemon.supervisor import STOP_TIME
 from nagaya.models.history import ExecAnswer, JournalEntry
 from nagaya.models.machine import MachineInfo
+from nagaya.models.shares import ChangesAnswer
 from nagaya.spec import MachineSpec
 
 Name = Annotated[str, Path(description="a machine's name or id", max_length=64)]
@@ -57,6 +59,11 @@ def router(daemon: Daemon) -> APIRouter:
     async def show(name: Name) -> MachineInfo:
         """One machine."""
         return daemon.machine(supervisor.get(name))
+
+    @routes.patch("/{name}")
+    async def change(name: Name, body: SettingsBody, dry_run: bool = False) -> ChangesAnswer:
+        """Set fields of its specification, all or none: knobs live, the rest of a machine that is down."""
+        return await supervisor.shares.set(name, body.pairs(), dry_run=dry_run)
 
     @routes.delete("/{name}", status_code=204)
     async def delete(name: Name, force: bool = False) -> None:

@@ -1,0 +1,234 @@
+"""Knobs, from specifications to the plane and the control groups, also live (docs/arbitration.md)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from nagaya import settings, validation
+from nagaya.daemon.supervised import ALIVE, DOWN, UP, Supervised
+from nagaya.daemon.tenants import Tenants, share_node, share_nodes
+from nagaya.errors import ConflictError, NagayaError, SpecError, UsageError
+from nagaya.models.shares import Change, ChangesAnswer, TenantInfo
+from nagaya.plane.shares import ShareNode
+from nagaya.resources.reservations import admit
+from nagaya.spec import MachineSpec, Tenant, check_name
+
+if TYPE_CHECKING:
+    from nagaya.daemon.supervisor import Supervisor
+
+Settings = Sequence[tuple[str, object]]
+
+_LIVE = re.compile(
+    r"(disk|cpu|network)\..*|disks\[\d+\]\.share\..*|memory\.(reservation|limit|weight)|tenant|restart|autostart"
+)
+_GROUPS = ("cpu.", "memory.")  # what the machine's control groups hold
+_SHARES = ("disk.", "disks[", "tenant")  # what the plane's arbiters hold
+_FIXED = re.compile(r"name|disks\[\d+\]\.(?!share\.).*")  # never set
+
+log = logging.getLogger("nagaya.daemon")
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two specifications, as JSON, differ: dotted name to both values."""
+    old, new = settings.flatten(before), settings.flatten(after)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return {name: (old.get(name), new.get(name)) for name in names}
+
+
+def is_live(field: str) -> bool:
+    """Whether a field of a running machine can be changed."""
+    return _LIVE.fullmatch(field) is not None
+
+
+def only_knobs_differ(before: MachineSpec, after: MachineSpec) -> bool:
+    """Whether a running machine with the one specification can be given the other."""
+    return all(map(is_live, differences(before.to_json(), after.to_json())))
+
+
+class Shares:
+    """Turns knobs, of machines and of tenants."""
+
+    def __init__(self, supervisor: Supervisor, tenants: Tenants) -> None:
+        self._supervisor = supervisor
+        self.tenants = tenants
+
+    def name(self, node_id: str) -> str:
+        """What people call a node: `db`, `db/disk0`, `@acme`."""
+        machine, slash, disk = node_id.partition("/")
+        for one in self._supervisor.all():
+            if one.row.id == machine:
+                return f"{one.name}{slash}{disk}"
+        return node_id
+
+    async def set(self, name: str, changed: Settings, *, dry_run: bool = False) -> ChangesAnswer:
+        """Set fields of a machine's specification, all or none, live where it runs.
+
+        Raises `SpecError` for a wrong value, `ConflictError` for a field that needs a machine that is down,
+        `UnsupportedError` for what its engine or this host cannot do, and `ResourceError` for a reservation
+        that does not fit.
+        """
+        one = self._supervisor.get(name)
+        began = time.monotonic()
+        async with one.lock:
+            found = await self._change(one, _applied(one.spec, changed), dry_run)
+        return ChangesAnswer(one.name, found, dry_run, time.monotonic() - began)
+
+    async def give(self, name: str, spec: MachineSpec) -> None:
+        """Give a machine a specification that differs in what can be set. Raises as `set` does."""
+        one = self._supervisor.get(name)
+        async with one.lock:
+            await self._change(one, spec, dry_run=False)
+
+    async def _change(self, one: Supervised, spec: MachineSpec, dry_run: bool) -> list[Change]:
+        one.require(UP | DOWN, "changed", hint="wait until it is up or down")
+        up = one.row.state in UP
+        found = differences(one.spec.to_json(), spec.to_json())
+        fixed = [field for field in found if _FIXED.fullmatch(field)]
+        if fixed:
+            raise UsageError(f"{', '.join(fixed)}: cannot be set", hint="it stays as it was made")
+        stuck = [field for field in found if up and not is_live(field)]
+        if stuck:
+            raise ConflictError(
+                f"{', '.join(stuck)}: {one.name} is {one.row.state} and takes that only when it starts",
+                hint=f"nagaya stop {one.name}, set it, nagaya start {one.name}",
+                machine=one.name,
+                fields=stuck,
+            )
+        engine = self._supervisor.engine_of(one) if up else self._supervisor.parts.engine(spec)
+        engine.check(spec)
+        if up and any(field.startswith(_SHARES) for field in found):
+            await self.admit(one, spec, self._nodes(one))
+        changes = [Change(field, *values, "live" if up else "start") for field, values in found.items()]
+        if found and not dry_run:
+            await self._commit(one, spec, changes)
+        return changes
+
+    async def set_tenant(self, name: str, changed: Settings, *, dry_run: bool = False) -> ChangesAnswer:
+        """Set knobs of a tenant; live for its machines that run."""
+        began = time.monotonic()
+        before = self.tenants.get(_checked(name))
+        after = _tenant_with(before, changed)
+        found = differences(before.to_json(), after.to_json())
+        nodes = [share_node(f"@{name}", None, tenant.disk) for tenant in (after, before)]
+        admit(await self._supervisor.parts.plane.arbiters(), nodes[:1], nodes[1:], self.name)
+        if found and not dry_run:
+            await self.tenants.save(after)
+            if any(one.row.state in ALIVE for one in self._members(name)):
+                await self._tell_tenant(before, nodes)
+        changes = [Change(field, *values, "live") for field, values in found.items()]
+        return ChangesAnswer(f"@{name}", changes, dry_run, time.monotonic() - began)
+
+    def tenant(self, name: str) -> TenantInfo:
+        """What the API says of a tenant."""
+        tenant = self.tenants.get(_checked(name))
+        disk: Any = tenant.to_json()["disk"]
+        return TenantInfo(name, disk, [one.name for one in self._members(name)])
+
+    def all_tenants(self) -> list[TenantInfo]:
+        """Those that have machines or knobs, by name."""
+        used = {one.spec.tenant for one in self._supervisor.all() if one.spec.tenant}
+        return [self.tenant(name) for name in sorted(used.union(self.tenants.names()))]
+
+    async def admit(self, one: Supervised, spec: MachineSpec, before: Sequence[ShareNode] = ()) -> None:
+        """Raise `ResourceError` unless the disks can keep what `spec` reserves; its devices are there."""
+        nodes = share_nodes(one.row.id, spec, self.tenants)
+        if any(node.reservation or node.reservation_iops for node in nodes):
+            admit(await self._supervisor.parts.plane.arbiters(), nodes, before, self.name)
+
+    async def renew(self, machines: Iterable[Supervised]) -> None:
+        """Tell the plane the knobs of machines again: an earlier daemon may have died in between."""
+        nodes = {node.id: node for one in machines for node in self._nodes(one)}
+        if nodes:
+            await self._supervisor.parts.plane.set_shares(list(nodes.values()))
+
+    def _nodes(self, one: Supervised) -> tuple[ShareNode, ...]:
+        return share_nodes(one.row.id, one.spec, self.tenants)
+
+    def _members(self, tenant: str) -> list[Supervised]:
+        return [one for one in self._supervisor.all() if one.spec.tenant == tenant]
+
+    async def _commit(self, one: Supervised, spec: MachineSpec, changes: Sequence[Change]) -> None:
+        """On disk, then in effect; if that fails, as it was."""
+        before = one.spec
+        detail = ", ".join(f"{change.field}={_shown(change.after)}" for change in changes)
+        await self._record(one, spec, "set", detail)
+        if one.row.state not in UP:
+            return
+        fields = [change.field for change in changes]
+        try:
+            await self._apply(one, fields)
+        except NagayaError as error:
+            await self._record(one, before, "set undone", error.message)
+            try:
+                await self._apply(one, fields)
+            except NagayaError:
+                log.exception("%s: its knobs could not be set back; the next daemon does it", one.name)
+            raise
+
+    async def _record(self, one: Supervised, spec: MachineSpec, event: str, detail: str) -> None:
+        before, one.spec = one.spec, spec
+        try:
+            await self._supervisor.move(one, one.row.state, event, detail, spec=spec.to_json())
+        except NagayaError:
+            one.spec = before
+            raise
+
+    async def _apply(self, one: Supervised, fields: Sequence[str]) -> None:
+        if any(field.startswith(_GROUPS) for field in fields):
+            await one.require_process().engine.adjust(self._supervisor.engine_machine(one))
+        if any(field.startswith(_SHARES) for field in fields):
+            await self._supervisor.parts.plane.set_shares(self._nodes(one))
+
+    async def _tell_tenant(self, before: Tenant, nodes: Sequence[ShareNode]) -> None:
+        try:
+            await self._supervisor.parts.plane.set_shares(nodes[:1])
+        except NagayaError:
+            await self.tenants.save(before)
+            raise
+
+
+def _applied(spec: MachineSpec, changed: Settings) -> MachineSpec:
+    body = spec.to_json()
+    for field, value in changed:
+        settings.put(body, field, value)
+    try:
+        return MachineSpec.model_validate(body)
+    except ValidationError as error:
+        raise _wrong(validation.problems(error, MachineSpec)) from error
+
+
+def _tenant_with(tenant: Tenant, changed: Settings) -> Tenant:
+    body = tenant.to_json()
+    for field, value in changed:
+        settings.put(body, field, value)
+    try:
+        made = Tenant.model_validate(body)
+    except ValidationError as error:
+        raise _wrong(validation.problems(error, Tenant)) from error
+    if made.name != tenant.name:
+        raise UsageError("name: cannot be set", hint="set the machines' tenant instead")
+    return made
+
+
+def _wrong(problems: Sequence[validation.Problem]) -> SpecError:
+    return SpecError(
+        "\n".join(str(problem) for problem in problems),
+        problems=[{"field": validation.dotted(one.field), "message": one.message} for one in problems],
+    )
+
+
+def _checked(name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise UsageError(str(error).replace("a machine", "a tenant"), tenant=name) from error
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
