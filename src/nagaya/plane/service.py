@@ -14,8 +14,11 @@ from typing import Protocol, TypeVar
 
 from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
+from nagaya.plane import arbitration
+from nagaya.plane.arbitration import Arbitration
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer
 from nagaya.plane.hub import ConsoleHub
+from nagaya.plane.shares import share_to_json
 from nagaya.plane.sockets import Listener
 from nagaya.plane.storage import ImageKey, OpenImages
 from nagaya.plane.wire import device_from_json, device_to_json
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Core(Protocol):
+class Core(arbitration.Core, Protocol):
     """What the service needs of `nagaya._core.Plane`; the contract is in `_core.pyi`."""
 
     def device_add(self, config: str, fds: Sequence[int]) -> None: ...
@@ -83,6 +86,8 @@ class Service:
             "quit": self._quit,
             "set-faults": lambda arguments: self._finish(self._set_faults(arguments)),
         }
+        self._arbitration = Arbitration(core, self._in_core)
+        self.commands |= self._arbitration.commands
 
     @property
     def device_count(self) -> int:
@@ -133,11 +138,13 @@ class Service:
     async def _serve(self, served: _Served) -> None:
         device, stack = served.device, served.stack
         config: dict[str, object] = {"driver": device.driver, "id": device.id, "worker": CHARS_WORKER}
+        shares: list[dict[str, object]] = []
         fds: list[int] = []
         if isinstance(device, BlkDevice):
             served.images = images = stack.enter_context(OpenImages(device, self._users_of))
             fds += images.fds
             config |= _blk_config(device, images)
+            shares = [share_to_json(node) for node in device.shares]
             if device.direct and not images.direct:
                 log.warning("file system refuses O_DIRECT, using its cache", extra={"device": device.id})
         elif isinstance(device, ConsoleDevice):
@@ -147,8 +154,9 @@ class Service:
             fds += [end.fileno() for end in hub.guest_ends]
             config["ports"] = _PORTS[1:] if device.serial_socket else _PORTS
         listener = stack.enter_context(Listener(device.socket, uid=device.uid, gid=device.gid, backlog=1))
+        whole = json.dumps(config | ({"shares": shares} if shares else {}))
         try:
-            await self._in_core(self._core.device_add, json.dumps(config), [listener.fileno(), *fds])
+            await self._in_core(self._core.device_add, whole, [listener.fileno(), *fds])
         except ValueError as error:
             raise UsageError(f"the core refuses device {device.id}: {error}") from error
         if served.hub is not None:
@@ -271,6 +279,8 @@ class Service:
     def _forward_events(self) -> None:
         for text in self._core.take_events():
             event = json.loads(text)
+            if self._arbitration.hear(event["event"], event["data"]):
+                continue
             log.info("event of the core", extra={"event_name": event["event"], "facts": event["data"]})
             self._emit(event["event"], event["data"])
 

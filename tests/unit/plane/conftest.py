@@ -19,6 +19,7 @@ class FakeCore:
     def __init__(self) -> None:
         self.devices: dict[str, tuple[dict[str, Any], list[int]]] = {}
         self.events: list[str] = []
+        self.shares: list[dict[str, Any]] = []
         self.fails: Exception | None = None
         self.closed = False
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -41,6 +42,14 @@ class FakeCore:
         if plan and plan.get("error_rate", 0) > 1:
             raise ValueError("error_rate is too much")
         self.devices[id][0]["faults"] = plan
+
+    def set_shares(self, nodes: str) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.shares += json.loads(nodes)
+
+    def query_arbiter(self) -> str:
+        return json.dumps([{"worker": "disk-8:0", "window": 16, "nodes": []}])
 
     def query(self) -> str:
         devices = [{"id": id_, "connected": True, "reads": 7, "violations": {}} for id_ in self.devices]
