@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from nagaya.paths import Paths
 from nagaya.testing.yard import Yard, write_initrd
 
 YardTest = Callable[[Yard], Coroutine[Any, Any, None]]
+TOP = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "nagaya.cli"]
 
 
@@ -28,6 +30,17 @@ def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("initrd") / "initrd"
     write_initrd(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def vub() -> Path:
+    """The raw vhost-user client, compiled if it is not."""
+    command = ["cargo", "build", "--locked", "--release", "--quiet", "--package", "nagaya-client"]
+    built = subprocess.run(
+        [*command, "--bin", "vub", "--message-format=json"], cwd=TOP, check=True, stdout=subprocess.PIPE
+    )
+    messages = map(json.loads, built.stdout.splitlines())
+    return next(Path(message["executable"]) for message in messages if message.get("executable"))
 
 
 @pytest.fixture

@@ -22,19 +22,7 @@ from nagaya import _core
 from nagaya.plane import worker
 from nagaya.testing.scratch import make_directory
 
-TOP = Path(__file__).parents[2]
 DISK_BYTES = 16 << 20
-
-
-@pytest.fixture(scope="module")
-def vub() -> Path:
-    """The raw vhost-user client, compiled if it is not."""
-    command = ["cargo", "build", "--locked", "--release", "--quiet", "--package", "nagaya-client"]
-    built = subprocess.run(
-        [*command, "--bin", "vub", "--message-format=json"], cwd=TOP, check=True, stdout=subprocess.PIPE
-    )
-    messages = map(json.loads, built.stdout.splitlines())
-    return next(Path(message["executable"]) for message in messages if message.get("executable"))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 //! vub bench  --socket S --op read|write --depth N --mode block|poll --seconds T [--block 4096] [--indirect 1]
 //! vub stamp  --socket S --depth N --seconds T --blocks N [--seed N]
 //! vub config --socket S
+//! vub ask    --socket S < requests    (a line each: read SECTOR LEN, write SECTOR LEN BYTE, flush)
 //! ```
 
 mod bench;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use std::{env, io};
 
 use nagaya_client::stamp::{BLOCK, Stamper};
-use nagaya_client::{Blk, BlkOptions};
+use nagaya_client::{Blk, BlkOptions, Request};
 use serde_json::{Value, json};
 
 fn main() -> ExitCode {
@@ -39,7 +40,8 @@ fn run(command: &str, options: &Options) -> io::Result<Value> {
         "bench" => bench::run(options),
         "stamp" => stamp(options),
         "config" => config(options),
-        other => Err(invalid(format!("no command {other:?}; bench, stamp or config"))),
+        "ask" => ask(options),
+        other => Err(invalid(format!("no command {other:?}; bench, stamp, config or ask"))),
     }
 }
 
@@ -66,6 +68,32 @@ fn config(options: &Options) -> io::Result<Value> {
         "protocol_features": blk.device.protocol.bits(),
         "capacity_sectors": blk.capacity()?,
     }))
+}
+
+/// Make the requests of standard input one after the other; the status of each goes to standard output as it comes.
+fn ask(options: &Options) -> io::Result<Value> {
+    let patience = Duration::from_secs(options.number("patience", 30)?);
+    let mut blk = open(options, 1, 1 << 20)?;
+    let mut count = 0;
+    for line in io::stdin().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let number =
+            |at: usize| words[at].parse::<u64>().map_err(|_| invalid(format!("a number in {line:?}")));
+        let request = match words.as_slice() {
+            ["flush"] => Request::Flush,
+            ["read", ..] if words.len() == 3 => Request::Read { sector: number(1)?, len: number(2)? as u32 },
+            ["write", ..] if words.len() == 4 => {
+                let (len, byte) = (number(2)? as usize, number(3)? as u8);
+                blk.device.memory.put_bytes(blk.buffer(0), &vec![byte; len]);
+                Request::Write { sector: number(1)?, len: len as u32 }
+            }
+            _ => return Err(invalid(format!("no request: {line:?}"))),
+        };
+        println!("{}", blk.run(request, patience)?.status);
+        count += 1;
+    }
+    Ok(json!({ "requests": count }))
 }
 
 /// Connect with a ring that holds `slots` chains.
