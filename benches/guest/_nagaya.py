@@ -35,9 +35,11 @@ def own_nagaya() -> Iterator[Client]:
     try:
         with Client(paths) as client:
             prepare(client)
-            yield client
-            for machine in client.machines.list():
-                machine.delete(force=True)
+            try:
+                yield client
+            finally:
+                for machine in client.machines.list():
+                    machine.delete(force=True)
     finally:
         command = [sys.executable, "-m", "nagaya.cli", "daemon", "stop", "--all"]
         subprocess.run(command, env={**os.environ, **paths.environment()}, check=True, capture_output=True)

@@ -1,10 +1,15 @@
-"""CPU: the same static binary on the host and in a guest, in turn, on the same CPU."""
+"""CPU: the same static binary on the host and in a guest, in turn, on the same CPU.
+
+The guest is left alone meanwhile: whoever waits for a command asks the guest's agent again and again
+whether it has ended, which takes half a percent of the guest's CPU.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from benches._table import Row, print_table
@@ -12,6 +17,7 @@ from benches.guest._nagaya import own_nagaya
 from nagaya.sdk import Machine
 
 ROUNDS = 7
+LOOK_S = 2.0  # longer than a loop takes on a host that is not busy
 LOOPS = ("integer", "memory", "sha256")
 TARGETS = {"integer": 1 / 0.99, "sha256": 1 / 0.99}
 
@@ -36,13 +42,22 @@ def _row(loop: str, machine: Machine, binary: Path) -> Row:
     guest, host = [], []
     cpu = next(iter(os.sched_getaffinity(machine.info.pid or 0)))
     for _ in range(ROUNDS):
-        guest.append(float(machine.exec(["/tmp/workload", loop]).stdout.split()[0]))
+        guest.append(_in_guest(loop, machine))
         run = subprocess.run(
             ["taskset", "-c", str(cpu), binary, loop], check=True, capture_output=True, text=True
         )
         host.append(float(run.stdout.split()[0]))
     targets = {"host": TARGETS[loop]} if loop in TARGETS else {}
     return Row(loop, guest, {"host": host}, "s", "lower", targets)
+
+
+def _in_guest(loop: str, machine: Machine) -> float:
+    machine.exec(["sh", "-c", f"rm -f /tmp/took; /tmp/workload {loop} >/tmp/took 2>&1 </dev/null &"])
+    while True:
+        time.sleep(LOOK_S)
+        took = machine.exec(["cat", "/tmp/took"]).stdout.split()
+        if took:
+            return float(took[0])
 
 
 if __name__ == "__main__":

@@ -119,11 +119,11 @@ async def end_of(yard: Yard, machine: Machine, process: ProcessId, seconds: floa
         return await yard.engine.wait(machine, process)
 
 
-def write_initrd(path: Path) -> None:
-    """A RAM disk with the host's static busybox and `INIT`."""
+def write_initrd(path: Path, init: bytes = INIT.encode()) -> None:
+    """A RAM disk with the host's static busybox and the program `init`."""
     parts = [_entry(name, 0o40755) for name in ("bin", "dev", "proc", "mnt")]
     parts.append(_entry("bin/busybox", 0o100755, Path("/bin/busybox").read_bytes()))
-    parts += [_entry("init", 0o100755, INIT.encode()), _entry("TRAILER!!!", 0)]
+    parts += [_entry("init", 0o100755, init), _entry("TRAILER!!!", 0)]
     path.write_bytes(b"".join(parts))
 
 
