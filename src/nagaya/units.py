@@ -30,6 +30,7 @@ _TIMES = {"us": 1, "µs": 1, "ms": 10**3, "s": 10**6}
 _QUANTITY = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 _IOPS = re.compile(r"\s*([0-9]{1,10})\s*iops\s*", re.IGNORECASE)
 _TIME = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(us|µs|ms|s)\s*")
+_SPAN = re.compile(r"\s*([0-9]{1,6})\s*(s|m|min|h|)\s*")
 _MAX_SIZE = 2**63 - 1  # what an off_t holds
 
 
@@ -96,6 +97,14 @@ def format_time(microseconds: int) -> str:
         if microseconds and microseconds % _TIMES[unit] == 0:
             return f"{microseconds // _TIMES[unit]}{unit}"
     return f"{microseconds}us"
+
+
+def parse_span(text: str) -> int:
+    """Seconds in `90s`, `5m`, `1h` or a bare number of seconds. Raises `ValueError` with examples."""
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a span of time; write for example 90s, 5m or 1h")
+    return int(match[1]) * {"h": 3600, "m": 60}.get(match[2][:1], 1)
 
 
 def human_time(microseconds: float) -> str:

@@ -13,6 +13,7 @@ from nagaya.units import (
     parse_iops,
     parse_rate,
     parse_size,
+    parse_span,
     parse_time,
 )
 
@@ -101,6 +102,19 @@ def test_what_is_no_time_is_refused(text: object) -> None:
 )
 def test_iops_are_told_from_bytes_by_their_unit(text: object, iops: int | None) -> None:
     assert parse_iops(text) == iops
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("5m", 300), ("2min", 120), ("1h", 3600), ("60", 60)]
+)
+def test_a_span_is_seconds(text: str, seconds: int) -> None:
+    assert parse_span(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5m", "5ms", "1.5h", "5 days"])
+def test_what_is_no_span_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a span"):
+        parse_span(text)
 
 
 @pytest.mark.parametrize(

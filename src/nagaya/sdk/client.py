@@ -12,6 +12,7 @@ from nagaya.sdk.machines import Machines
 
 if TYPE_CHECKING:
     from nagaya.models.host import HostInfo, VersionInfo
+    from nagaya.models.waits import WaitInfo
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
     from nagaya.sdk.tenants import Tenants
@@ -67,6 +68,13 @@ class Client(Connection):
         from nagaya.models.host import HostInfo
 
         return HostInfo.from_json(self.request("GET", "/v1/host"))
+
+    def waits(self, since: int = 60) -> list[WaitInfo]:
+        """Who waited for whom at the disks in the last `since` seconds, the longest first."""
+        from nagaya.models.waits import WaitInfo
+
+        answer = self.request("GET", "/v1/waits", query={"since": since})
+        return [WaitInfo.from_json(row) for row in answer]
 
     def apply(
         self,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nagaya.models.fault import DiskFaults
     from nagaya.models.history import JournalEntry
     from nagaya.models.shares import ChangesAnswer
+    from nagaya.models.waits import WhyAnswer
     from nagaya.sdk.client import Client
     from nagaya.sdk.tenants import Settings
     from nagaya.spec import MachineSpec
@@ -134,6 +135,12 @@ class Machine:
         from nagaya.sdk.tenants import patch
 
         return patch(self._client, self._path(), settings, dry_run)
+
+    def why(self, since: int = 60) -> WhyAnswer:
+        """What it waited for at its disks in the last `since` seconds (an hour is kept), and for whom."""
+        from nagaya.models.waits import WhyAnswer
+
+        return WhyAnswer.from_json(self._client.request("GET", self._path("why"), query={"since": since}))
 
     def delete(self, *, force: bool = False) -> None:
         """Remove it and its disks; `force` ends it first if it runs."""

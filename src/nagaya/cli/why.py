@@ -1,0 +1,71 @@
+"""`nagaya why`: what a machine waited for at its disks, because of whom, and which knob would change it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from nagaya.cli.app import shared_options
+from nagaya.cli.complete import name_argument
+from nagaya.cli.output import Column, field, print_rows, print_value
+from nagaya.cli.session import Session
+from nagaya.units import human_time, parse_span
+
+
+class _Span(click.ParamType[int]):
+    """`90s`, `5m`, `1h`: seconds, an hour at most."""
+
+    name = "span"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            seconds = parse_span(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if not 1 <= seconds <= 3600:
+            self.fail(f"{value!r} is not between 1s and 1h; more is not kept", param, ctx)
+        return seconds
+
+
+WAIT_COLUMNS = (
+    Column("WAITER", field("waiter")),
+    Column("ON", field("cause")),
+    Column("BECAUSE OF", field("whom")),
+    Column("WAITED", field("wait_us"), human_time, right=True),
+    Column("REQUESTS", field("requests"), right=True),
+    Column("EACH", lambda row: row["wait_us"] / max(1, row["requests"]), human_time, right=True),
+)
+
+
+@click.command("why")
+@name_argument
+@click.option("--since", type=_Span(), default="1m", metavar="SPAN", help="90s, 5m, 1h at most (1m).")
+@shared_options()
+@click.pass_obj
+def why_command(session: Session, name: str, since: int) -> None:
+    """Say what a machine waited for at its disks, because of whom, and which knob would change it."""
+    answer = session.client.machines.named(name).why(since)
+    rows = [asdict(row) for row in answer.rows]
+    if session.format == "csv":
+        print_rows(session, rows, WAIT_COLUMNS)
+    elif session.format != "table":
+        print_value(session, asdict(answer))
+    elif session.quiet:
+        for whom in dict.fromkeys(row["whom"].partition("/")[0] for row in rows if row["whom"]):
+            click.echo(whom)
+    else:
+        first, *rest = answer.words
+        click.echo(first)
+        for line in rest:
+            click.echo(f"  {line}")
+        if rows:
+            click.echo()
+            print_rows(session, rows, WAIT_COLUMNS)
+        if answer.advice:
+            click.echo("\nWhat would change it:")
+        for advice in answer.advice:
+            click.echo(f"  {advice.command}\n      {advice.effect}")
