@@ -12,9 +12,10 @@
 //! can still change.
 //!
 //! This is a state machine without I/O, threads or a clock: the caller says what time it is. Times are ns of one
-//! clock that never goes back. General layout: this file has the life of a request, `tree` nodes coming and
-//! going; `node` tags and knobs, `cost` what a request counts as, `window` how many may be at the device, `heap` the
-//! queue that everything is ordered by.
+//! clock that never goes back. General layout: this file has the life of a request, `order` the choice of the next one;
+//! `tree` nodes coming and going, `node` their tags and knobs, `cost` what a request counts as, `heap` the queue that
+//! everything is ordered by; `window` how many may be at the device, `capacity` what it can do, `latency` objectives;
+//! `waits` who waited for whom, `stats` the state for people.
 //!
 //! # Use
 //! ```
@@ -31,19 +32,27 @@
 //! assert_eq!(arbiter.wake_at(90_000), None, "nothing waits for a time to come");
 //! ```
 
-use node::{Node, Spent};
-
+mod capacity;
 mod cost;
 mod heap;
+mod latency;
 mod node;
+mod order;
+mod stats;
 mod tree;
+mod waits;
 mod window;
 
 pub use cost::{Ask, IO_BYTES, Kind};
+pub use latency::Objective;
 pub use node::{Knobs, MAX_WEIGHT};
-pub use tree::{Leaf, NodeStats, Stats, TreeError};
+pub use stats::{NodeStats, ObjectiveChange, Stats};
+pub use tree::{Leaf, TreeError};
+pub use waits::{Cause, Wait};
 
 use heap::Heap;
+use node::Node;
+use waits::Waits;
 use window::Window;
 
 /// ns of the caller's clock.
@@ -68,9 +77,15 @@ const ROOT: u32 = 0;
 /// Virtual time that is far, but not at the end: weeks of a fast device at the least weight.
 const REBASE: u64 = 1 << 63;
 
+/// How often the window, objectives and accounts are looked after, at the next request after.
+const TICK: Nanos = 20_000_000;
+
+const SECOND: Nanos = 1_000_000_000;
+
 #[derive(Clone, Copy)]
 struct Entry {
     ticket: u64,
+    offered: Nanos,
     bytes: u64,
     leaf: u32,
     cost: u32,
@@ -91,6 +106,15 @@ pub struct Arbiter {
     /// Nodes with work whose limit is used up, by when it lets the next request pass.
     limited: Heap,
     window: Window,
+    /// How many nodes have a limit.
+    bounds: u32,
+    /// Leaves with a latency objective.
+    goals: Vec<u32>,
+    changes: Vec<ObjectiveChange>,
+    waits: Waits,
+    tick_at: Nanos,
+    period_at: Nanos,
+    second_at: Nanos,
 }
 
 impl Arbiter {
@@ -107,7 +131,14 @@ impl Arbiter {
             in_flight: 0,
             reserved: Heap::default(),
             limited: Heap::default(),
-            window: Window::new(),
+            window: Window::new(now),
+            bounds: 0,
+            goals: Vec::new(),
+            changes: Vec::new(),
+            waits: Waits::default(),
+            tick_at: now + TICK,
+            period_at: now + waits::PERIOD,
+            second_at: now + SECOND,
         }
     }
 
@@ -115,25 +146,40 @@ impl Arbiter {
     ///
     /// `leaf` must be a node without children that has not been removed.
     pub fn offer(&mut self, now: Nanos, leaf: Leaf, ask: Ask) -> Admission {
+        if now >= self.tick_at {
+            self.tick(now);
+        }
         let index = leaf.0;
         self.window.seen(now, index);
         let request = self.enter(Entry {
             ticket: ask.ticket,
+            offered: now,
             bytes: ask.paced(),
             leaf: index,
             cost: ask.cost(),
             ios: ask.ios(),
             waits: true,
         });
+        self.settle(now, index);
+        let full = !self.window.admits(now);
         let node = &mut self.nodes[index as usize];
         node.bytes += ask.moved();
+        let alone = node.queue.is_empty() && node.in_flight == 0;
+        if full && alone && self.is_quiet(index) {
+            self.window.seen_quiet(now);
+        }
+        let node = &mut self.nodes[index as usize];
         node.queue.push_back(request);
         self.waiting += 1;
         if node.queue.len() == 1 {
             self.refresh(now, index);
         }
-        let now = self.waiting == 1 && self.next_request(now).is_some();
-        Admission { request: Request(request), now }
+        let started = match (full, self.waiting) {
+            (true, _) => self.next_beyond(now, index),
+            (false, 1) => self.next_request(now),
+            (false, _) => None,
+        };
+        Admission { request: Request(request), now: started.is_some() }
     }
 
     /// The ticket of a request to be started now, in the arbiter's order. Call it until there is none: after offers,
@@ -144,12 +190,24 @@ impl Arbiter {
     }
 
     /// A request that was started is done, or failed, or is to be offered again later: the device is rid of it.
-    pub fn complete(&mut self, _now: Nanos, request: Request) {
+    pub fn complete(&mut self, now: Nanos, request: Request) {
+        if now >= self.tick_at {
+            self.tick(now);
+        }
         let entry = self.entries[request.0 as usize];
-        self.window.leave(entry.cost);
+        self.settle(now, entry.leaf);
+        self.window.leave(entry.cost, entry.bytes);
         self.in_flight -= 1;
-        self.nodes[entry.leaf as usize].in_flight -= 1;
-        self.forget(request.0);
+        let latency = now.saturating_sub(entry.offered);
+        let node = &mut self.nodes[entry.leaf as usize];
+        node.in_flight -= 1;
+        node.account.in_flight_cost -= u64::from(entry.cost);
+        node.account.completed += 1;
+        node.latencies.add(latency);
+        if node.goal.latency > 0 {
+            node.goal.add(latency);
+        }
+        self.forget(now, request.0);
     }
 
     /// Take back a request that waits: it will not be started. True if it did wait; one that was started is to be
@@ -159,11 +217,12 @@ impl Arbiter {
         if !entry.waits {
             return false;
         }
+        self.settle(now, entry.leaf);
         let node = &mut self.nodes[entry.leaf as usize];
         node.queue.retain(|other| *other != request.0);
         self.waiting -= 1;
         self.refresh(now, entry.leaf);
-        self.forget(request.0);
+        self.forget(now, request.0);
         true
     }
 
@@ -172,6 +231,7 @@ impl Arbiter {
     pub fn hurry(&mut self, now: Nanos, request: Request) {
         let entry = self.entries[request.0 as usize];
         if entry.waits {
+            self.settle(now, entry.leaf);
             self.nodes[entry.leaf as usize].queue.retain(|other| *other != request.0);
             self.dispatch(now, request.0, false);
         }
@@ -182,143 +242,6 @@ impl Arbiter {
     pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let (at, _) = self.limited.first()?;
         self.window.admits(now).then_some(at)
-    }
-
-    fn next_request(&mut self, now: Nanos) -> Option<u32> {
-        if self.waiting == 0 || !self.window.admits(now) {
-            return None;
-        }
-        self.open_limits(now);
-        let (top, reserved) = match self.due(now) {
-            Some(node) => (node, true),
-            None => (ROOT, false),
-        };
-        let leaf = self.descend(top)?;
-        let request = self.nodes[leaf as usize].queue.pop_front()?;
-        self.dispatch(now, request, reserved);
-        Some(request)
-    }
-
-    /// Nodes whose limits let pass again can be served.
-    fn open_limits(&mut self, now: Nanos) {
-        while let Some((at, node)) = self.limited.first()
-            && at <= now
-        {
-            self.refresh(now, node);
-        }
-    }
-
-    /// The node whose reservation has been due for longest and can be served.
-    fn due(&mut self, now: Nanos) -> Option<u32> {
-        while let Some((at, node)) = self.reserved.first()
-            && at <= now
-        {
-            // A limit further up the tree holds for reservations too: they are due when it opens.
-            match self.closed_above(node) {
-                Some(opens) => self.reserved.put(node, opens),
-                None => return Some(node),
-            }
-        }
-        None
-    }
-
-    fn closed_above(&self, mut node: u32) -> Option<Nanos> {
-        while node != ROOT {
-            node = self.nodes[node as usize].parent;
-            if self.limited.contains(node) {
-                return Some(self.nodes[node as usize].opens_at());
-            }
-        }
-        None
-    }
-
-    /// From `node` down to a leaf, by weight.
-    fn descend(&self, mut node: u32) -> Option<u32> {
-        loop {
-            let here = &self.nodes[node as usize];
-            if !here.queue.is_empty() {
-                return Some(node);
-            }
-            let (_, place) = here.ready.first()?;
-            node = here.children[place as usize]?;
-        }
-    }
-
-    fn dispatch(&mut self, now: Nanos, request: u32, reserved: bool) {
-        let entry = &mut self.entries[request as usize];
-        entry.waits = false;
-        let (leaf, spent) = (entry.leaf, Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes });
-        self.waiting -= 1;
-        self.in_flight += 1;
-        self.window.enter(spent.cost);
-        let node = &mut self.nodes[leaf as usize];
-        node.in_flight += 1;
-        node.dispatched += 1;
-        let mut index = leaf;
-        while index != ROOT {
-            let parent = self.nodes[index as usize].parent;
-            let above = &mut self.nodes[parent as usize];
-            // The time of a start-time fair queue: the least tag of those that could have been served.
-            if let Some((share, _)) = above.ready.first() {
-                above.served = above.served.max(share);
-            }
-            let served = above.served;
-            self.nodes[index as usize].charge(now, &spent, served, reserved);
-            if served >= REBASE {
-                self.rebase(parent);
-            }
-            index = parent;
-        }
-        self.refresh(now, leaf);
-    }
-
-    /// Before the virtual time of the children of `parent` overflows, all of them go back by the same amount.
-    #[cold]
-    fn rebase(&mut self, parent: u32) {
-        let above = &mut self.nodes[parent as usize];
-        above.served -= REBASE;
-        above.ready.lower(REBASE);
-        let children: Vec<u32> = above.children.iter().flatten().copied().collect();
-        for child in children {
-            let node = &mut self.nodes[child as usize];
-            node.share = node.share.saturating_sub(REBASE);
-        }
-    }
-
-    /// Put `node` and those above it into the heaps where they belong.
-    fn refresh(&mut self, now: Nanos, mut index: u32) {
-        loop {
-            let node = &mut self.nodes[index as usize];
-            let (work, opens) = (node.has_work(), node.opens_at());
-            let ready = work && opens <= now;
-            if work && !ready {
-                self.limited.put(index, opens);
-            } else {
-                self.limited.remove(index);
-            }
-            if index == ROOT {
-                return;
-            }
-            let (parent, place) = (node.parent, node.place);
-            let above = &self.nodes[parent as usize];
-            let (was_ready, served) = (above.ready.contains(place), above.served);
-            let node = &mut self.nodes[index as usize];
-            if ready && !was_ready {
-                node.awake(served, now);
-            }
-            let share = node.share;
-            match node.due_at() {
-                Some(due) if ready => self.reserved.put(index, due),
-                _ => self.reserved.remove(index),
-            }
-            let above = &mut self.nodes[parent as usize];
-            if ready {
-                above.ready.put(place, share);
-            } else {
-                above.ready.remove(place);
-            }
-            index = parent;
-        }
     }
 
     fn enter(&mut self, entry: Entry) -> u32 {
@@ -334,11 +257,34 @@ impl Arbiter {
         }
     }
 
-    fn forget(&mut self, request: u32) {
+    fn forget(&mut self, now: Nanos, request: u32) {
         let leaf = self.entries[request as usize].leaf;
         self.free_entries.push(request);
         if self.nodes[leaf as usize].leaving {
-            self.reap(leaf);
+            self.reap(now, leaf);
+        }
+    }
+
+    /// Look after what changes slowly.
+    #[cold]
+    fn tick(&mut self, now: Nanos) {
+        self.tick_at = now + TICK;
+        let window = self.window.centre();
+        let mut bound = f64::INFINITY;
+        for leaf in &self.goals {
+            let goal = &mut self.nodes[*leaf as usize].goal;
+            goal.steer(now, window);
+            bound = bound.min(goal.window);
+        }
+        self.window.bound = bound;
+        self.window.adapt(now);
+        if now >= self.period_at {
+            self.period_at = now + waits::PERIOD;
+            self.close_period(now);
+        }
+        if now >= self.second_at {
+            self.second_at = now + SECOND;
+            self.age(now);
         }
     }
 }

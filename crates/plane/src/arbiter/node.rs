@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::Nanos;
 use super::cost::UNIT;
 use super::heap::Heap;
+use super::latency::{Goal, Latencies};
+use super::waits::Account;
 
 /// What a node was promised. The default is no reservation, no limit and the common weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +107,14 @@ pub(super) struct Node {
     pub served: u64,
     pub queue: VecDeque<u32>,
     pub in_flight: u32,
+    pub account: Account,
+    pub latencies: Latencies,
+    /// Its own latency objective, or the nearest above it.
+    pub goal: Goal,
+    /// How long its limit has kept requests waiting: ever, since when now, and in this period.
+    pub closed: Nanos,
+    pub closed_since: Option<Nanos>,
+    pub closed_in_period: Nanos,
     pub dispatched: u64,
     pub bytes: u64,
     /// Forget the node as soon as it has no requests and no children.
@@ -128,6 +138,12 @@ impl Node {
             served: 0,
             queue: VecDeque::new(),
             in_flight: 0,
+            account: Account::default(),
+            latencies: Latencies::default(),
+            goal: Goal::new(0),
+            closed: 0,
+            closed_since: None,
+            closed_in_period: 0,
             dispatched: 0,
             bytes: 0,
             leaving: false,
@@ -157,6 +173,20 @@ impl Node {
         self.children.iter().any(Option::is_some)
     }
 
+    pub fn has_limit(&self) -> bool {
+        self.limits.iter().any(Pace::is_set)
+    }
+
+    /// From now on its limits keep requests waiting, or do not.
+    pub fn set_closed(&mut self, now: Nanos, closed: bool) {
+        if !closed && let Some(since) = self.closed_since.take() {
+            self.closed += now - since;
+            self.closed_in_period += now - since;
+        } else if closed && self.closed_since.is_none() {
+            self.closed_since = Some(now);
+        }
+    }
+
     /// When its limits let the next request pass.
     pub fn opens_at(&self) -> Nanos {
         self.limits.iter().filter(|pace| pace.is_set()).map(|pace| pace.tag).max().unwrap_or(0)
@@ -165,6 +195,11 @@ impl Node {
     /// When its reservations entitle it to the next request; never without any.
     pub fn due_at(&self) -> Option<Nanos> {
         self.reservations.iter().filter(|pace| pace.is_set()).map(|pace| pace.tag).min()
+    }
+
+    /// By what cost it is behind the time `served` of its parent.
+    pub fn lag(&self, served: u64) -> u64 {
+        served.saturating_sub(self.share) / self.inverse_weight
     }
 
     /// It has work again: what it did not use is not owed, by its parent's time `served` neither.

@@ -1,7 +1,6 @@
 //! Nodes coming and going, and what is known of them.
 
-use serde::{Deserialize, Serialize};
-
+use super::latency::Goal;
 use super::node::{Knobs, Node};
 use super::{Arbiter, Nanos, ROOT};
 
@@ -21,39 +20,6 @@ pub enum TreeError {
     /// There is no such node.
     #[error("there is no node {0}")]
     Unknown(String),
-}
-
-/// The state of an arbiter.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Stats {
-    /// How many requests of 4 KiB may be at the device at once; 0 while there is no window.
-    pub window: u64,
-    /// Requests at the device.
-    pub in_flight: u64,
-    /// Requests that wait here.
-    pub waiting: u64,
-    /// All nodes, parents before their children.
-    pub nodes: Vec<NodeStats>,
-}
-
-/// The state of a node. The counts are of it and of all below it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct NodeStats {
-    /// Its name.
-    pub id: String,
-    /// Its parent's name, if it has one.
-    pub parent: Option<String>,
-    /// Its knobs.
-    #[serde(flatten)]
-    pub knobs: Knobs,
-    /// Requests that went to the device.
-    pub dispatched: u64,
-    /// Bytes of the requests that were offered.
-    pub bytes: u64,
-    /// Requests that wait.
-    pub waiting: u64,
-    /// Requests at the device.
-    pub in_flight: u64,
 }
 
 impl Arbiter {
@@ -89,6 +55,7 @@ impl Arbiter {
         let node = &mut self.nodes[index as usize];
         node.leaving = false;
         node.set(knobs, now);
+        self.note_bounds();
         self.refresh(now, index);
         Ok(Leaf(index))
     }
@@ -99,49 +66,11 @@ impl Arbiter {
     }
 
     /// Forget the node `id`, once it has no more requests and nothing below it. True if there was such a node.
-    pub fn remove_node(&mut self, id: &str) -> bool {
+    pub fn remove_node(&mut self, now: Nanos, id: &str) -> bool {
         let Some(index) = self.find(id) else { return false };
         self.nodes[index as usize].leaving = true;
-        self.reap(index);
+        self.reap(now, index);
         true
-    }
-
-    /// The state of the device and of all nodes.
-    pub fn stats(&self, now: Nanos) -> Stats {
-        let mut nodes = Vec::new();
-        self.describe(ROOT, &mut nodes);
-        nodes.remove(0);
-        Stats {
-            window: self.window.requests(now),
-            in_flight: self.in_flight as u64,
-            waiting: self.waiting as u64,
-            nodes,
-        }
-    }
-
-    /// Add `index` and all below it; returns where it is.
-    fn describe(&self, index: u32, into: &mut Vec<NodeStats>) -> usize {
-        let node = &self.nodes[index as usize];
-        let place = into.len();
-        into.push(NodeStats {
-            id: node.name.clone(),
-            parent: (node.parent != ROOT).then(|| self.nodes[node.parent as usize].name.clone()),
-            knobs: node.knobs,
-            dispatched: node.dispatched,
-            bytes: node.bytes,
-            waiting: node.queue.len() as u64,
-            in_flight: u64::from(node.in_flight),
-        });
-        for child in node.children.iter().flatten() {
-            let below = self.describe(*child, into);
-            let below = into[below].clone();
-            let here = &mut into[place];
-            here.dispatched += below.dispatched;
-            here.bytes += below.bytes;
-            here.waiting += below.waiting;
-            here.in_flight += below.in_flight;
-        }
-        place
     }
 
     /// Forgotten nodes have no name.
@@ -208,7 +137,7 @@ impl Arbiter {
     }
 
     /// Forget a node that is to leave, if nothing holds it, and those above it that waited for this.
-    pub(super) fn reap(&mut self, mut index: u32) {
+    pub(super) fn reap(&mut self, now: Nanos, mut index: u32) {
         while index != ROOT {
             let node = &self.nodes[index as usize];
             let held = !node.queue.is_empty() || node.in_flight > 0 || node.has_children();
@@ -216,10 +145,41 @@ impl Arbiter {
                 return;
             }
             let parent = node.parent;
+            self.keep_waits_of(now, index);
             self.unhang(index);
-            self.nodes[index as usize].name.clear();
+            self.nodes[index as usize] = Node::new("", ROOT, u32::MAX);
             self.free_nodes.push(index);
+            self.note_bounds();
             index = parent;
         }
+    }
+
+    /// What is to be looked after because some node has a limit or a latency objective.
+    fn note_bounds(&mut self) {
+        self.bounds = self.nodes.iter().filter(|node| node.has_limit()).count() as u32;
+        self.goals.clear();
+        for index in 1..self.nodes.len() as u32 {
+            let latency =
+                if self.nodes[index as usize].has_children() { 0 } else { self.objective_of(index) };
+            let goal = &mut self.nodes[index as usize].goal;
+            if goal.latency != latency {
+                *goal = Goal::new(latency);
+            }
+            if latency > 0 {
+                self.goals.push(index);
+            }
+        }
+    }
+
+    /// The latency objective of a node or the nearest above it, in ns; 0 if there is none.
+    fn objective_of(&self, mut index: u32) -> Nanos {
+        while index != ROOT {
+            let node = &self.nodes[index as usize];
+            if let Some(latency) = node.knobs.latency_p99_us {
+                return latency.saturating_mul(1000);
+            }
+            index = node.parent;
+        }
+        0
     }
 }

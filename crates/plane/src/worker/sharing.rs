@@ -35,9 +35,9 @@ impl Sharing {
     }
 
     /// A disk has gone; so do the nodes that only it needed.
-    pub fn leave(&mut self, id: &str) {
+    pub fn leave(&mut self, now: Nanos, id: &str) {
         self.disks.remove(id);
-        self.prune();
+        self.prune(now);
     }
 
     /// Share by `nodes` from now on. A disk whose place in the tree cannot be what they say keeps the one it has.
@@ -54,7 +54,7 @@ impl Sharing {
                 eprintln!("plane worker: shares: {error}");
             }
         }
-        self.prune();
+        self.prune(now);
     }
 
     /// Make `id` and all above it nodes of the arbiter, with their knobs.
@@ -69,11 +69,11 @@ impl Sharing {
     }
 
     /// Remove the nodes that no disk needs.
-    fn prune(&mut self) {
+    fn prune(&mut self, now: Nanos) {
         let needed: BTreeSet<String> =
             self.disks.iter().flat_map(|disk| self.shares.path(disk)).map(str::to_owned).collect();
         for node in self.nodes.difference(&needed) {
-            self.arbiter.remove_node(node);
+            self.arbiter.remove_node(now, node);
         }
         self.nodes = needed;
     }
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(tree(&sharing), m1);
         sharing.set(0, &[node("m1", None, 10)]);
         assert_eq!(tree(&sharing), [row("m1", None, 10), row("m1/disk0", Some("m1"), 20)]);
-        sharing.leave("m1/disk0");
+        sharing.leave(0, "m1/disk0");
         assert!(tree(&sharing).is_empty());
         sharing.join(0, "m9/disk0").unwrap();
         assert_eq!(tree(&sharing), [row("m9", None, 7), row("m9/disk0", Some("m9"), 100)]);

@@ -3,17 +3,10 @@
 use nagaya_plane::arbiter::{Kind, Knobs, Leaf, Nanos};
 use proptest::prelude::*;
 
-use crate::simulator::{Client, Device, MS, SECOND, Simulator};
+use crate::simulator::{Client, Device, MS, SECOND, Simulator, near};
 
 fn weight(weight: u32) -> Knobs {
     Knobs { weight, ..Knobs::default() }
-}
-
-/// Fails unless `value` is within `percent` of `expected`.
-#[track_caller]
-fn near(value: f64, expected: f64, percent: f64) {
-    let off = (value / expected - 1.0).abs() * 100.0;
-    assert!(off <= percent, "{value:.0} instead of {expected:.0}: {off:.1}% off");
 }
 
 /// The greatest number of answered I/Os, or bytes, in any second.
@@ -187,18 +180,4 @@ fn what_one_does_not_use_is_for_the_others() {
     let from = simulator.now;
     simulator.run(SECOND);
     near(simulator.rate(second, from, simulator.now), 80_000.0, 3.0);
-}
-
-#[test]
-fn one_request_now_and_then_does_not_wait_for_the_queues_of_others() {
-    let mut simulator = Simulator::new(Device::ssd(8), 7);
-    let quiet = simulator.node("quiet", Knobs::default());
-    let quiet = simulator.start(Client { think: 10 * MS, ..Client::reads(quiet, 1) });
-    for id in ["a", "b", "c"] {
-        let leaf = simulator.node(id, Knobs::default());
-        simulator.start(Client::reads(leaf, 32));
-    }
-    simulator.run(5 * SECOND);
-    let p99 = simulator.latency(quiet, SECOND, 99);
-    assert!(p99 < 700_000, "{p99} ns, of 100 µs alone and 1,200 µs in one queue");
 }

@@ -1,4 +1,6 @@
 //! The arbiter on a simulated device: does each knob do what it says?
 
+mod attribution;
 mod knobs;
 mod simulator;
+mod window;

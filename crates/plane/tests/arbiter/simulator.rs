@@ -18,6 +18,13 @@ pub struct Client {
     pub kind: Kind,
 }
 
+/// Fails unless `value` is within `percent` of `expected`.
+#[track_caller]
+pub fn near(value: f64, expected: f64, percent: f64) {
+    let off = (value / expected - 1.0).abs() * 100.0;
+    assert!(off <= percent, "{value:.0} instead of {expected:.0}: {off:.1}% off");
+}
+
 impl Client {
     /// Reads 4 KiB again and again.
     pub fn reads(leaf: Leaf, depth: u32) -> Client {

@@ -24,7 +24,7 @@ impl Reactor {
                 self.outbox.push_back(FromWorker::Opened { device, error });
                 match opened {
                     Ok(entry) => self.insert(entry),
-                    Err(_) => self.sharing.leave(config.id()),
+                    Err(_) => self.sharing.leave(self.now, config.id()),
                 }
             }
             ToWorker::Faults { device, plan, serial } => {
@@ -131,7 +131,7 @@ impl Reactor {
             let Some(entry) = self.devices[usize::from(slot)].take() else { return };
             self.taken -= entry.seen_taken;
             if let Some(disk) = &entry.disk {
-                self.sharing.leave(disk);
+                self.sharing.leave(self.now, disk);
             }
             // What names the device's fds must be with the kernel before they are closed. If it cannot be, the
             // next turn ends the worker.

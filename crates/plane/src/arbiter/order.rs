@@ -1,0 +1,214 @@
+//! mClock: which request is next, and what its start changes.
+
+use super::cost::UNIT;
+use super::node::Spent;
+use super::{Arbiter, Nanos, REBASE, ROOT};
+
+/// How far behind its share somebody is whom a full window would hurt and who would not fill it: a cost.
+const QUIET: u64 = 8 * UNIT;
+
+impl Arbiter {
+    /// Start the next request, if there is one that may.
+    pub(super) fn next_request(&mut self, now: Nanos) -> Option<u32> {
+        self.open_limits(now);
+        if !self.window.admits(now) {
+            self.window.mark(now, false);
+            return None;
+        }
+        let (top, reserved) = match self.due(now) {
+            Some(node) => (node, true),
+            None => (ROOT, false),
+        };
+        let Some(leaf) = self.descend(top) else {
+            self.window.mark(now, true);
+            return None;
+        };
+        self.start_first(now, leaf, reserved)
+    }
+
+    /// Start the request at the head of the queue of `leaf`.
+    fn start_first(&mut self, now: Nanos, leaf: u32, reserved: bool) -> Option<u32> {
+        self.settle(now, leaf);
+        let request = self.nodes[leaf as usize].queue.pop_front()?;
+        self.dispatch(now, request, reserved);
+        Some(request)
+    }
+
+    /// Start the only request of `leaf`, although the window is full, if it is its turn and it has none at the device:
+    /// what it had to wait for otherwise is the window of others, and it takes little room.
+    pub(super) fn next_beyond(&mut self, now: Nanos, leaf: u32) -> Option<u32> {
+        let node = &self.nodes[leaf as usize];
+        if node.in_flight > 0 || node.queue.len() != 1 || !self.window.admits_beyond() || !self.is_first(leaf)
+        {
+            return None;
+        }
+        self.start_first(now, leaf, false)
+    }
+
+    /// Whether nobody's share comes before that of `leaf`, at each level.
+    fn is_first(&self, mut index: u32) -> bool {
+        while index != ROOT {
+            let node = &self.nodes[index as usize];
+            let above = &self.nodes[node.parent as usize];
+            if !above.ready.contains(node.place)
+                || above.ready.first().is_some_and(|(share, _)| share < node.share)
+            {
+                return false;
+            }
+            index = node.parent;
+        }
+        true
+    }
+
+    /// Whether `leaf` has used far less than its share of late: by more than [`QUIET`] requests, at some level.
+    pub(super) fn is_quiet(&self, mut index: u32) -> bool {
+        while index != ROOT {
+            let node = &self.nodes[index as usize];
+            let parent = node.parent;
+            if node.lag(self.nodes[parent as usize].served) > QUIET {
+                return true;
+            }
+            index = parent;
+        }
+        false
+    }
+
+    /// Nodes whose limits let pass again can be served.
+    fn open_limits(&mut self, now: Nanos) {
+        while let Some((at, node)) = self.limited.first()
+            && at <= now
+        {
+            self.refresh(now, node);
+        }
+    }
+
+    /// The node whose reservation has been due for longest and can be served.
+    fn due(&mut self, now: Nanos) -> Option<u32> {
+        while let Some((at, node)) = self.reserved.first()
+            && at <= now
+        {
+            // A limit further up the tree holds for reservations too: they are due when it opens.
+            match self.closed_above(node) {
+                Some(opens) => self.reserved.put(node, opens),
+                None => return Some(node),
+            }
+        }
+        None
+    }
+
+    fn closed_above(&self, mut node: u32) -> Option<Nanos> {
+        while node != ROOT {
+            node = self.nodes[node as usize].parent;
+            if self.limited.contains(node) {
+                return Some(self.nodes[node as usize].opens_at());
+            }
+        }
+        None
+    }
+
+    /// From `node` down to a leaf, by weight.
+    fn descend(&self, mut node: u32) -> Option<u32> {
+        loop {
+            let here = &self.nodes[node as usize];
+            if !here.queue.is_empty() {
+                return Some(node);
+            }
+            let (_, place) = here.ready.first()?;
+            node = here.children[place as usize]?;
+        }
+    }
+
+    /// `request`, which is in no queue any more, goes to the device. `reserved`: under a reservation.
+    pub(super) fn dispatch(&mut self, now: Nanos, request: u32, reserved: bool) {
+        let entry = &mut self.entries[request as usize];
+        entry.waits = false;
+        let waited = entry.offered < now;
+        let (leaf, spent) = (entry.leaf, Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes });
+        self.waiting -= 1;
+        self.in_flight += 1;
+        self.window.enter(spent.cost);
+        let node = &mut self.nodes[leaf as usize];
+        node.in_flight += 1;
+        node.dispatched += 1;
+        node.account.in_flight_cost += u64::from(spent.cost);
+        node.account.started += u64::from(waited);
+        let mut index = leaf;
+        while index != ROOT {
+            let parent = self.nodes[index as usize].parent;
+            let above = &mut self.nodes[parent as usize];
+            // The time of a start-time fair queue: the least tag of those that could have been served.
+            if let Some((share, _)) = above.ready.first() {
+                above.served = above.served.max(share);
+            }
+            let served = above.served;
+            self.nodes[index as usize].charge(now, &spent, served, reserved);
+            if served >= REBASE {
+                self.rebase(parent);
+            }
+            index = parent;
+        }
+        self.refresh(now, leaf);
+    }
+
+    /// When reservations, or a latency objective, entitle `index` to the next request; never without any. Half of the
+    /// time that an objective allows is for waiting here, the other half for the device.
+    fn due_at(&self, now: Nanos, index: u32) -> Option<Nanos> {
+        let node = &self.nodes[index as usize];
+        let reserved = node.due_at();
+        let head = node.queue.front().filter(|_| node.goal.is_pursued(now));
+        let hurried = head.map(|head| self.entries[*head as usize].offered + node.goal.latency / 2);
+        [reserved, hurried].into_iter().flatten().min()
+    }
+
+    /// Before the virtual time of the children of `parent` overflows, all of them go back by the same amount.
+    #[cold]
+    fn rebase(&mut self, parent: u32) {
+        let above = &mut self.nodes[parent as usize];
+        above.served -= REBASE;
+        above.ready.lower(REBASE);
+        let children: Vec<u32> = above.children.iter().flatten().copied().collect();
+        for child in children {
+            let node = &mut self.nodes[child as usize];
+            node.share = node.share.saturating_sub(REBASE);
+        }
+    }
+
+    /// Put `node` and those above it into the heaps where they belong.
+    pub(super) fn refresh(&mut self, now: Nanos, mut index: u32) {
+        loop {
+            let node = &mut self.nodes[index as usize];
+            let (work, opens) = (node.has_work(), node.opens_at());
+            let ready = work && opens <= now;
+            if self.bounds > 0 || !self.limited.is_empty() {
+                node.set_closed(now, work && !ready);
+                if work && !ready {
+                    self.limited.put(index, opens);
+                } else {
+                    self.limited.remove(index);
+                }
+            }
+            if index == ROOT {
+                return;
+            }
+            let (parent, place) = (node.parent, node.place);
+            let above = &self.nodes[parent as usize];
+            let (was_ready, served) = (above.ready.contains(place), above.served);
+            let node = &mut self.nodes[index as usize];
+            if ready && !was_ready {
+                node.awake(served, now);
+            }
+            let share = node.share;
+            match self.due_at(now, index) {
+                Some(due) if ready => self.reserved.put(index, due),
+                _ => self.reserved.remove(index),
+            }
+            let above = &mut self.nodes[parent as usize];
+            if ready {
+                above.ready.put(place, share);
+            } else {
+                above.ready.remove(place);
+            }
+            index = parent;
+        }
+    }
+}
