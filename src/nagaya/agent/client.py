@@ -34,7 +34,7 @@ _OUTPUT_LIMIT = 48 * 2**20  # bytes; the agent captures 16 MiB of each of two ou
 _FILE_CHUNK = 2**20  # bytes
 _POLL_SECONDS = (0.005, 0.5)
 _POLL_SHARE = 0.1  # a command that ran 1 s is polled every 100 ms: at most a tenth is added to its time
-_RELEASE_SECONDS = 0.2  # pauses at least this long leave the agent to other clients; each costs two questions
+_RELEASE_SECONDS = 0.05  # pauses at least this long leave the agent to other clients
 
 T = TypeVar("T")
 
