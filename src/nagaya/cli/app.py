@@ -44,6 +44,7 @@ COMMANDS = {
     "disk": ("disk", "Work with the disks of machines."),
     "image": ("images", "Build, list and remove images."),
     "kernel": ("kernels", "Build and list guest kernels."),
+    "lease": ("lease", "See who may use which disk image, wait for it, hand it over."),
     "operation": ("operations", "Watch and cancel long jobs."),
     "daemon": ("daemon", "Start, stop and inspect the daemon."),
     "doctor": ("doctor", "Check this host."),

@@ -22,7 +22,7 @@ from nagaya.daemon.writer import Writer
 from nagaya.engines.procs import start_time_of
 from nagaya.errors import ConflictError, NagayaError
 from nagaya.models.history import JournalEntry
-from nagaya.models.lease import WaitInfo
+from nagaya.models.lease import LeaseWait
 from nagaya.plane.config import BlkDevice, Device
 from nagaya.plane.imagelock import Access
 from nagaya.plane.storage import access_to
@@ -144,19 +144,19 @@ class Leases:
         self._serve_queue()
         await self.flush()
 
-    def waiting(self, machine_id: str, name: str) -> WaitInfo:
+    def waiting(self, machine_id: str, name: str) -> LeaseWait:
         """Where a machine is in the queue, or that it has its leases, or neither."""
         queue = self.table.queue()
         for position, waiter in enumerate(queue, 1):
             if waiter.holder.id == machine_id:
                 obstacle = self.table.obstacle(machine_id, waiter.claims, waiter.rank)
                 reason = "" if obstacle is None else self.refusal(name, obstacle).message
-                return WaitInfo(name, machine_id, "waiting", position, waiter.since, waiter.deadline, reason)
+                return LeaseWait(name, machine_id, "waiting", position, waiter.since, waiter.deadline, reason)
         leases = [lease for lease in self.table.of(machine_id) if not lease.closed]
         if leases:
             since, until = leases[0].since, leases[0].expires_at
-            return WaitInfo(name, machine_id, "granted", 0, since, None, "", until)
-        return WaitInfo(name, machine_id, "ended", 0, 0.0, None, f"{name} does not wait for leases")
+            return LeaseWait(name, machine_id, "granted", 0, since, None, "", until)
+        return LeaseWait(name, machine_id, "ended", 0, 0.0, None, f"{name} does not wait for leases")
 
     async def change(self, seconds: float) -> None:
         """Return at the next change of any lease or waiter, or after `seconds`."""

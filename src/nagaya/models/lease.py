@@ -35,7 +35,7 @@ class LeaseInfo(Answer):
 
 
 @dataclass(frozen=True, slots=True)
-class WaitInfo(Answer):
+class LeaseWait(Answer):
     """A machine's place in the queue for its images."""
 
     machine: str

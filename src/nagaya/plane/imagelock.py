@@ -125,11 +125,16 @@ def _turn(fd: int) -> Iterator[None]:
 
 def _has_locked(process: Path, wanted: os.stat_result) -> bool:
     try:
-        return any(
-            os.path.samestat(link.stat(), wanted) and _shows_lock(process / "fdinfo" / link.name)
-            for link in (process / "fd").iterdir()
-        )
+        links = list((process / "fd").iterdir())
     except OSError:  # it ended, or is not ours to look into
+        return False
+    return any(_is_locked(process, link, wanted) for link in links)
+
+
+def _is_locked(process: Path, link: Path, wanted: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(link.stat(), wanted) and _shows_lock(process / "fdinfo" / link.name)
+    except OSError:  # closed meanwhile
         return False
 
 

@@ -242,6 +242,6 @@ def inode_of(path: str) -> str:
 
     try:
         device, inode = image_key(os.stat(path))  # noqa: PTH116  # one call for files and devices
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a zero byte
         return ""
     return f"{os.major(device)}:{os.minor(device)}" + ("" if inode < 0 else f":{inode}")

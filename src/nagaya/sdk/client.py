@@ -13,6 +13,7 @@ from nagaya.sdk.machines import Machines
 if TYPE_CHECKING:
     from nagaya.models.host import HostInfo, VersionInfo
     from nagaya.models.waits import WaitInfo
+    from nagaya.sdk.leases import Leases
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
     from nagaya.sdk.tenants import Tenants
@@ -42,6 +43,13 @@ class Client(Connection):
         from nagaya.sdk.stores import Kernels
 
         return Kernels(self)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """Who may use which image."""
+        from nagaya.sdk.leases import Leases
+
+        return Leases(self)
 
     @cached_property
     def operations(self) -> Operations:
@@ -106,7 +114,7 @@ class Client(Connection):
         return self.operations.begin("/v1/down", body)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Events as they come: `{"event": "machine" | "operation" | "deleted", ...}`."""
+        """Events as they come: `{"event": "machine" | "operation" | "lease" | "deleted", ...}`."""
         import json
 
         with self.websocket("/v1/events") as connection:
