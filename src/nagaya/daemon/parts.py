@@ -22,6 +22,21 @@ from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
 
 
+@dataclass(frozen=True, slots=True)
+class DiskCounters:
+    """What one virtual disk has done since it was plugged in."""
+
+    id: str  # "<machine id>/disk0"
+    reads: int
+    writes: int
+    flushes: int
+    discards: int
+    read_bytes: int
+    written_bytes: int
+    errors: int
+    in_flight: int
+
+
 class PlaneControl(Protocol):
     """The plane, as far as the daemon commands it."""
 
@@ -36,6 +51,9 @@ class PlaneControl(Protocol):
 
     async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
         """Set knobs of the arbiters' nodes, live and for devices to come; forget the nodes `remove`."""
+
+    async def counters(self) -> Sequence[DiskCounters]:
+        """What each virtual disk has done."""
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiter of each physical disk."""
@@ -145,7 +163,8 @@ class Parts:
 
     `agent` is a client of a machine's guest agent, by the name (for messages) and the paths of the machine.
     `prepare` has the helper processes run, so that the first start is quick. `balance` gets the pids of the
-    running machines by id, and evens out the load of the CPUs.
+    running machines by id, and evens out the load of the CPUs. `usage` is what a machine's control groups
+    count: CPU time in microseconds, memory in bytes; None what nothing counts.
     """
 
     engine: Callable[[MachineSpec], Engine]
@@ -157,3 +176,4 @@ class Parts:
     zygote_pid: Callable[[], int | None]
     prepare: Callable[[], Awaitable[None]]
     balance: Callable[[Mapping[str, int]], Awaitable[str]] | None = None
+    usage: Callable[[str], tuple[int | None, int | None]] = lambda _machine: (None, None)

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nagaya.daemon.parts import BaseImage, Parts
+from nagaya.daemon.parts import BaseImage, DiskCounters, Parts
 from nagaya.daemon.uids import tool_uid
 from nagaya.engines.engine import Engine
 from nagaya.engines.jailed import Jails
@@ -31,7 +31,8 @@ from nagaya.spec import MachineSpec
 if TYPE_CHECKING:
     from nagaya.images.recipe import Recipe
     from nagaya.images.store import Image
-    from nagaya.plane.client import PlaneClient
+    from nagaya.plane.client import DeviceStatus, PlaneClient
+    from nagaya.resources.cgroups import Cgroup
 
 
 def real_parts(paths: Paths) -> Parts:
@@ -56,6 +57,25 @@ def real_parts(paths: Paths) -> Parts:
         zygote_pid=lambda: jails.zygote_pid,
         prepare=prepare,
         balance=uml.balance,
+        usage=lambda machine_id: _usage(jails.group(machine_id)),
+    )
+
+
+def _usage(group: Cgroup | None) -> tuple[int | None, int | None]:
+    return (None, None) if group is None else (group.usage_us(), group.memory_bytes())
+
+
+def _counters(status: DeviceStatus) -> DiskCounters:
+    return DiskCounters(
+        id=status.id,
+        reads=status.reads,
+        writes=status.writes,
+        flushes=status.flushes,
+        discards=status.discards,
+        read_bytes=status.read_bytes,
+        written_bytes=status.written_bytes,
+        errors=status.errors,
+        in_flight=status.inflight,
     )
 
 
@@ -102,6 +122,15 @@ class PlaneLink:
         client = await self._connection(start=False)
         if client is not None:
             await client.set_shares(nodes, remove)
+
+    async def counters(self) -> Sequence[DiskCounters]:
+        """Of each disk; none if the plane does not run."""
+        client = await self._connection(start=False)
+        return (
+            []
+            if client is None
+            else [_counters(one) for one in await client.query_devices() if one.device.driver == "blk"]
+        )
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiters; none if the plane does not run."""

@@ -12,6 +12,7 @@ from nagaya.sdk.machines import Machines
 
 if TYPE_CHECKING:
     from nagaya.models.host import HostInfo, VersionInfo
+    from nagaya.models.usage import UsageAnswer
     from nagaya.models.waits import WaitInfo
     from nagaya.sdk.leases import Leases
     from nagaya.sdk.operations import Operation, Operations
@@ -83,6 +84,16 @@ class Client(Connection):
 
         answer = self.request("GET", "/v1/waits", query={"since": since})
         return [WaitInfo.from_json(row) for row in answer]
+
+    def usage(self, since: int = 5) -> UsageAnswer:
+        """What all machines use of the host now, and who waited for whom in the last `since` seconds."""
+        from nagaya.models.usage import UsageAnswer
+
+        return UsageAnswer.from_json(self.request("GET", "/v1/usage", query={"since": since}))
+
+    def metrics(self) -> str:
+        """The same in the text format of Prometheus."""
+        return b"".join(self.stream("/v1/metrics")).decode()
 
     def apply(
         self,

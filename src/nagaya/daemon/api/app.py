@@ -14,7 +14,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import nagaya
 from nagaya import validation
-from nagaya.daemon.api import faults, host, images, leases, machines, operations, settings, streams, waits
+from nagaya.daemon.api import (
+    faults,
+    host,
+    images,
+    leases,
+    machines,
+    operations,
+    settings,
+    streams,
+    usage,
+    waits,
+)
 from nagaya.daemon.daemon import Daemon
 from nagaya.errors import NagayaError, NotFoundError, SpecError, UsageError
 from nagaya.models.host import ErrorBody
@@ -39,7 +50,8 @@ def make_app(daemon: Daemon) -> FastAPI:
         openapi_url="/v1/openapi.json",
         separate_input_output_schemas=False,
     )
-    for module in (host, machines, faults, streams, settings, waits, images, leases, operations):
+    routers = (host, machines, faults, streams, settings, waits, usage, images, leases, operations)
+    for module in routers:
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)
     app.add_exception_handler(RequestValidationError, _invalid)

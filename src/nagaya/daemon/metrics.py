@@ -1,0 +1,135 @@
+"""What Prometheus reads at `/v1/metrics` (docs/arbitration.md has the names).
+
+`prometheus_client` takes 80 ms to import, so it is imported by the first who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from nagaya.models.machine import MachineState
+from nagaya.models.usage import MachineUsage, UsageAnswer
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+WAITS_SINCE = 60  # s that the rows of waits are about
+WAIT_ROWS = 256  # a scrape has the longest; what is beyond is summed as `others`
+
+_DISK_COUNTERS = (
+    ("reads", "Read requests of a virtual disk."),
+    ("writes", "Write requests of a virtual disk."),
+    ("flushes", "Flush requests of a virtual disk."),
+    ("discards", "Discard requests of a virtual disk."),
+    ("read_bytes", "Bytes read from a virtual disk."),
+    ("written_bytes", "Bytes written to a virtual disk."),
+    ("errors", "Requests of a virtual disk that were answered with an error."),
+)
+_ARBITER_GAUGES = (
+    ("window_requests", "window", 1, "Requests that the arbiter of a disk of the host allows in flight."),
+    ("in_flight_requests", "in_flight", 1, "Requests in flight at a disk of the host."),
+    ("waiting_requests", "waiting", 1, "Requests that wait for a disk of the host."),
+    ("target_seconds", "target_us", 1e-6, "Latency by which the arbiter judges a disk of the host."),
+    ("capacity_iops", "capacity_iops", 1, "Requests per second that a disk does as measured; 0: unknown."),
+    ("capacity_bytes_per_second", "capacity", 1, "Bytes per second that a disk does; 0: unknown."),
+)
+
+
+def render(usage: UsageAnswer) -> bytes:
+    """All metrics as Prometheus' text."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    class Once:
+        def collect(self) -> Iterable[Metric]:
+            return _metrics(usage)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Once())
+    text: bytes = generate_latest(registry)
+    return text
+
+
+def _metrics(usage: UsageAnswer) -> Iterator[Metric]:
+    yield from _machines(usage.machines)
+    yield from _disks(usage.machines)
+    yield from _arbiters(usage)
+    yield _waits(usage)
+
+
+def _machines(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    state = GaugeMetricFamily("nagaya_machine_state", "1 for its state, else 0.", labels=("machine", "state"))
+    cpu = CounterMetricFamily("nagaya_machine_cpu_seconds", "CPU time of a machine.", labels=("machine",))
+    memory = GaugeMetricFamily(
+        "nagaya_machine_memory_bytes", "Host memory that a machine's processes have.", labels=("machine",)
+    )
+    size = GaugeMetricFamily("nagaya_machine_memory_size_bytes", "RAM of the guest.", labels=("machine",))
+    met = GaugeMetricFamily(
+        "nagaya_machine_latency_objective_met", "Whether disk.latency_p99 is met.", labels=("machine",)
+    )
+    for one in machines:
+        for name in MachineState:
+            state.add_metric((one.name, str(name)), float(one.state == name))
+        size.add_metric((one.name,), one.memory_size)
+        if one.cpu_us is not None:
+            cpu.add_metric((one.name,), one.cpu_us / 1e6)
+        if one.memory is not None:
+            memory.add_metric((one.name,), one.memory)
+        if one.objective != "none":
+            met.add_metric((one.name,), float(one.objective == "met"))
+    yield from (state, cpu, memory, size, met)
+
+
+def _disks(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ("machine", "disk")
+    disks = [((one.name, disk.name), disk) for one in machines for disk in one.disks]
+    for name, text in _DISK_COUNTERS:
+        family = CounterMetricFamily(f"nagaya_disk_{name}", text, labels=labels)
+        for key, disk in disks:
+            family.add_metric(key, getattr(disk, name))
+        yield family
+    flight = GaugeMetricFamily("nagaya_disk_in_flight_requests", "Requests not answered yet.", labels=labels)
+    waiting = GaugeMetricFamily("nagaya_disk_waiting_requests", "Of these, not started yet.", labels=labels)
+    p99 = GaugeMetricFamily(
+        "nagaya_disk_latency_p99_seconds", "99 of 100 requests are answered sooner.", labels=labels
+    )
+    for key, disk in disks:
+        flight.add_metric(key, disk.in_flight)
+        waiting.add_metric(key, disk.waiting)
+        if disk.p99_us:
+            p99.add_metric(key, disk.p99_us / 1e6)
+    yield from (flight, waiting, p99)
+
+
+def _arbiters(usage: UsageAnswer) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    for name, attribute, factor, text in _ARBITER_GAUGES:
+        family = GaugeMetricFamily(f"nagaya_arbiter_{name}", text, labels=("worker",))
+        for arbiter in usage.arbiters:
+            family.add_metric((arbiter.worker,), getattr(arbiter, attribute) * factor)
+        yield family
+
+
+def _waits(usage: UsageAnswer) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    family: Metric = GaugeMetricFamily(
+        "nagaya_disk_wait_seconds",
+        f"Time that requests waited in the last {usage.since} seconds, by cause and because of whom.",
+        labels=("waiter", "cause", "whom"),
+    )
+    sums: dict[tuple[str, str, str], int] = {}
+    for row in usage.waits:
+        key = (row.waiter, str(row.cause), row.whom)
+        if key not in sums and len(sums) >= WAIT_ROWS:
+            key = ("others", str(row.cause), "others" if row.whom else "")
+        sums[key] = sums.get(key, 0) + row.wait_us
+    for key, wait_us in sums.items():
+        family.add_metric(key, wait_us / 1e6)  # type: ignore[attr-defined]  # the subclass has it
+    return family

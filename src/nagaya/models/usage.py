@@ -1,0 +1,86 @@
+"""What machines use of the host, at one moment. Rates are the difference of two of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from nagaya.models.answer import Answer
+from nagaya.models.waits import WaitInfo
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage(Answer):
+    """One disk of a machine: counters since it was plugged in, and what is the case now.
+
+    `p99_us` is the time from a request's arrival to its answer that 99 of 100 stay below; 0 while unknown.
+    """
+
+    name: str  # "disk0"
+    reads: int
+    writes: int
+    flushes: int
+    discards: int
+    read_bytes: int
+    written_bytes: int
+    errors: int
+    in_flight: int
+    waiting: int
+    p99_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineUsage(Answer):
+    """One machine. `cpu_us`: CPU time since its start; `memory`: what its processes have; null: unknown."""
+
+    id: str
+    name: str
+    state: str
+    weight: int  # disk.weight
+    cpu_us: int | None
+    memory: int | None
+    memory_size: int
+    objective: Literal["none", "met", "missed"]  # disk.latency_p99
+    disks: list[DiskUsage]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """Build it from a decoded answer."""
+        known = {name: body[name] for name in cls.__dataclass_fields__}
+        return cls(**{**known, "disks": [DiskUsage.from_json(disk) for disk in body["disks"]]})
+
+
+@dataclass(frozen=True, slots=True)
+class ArbiterUsage(Answer):
+    """The arbiter of one physical disk. Capacities are measured, 0 while unknown."""
+
+    worker: str
+    window: int  # requests that it allows in flight
+    target_us: int  # the latency by which it judges the disk
+    in_flight: int
+    waiting: int
+    capacity_iops: int
+    capacity: int  # bytes/s
+
+
+@dataclass(frozen=True, slots=True)
+class UsageAnswer(Answer):
+    """All machines at `at`, seconds of a clock that only runs forward; `waits` are of the last `since` s."""
+
+    at: float
+    since: int
+    machines: list[MachineUsage]
+    arbiters: list[ArbiterUsage]
+    waits: list[WaitInfo]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """Build it from a decoded answer."""
+        return cls(
+            float(body["at"]),
+            int(body["since"]),
+            [MachineUsage.from_json(one) for one in body["machines"]],
+            [ArbiterUsage.from_json(one) for one in body["arbiters"]],
+            [WaitInfo.from_json(one) for one in body["waits"]],
+        )

@@ -1,0 +1,89 @@
+"""What `top` and Prometheus are told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from nagaya.daemon import metrics
+from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.usage import usage
+from nagaya.models.usage import ArbiterUsage, DiskUsage, MachineUsage, UsageAnswer
+from nagaya.models.waits import WaitInfo
+from nagaya.spec import MachineSpec
+from nagaya.testing import Stage, fake_parts
+
+DISK = DiskUsage("disk0", 7, 8, 2, 1, 28672, 32768, 0, 3, 1, 1500)
+DB = MachineUsage("0a", "db", "running", 100, 2_500_000, 64 << 20, 128 << 20, "missed", [DISK])
+WEB = MachineUsage("0b", "web", "stopped", 100, None, None, 64 << 20, "none", [])
+ARBITER = ArbiterUsage("disk-8:0", 16, 2000, 3, 1, 20000, 400 << 20)
+WAIT = WaitInfo("db/disk0", "machine", "web/disk0", 1_250_000, 12)
+NOW = UsageAnswer(1.0, 60, [DB, WEB], [ARBITER], [WAIT])
+
+
+LABELS = ("machine", "disk", "state", "worker", "waiter", "cause", "whom")
+
+
+def samples(answer: UsageAnswer) -> dict[tuple[str, ...], float]:
+    """All samples by name and label values, read back by Prometheus' own parser."""
+    found = {}
+    for family in text_string_to_metric_families(metrics.render(answer).decode()):
+        for sample in family.samples:
+            values = [sample.labels[label] for label in LABELS if label in sample.labels]
+            found[sample.name, *values] = sample.value
+    return found
+
+
+def test_prometheus_reads_machines_disks_arbiters_and_waits() -> None:
+    found = samples(NOW)
+    expected: dict[tuple[str, ...], float] = {
+        ("nagaya_machine_state", "db", "running"): 1,
+        ("nagaya_machine_state", "db", "paused"): 0,
+        ("nagaya_machine_cpu_seconds_total", "db"): 2.5,
+        ("nagaya_machine_memory_bytes", "db"): 64 << 20,
+        ("nagaya_machine_memory_size_bytes", "web"): 64 << 20,
+        ("nagaya_machine_latency_objective_met", "db"): 0,
+        ("nagaya_disk_reads_total", "db", "disk0"): 7,
+        ("nagaya_disk_written_bytes_total", "db", "disk0"): 32768,
+        ("nagaya_disk_in_flight_requests", "db", "disk0"): 3,
+        ("nagaya_disk_latency_p99_seconds", "db", "disk0"): 0.0015,
+        ("nagaya_arbiter_window_requests", "disk-8:0"): 16,
+        ("nagaya_arbiter_capacity_iops", "disk-8:0"): 20000,
+        ("nagaya_disk_wait_seconds", "db/disk0", "machine", "web/disk0"): 1.25,
+    }
+    assert {key: found[key] for key in expected} == expected
+    assert ("nagaya_machine_memory_bytes", "web") not in found, "what is unknown is left out"
+    assert ("nagaya_machine_latency_objective_met", "web") not in found
+
+
+def test_the_rows_of_waits_are_bounded() -> None:
+    rows = [WaitInfo(f"m{n}", "machine", f"n{n}", 1_000_000, 1) for n in range(metrics.WAIT_ROWS + 50)]
+    found = samples(replace(NOW, waits=rows))
+    found = {key: value for key, value in found.items() if key[0] == "nagaya_disk_wait_seconds"}
+    assert len(found) == metrics.WAIT_ROWS + 1
+    assert found["nagaya_disk_wait_seconds", "others", "machine", "others"] == 50
+
+
+def test_usage_is_of_all_machines_and_what_their_groups_count(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        for name in ("db", "web"):
+            spec = {"name": name, "memory": "64MiB", "disks": [{"size": "1MiB"}]}
+            await daemon.supervisor.create(MachineSpec.model_validate(spec))
+        await daemon.supervisor.start("db")
+        first = await usage(daemon.supervisor, 5)
+        db, web = first.machines
+        assert (db.name, db.state, db.cpu_us, db.memory, db.weight) == ("db", "running", 5, 9, 100)
+        assert ([disk.name for disk in db.disks], web.disks) == (["disk0"], [])
+        second = await usage(daemon.supervisor, 5)
+        assert second.machines[0].disks[0].reads >= db.disks[0].reads
+        assert second.at >= first.at
+
+    stage.play(scene, replace(fake_parts(stage.paths), usage=lambda _machine: (5, 9)))
+
+
+def test_the_daemon_imports_no_prometheus_before_somebody_asks() -> None:
+    program = "import sys, nagaya.daemon.api.app; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
