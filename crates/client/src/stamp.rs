@@ -4,7 +4,8 @@
 //! number, or another block's, is a lost, torn, repeated or misplaced write. Two requests never touch one block at
 //! the same time, so the answer is always exact.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use crate::blk::{Blk, Request, SECTOR};
@@ -30,6 +31,9 @@ pub struct Stamper {
     blk: Blk,
     /// Sequence number that each block holds; 0 is unknown, not checked.
     blocks: Vec<u64>,
+    /// What a block may hold instead: writes that were under way when a client before this one was killed.
+    maybe: Vec<Vec<u64>>,
+    log: Option<File>,
     /// What each slot is doing.
     slots: Vec<Option<Job>>,
     sequence: u64,
@@ -52,6 +56,8 @@ impl Stamper {
         Self {
             blk,
             blocks: vec![0; blocks],
+            maybe: vec![Vec::new(); blocks],
+            log: None,
             slots: vec![None; usize::from(slots)],
             sequence: 0,
             random: seed | 1,
@@ -60,13 +66,34 @@ impl Stamper {
         }
     }
 
+    /// Take up what the clients before this one have noted in `log`, and note there what this one does: before a write
+    /// is begun, and when a write or a flush is done. Whoever kills a client, the log is outside of it.
+    pub fn resume(&mut self, mut log: File) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        log.read_to_end(&mut bytes)?;
+        for entry in bytes.chunks_exact(Note::SIZE).map(Note::parse) {
+            self.sequence = self.sequence.max(entry.sequence);
+            let Some(block) = self.blocks.get_mut(entry.block as usize) else { continue };
+            match entry.kind {
+                Note::BEGUN => self.maybe[entry.block as usize].push(entry.sequence),
+                Note::WRITTEN => {
+                    *block = entry.sequence;
+                    self.maybe[entry.block as usize].clear();
+                }
+                _ => {}
+            }
+        }
+        self.log = Some(log);
+        Ok(())
+    }
+
     /// Read, write and flush at random for `time`, then let all requests complete. Fails on a wrong block, an error
     /// status, a head that completes twice or never, and on no completion within `patience`.
     pub fn run(&mut self, time: Duration, patience: Duration) -> io::Result<Tally> {
         self.last_completion = Instant::now();
         let end = Instant::now() + time;
         while Instant::now() < end {
-            self.fill();
+            self.fill()?;
             self.blk.kick()?;
             self.reap(patience)?;
         }
@@ -80,7 +107,7 @@ impl Stamper {
     pub fn verify(&mut self, patience: Duration) -> io::Result<Tally> {
         self.last_completion = Instant::now();
         for block in 0..self.blocks.len() {
-            if self.blocks[block] == 0 {
+            if self.blocks[block] == 0 && self.maybe[block].is_empty() {
                 continue;
             }
             let slot = loop {
@@ -89,7 +116,7 @@ impl Stamper {
                     None => self.reap(patience)?,
                 }
             };
-            self.start(slot, Job::Read { block });
+            self.start(slot, Job::Read { block })?;
             self.blk.kick()?;
         }
         while self.slots.iter().any(Option::is_some) {
@@ -98,7 +125,7 @@ impl Stamper {
         Ok(self.tally)
     }
 
-    fn fill(&mut self) {
+    fn fill(&mut self) -> io::Result<()> {
         for slot in 0..self.slots.len() {
             if self.slots[slot].is_some() {
                 continue;
@@ -111,12 +138,21 @@ impl Stamper {
                     Job::Write { block: self.idle_block(), sequence: self.sequence }
                 }
             };
-            self.start(slot, job);
+            self.start(slot, job)?;
         }
+        Ok(())
     }
 
-    fn start(&mut self, slot: usize, job: Job) {
+    fn note(&mut self, kind: u64, block: usize, sequence: u64) -> io::Result<()> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.write_all(&Note { kind, block: block as u64, sequence }.bytes())
+    }
+
+    fn start(&mut self, slot: usize, job: Job) -> io::Result<()> {
         self.slots[slot] = Some(job);
+        if let Job::Write { block, sequence } = job {
+            self.note(Note::BEGUN, block, sequence)?;
+        }
         let slot = slot as u16;
         let buffer = self.blk.buffer(slot);
         let sector = |block: usize| block as u64 * u64::from(BLOCK) / SECTOR;
@@ -133,6 +169,7 @@ impl Stamper {
             Job::Flush => Request::Flush,
         };
         self.blk.submit(slot, request);
+        Ok(())
     }
 
     /// Take all completions there are; sleep for the first.
@@ -160,9 +197,14 @@ impl Stamper {
 
     fn finish(&mut self, slot: u16, len: u32, job: Job) -> io::Result<()> {
         match job {
-            Job::Flush => self.tally.flushes += 1,
+            Job::Flush => {
+                self.note(Note::FLUSHED, 0, 0)?;
+                self.tally.flushes += 1;
+            }
             Job::Write { block, sequence } => {
+                self.note(Note::WRITTEN, block, sequence)?;
                 self.blocks[block] = sequence;
+                self.maybe[block].clear();
                 self.tally.writes += 1;
             }
             Job::Read { block } => {
@@ -172,7 +214,23 @@ impl Stamper {
                 }
                 let mut got = [0; BLOCK as usize];
                 self.blk.device.memory.get_bytes(self.blk.buffer(slot), &mut got);
+                if let Some(found) =
+                    self.maybe[block].iter().copied().find(|maybe| got == stamped(block, *maybe))
+                {
+                    self.blocks[block] = found;
+                }
+                let doubtful = !std::mem::take(&mut self.maybe[block]).is_empty();
                 let want = self.blocks[block];
+                if doubtful {
+                    // From now on it holds this, and nothing else.
+                    self.note(Note::WRITTEN, block, want)?;
+                }
+                if doubtful && want == 0 && got != [0; BLOCK as usize] {
+                    return Err(io::Error::other(format!(
+                        "block {block}: want zeroes, got {}",
+                        read_stamp(&got)
+                    )));
+                }
                 if want != 0 && got != stamped(block, want) {
                     return Err(io::Error::other(format!(
                         "block {block}: want write {want}, got {}",
@@ -200,6 +258,31 @@ impl Stamper {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+}
+
+/// A line of the log: three little-endian words and a zero. Lines do not cross pages, so a kill cuts none in two.
+#[derive(Clone, Copy)]
+struct Note {
+    kind: u64,
+    block: u64,
+    sequence: u64,
+}
+
+impl Note {
+    const SIZE: usize = 32;
+    const BEGUN: u64 = 1;
+    const WRITTEN: u64 = 2;
+    const FLUSHED: u64 = 3;
+
+    fn bytes(self) -> [u8; Note::SIZE] {
+        let words = [self.kind, self.block, self.sequence, 0];
+        std::array::from_fn(|at| words[at / 8].to_le_bytes()[at % 8])
+    }
+
+    fn parse(bytes: &[u8]) -> Note {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        Note { kind: word(0), block: word(8), sequence: word(16) }
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! vub bench  --socket S --op read|write --depth N --mode block|poll --seconds T [--block 4096] [--indirect 1]
-//! vub stamp  --socket S --depth N --seconds T --blocks N [--seed N]
+//! vub stamp  --socket S --depth N --seconds T --blocks N [--seed N] [--log FILE] [--patience S]
 //! vub config --socket S
 //! vub ask    --socket S < requests    (a line each: read SECTOR LEN, write SECTOR LEN BYTE, flush)
 //! ```
@@ -11,6 +11,7 @@
 mod bench;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,7 +51,12 @@ fn stamp(options: &Options) -> io::Result<Value> {
     let blk = open(options, slots, BLOCK)?;
     let blocks = options.number("blocks", 4096)? as usize;
     let mut stamper = Stamper::new(blk, slots, blocks, options.number("seed", 1)?);
-    let patience = Duration::from_secs(5);
+    let patience = Duration::from_secs(options.number("patience", 5)?);
+    if let Ok(path) = options.text("log") {
+        stamper.resume(File::options().read(true).append(true).create(true).open(path)?)?;
+        stamper.verify(patience)?;
+        println!("verified");
+    }
     stamper.run(Duration::from_secs_f64(options.float("seconds", 2.0)?), patience)?;
     let tally = stamper.verify(patience)?;
     Ok(json!({
