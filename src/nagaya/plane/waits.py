@@ -12,9 +12,7 @@ from nagaya.plane.shares import WaitRow
 HOUR_SECONDS = 3600
 _FINE_SECONDS = 120  # for so long rows are kept as they came, a set each second
 _COARSE_SECONDS = 10  # and after that in sums of so many seconds
-_KEYS = 256  # rows of one sum; a worker sends at most 64 a second, of those who waited longest
-_OTHERS = "others"
-
+_KEYS = 256  # rows of one sum, and one for each cause with the rest, of nobody for nobody
 Key = tuple[str, str, str]  # waiter, cause, whom
 Sums = dict[Key, list[int]]  # microseconds, requests
 
@@ -64,7 +62,7 @@ class WaitRing:
 
 def _put(sums: Sums, key: Key, wait_us: int, requests: int) -> None:
     if key not in sums and len(sums) >= _KEYS:
-        key = (_OTHERS, key[1], _OTHERS if key[2] else "")
+        key = ("", key[1], "")
     total = sums.setdefault(key, [0, 0])
     total[0] += wait_us
     total[1] += requests

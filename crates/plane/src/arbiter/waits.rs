@@ -72,7 +72,8 @@ impl Account {
     /// have been used up, ever.
     pub fn settle(&mut self, now: Nanos, waiting: usize, in_flight: u32, closed: Nanos) {
         let time = now.saturating_sub(std::mem::replace(&mut self.since, now));
-        let limited = (closed - std::mem::replace(&mut self.closed_seen, closed)).min(time);
+        // Less than before, if the leaf has been moved away from a limit.
+        let limited = closed.saturating_sub(std::mem::replace(&mut self.closed_seen, closed)).min(time);
         self.limit += limited * waiting as u64;
         self.window += (time - limited) * waiting as u64;
         self.device += time * u64::from(in_flight);

@@ -35,6 +35,8 @@ pub struct Reactor {
     sharing: Sharing,
     /// The time of this turn.
     now: Nanos,
+    /// When to tell the holder who waited for whom; `None` while nothing happens.
+    report_at: Option<Nanos>,
     control: Channel,
     closed: bool,
     /// Messages that found the socket full.
@@ -69,6 +71,7 @@ impl Reactor {
             models: ModelDevices::default(),
             sharing: Sharing::new(clock::now()),
             now: clock::now(),
+            report_at: None,
             control,
             closed: false,
             outbox: VecDeque::new(),
@@ -103,6 +106,7 @@ impl Reactor {
             self.uring.tasks.run_ready();
             self.admit();
             self.serve_ready();
+            self.report_waits();
             self.announce();
             self.flush_outbox()?;
             self.rest()?;
@@ -204,6 +208,9 @@ impl Reactor {
             self.touched.push(slot);
         }
         if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
+            if entry.disk.is_some() && self.report_at.is_none() {
+                self.report_at = Some(self.now + turns::REPORT);
+            }
             let taken = entry.taken();
             self.taken = self.taken + taken - std::mem::replace(&mut entry.seen_taken, taken);
         }

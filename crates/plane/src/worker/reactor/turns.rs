@@ -6,13 +6,19 @@ use serde_json::json;
 
 use super::Reactor;
 use crate::arbiter::Leaf;
-use crate::clock;
+use crate::clock::{self, Nanos};
 use crate::config::DeviceConfig;
 use crate::control::{FromWorker, NODES};
 use crate::worker::device::Token;
 
 /// Requests that go to the disk with one system call; see `block::device`.
 const BATCH: usize = 2;
+
+/// How often the holder is told who waited for whom, while anything happens.
+pub(super) const REPORT: Nanos = 1_000_000_000;
+
+/// Messages that the holder has not taken; with more there is no use in another.
+const BACKLOG: usize = 64;
 
 impl Reactor {
     /// Start the requests whose turn it is.
@@ -27,10 +33,25 @@ impl Reactor {
         }
     }
 
-    /// How long until the arbiter lets a request go that waits for a time and not for a completion.
+    /// How long until there is something to do for a time's sake: a limit lets the next request pass, or a report is due.
     pub(super) fn due_in(&self) -> Option<Duration> {
-        let at = self.sharing.arbiter.wake_at(self.now)?;
+        let at = [self.sharing.arbiter.wake_at(self.now), self.report_at].into_iter().flatten().min()?;
         Some(Duration::from_nanos(at.saturating_sub(clock::now())))
+    }
+
+    /// Tell the holder who waited for whom, and which objectives are met or missed now, once a second.
+    pub(super) fn report_waits(&mut self) {
+        if self.report_at.is_none_or(|at| self.now < at) {
+            return;
+        }
+        self.report_at = None;
+        for change in self.sharing.arbiter.take_changes() {
+            self.outbox.push_back(FromWorker::Objective { id: change.id, met: change.met });
+        }
+        let rows = self.sharing.arbiter.take_waits(self.now);
+        if !rows.is_empty() && self.outbox.len() < BACKLOG {
+            self.outbox.push_back(FromWorker::Waits { rows: json!(rows) });
+        }
     }
 
     /// Where the arbiter knows the requests of a device, if it is a disk.

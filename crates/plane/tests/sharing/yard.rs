@@ -1,0 +1,168 @@
+//! A plane with disks on one worker, and clients that keep them busy.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nagaya_client::{Blk, BlkOptions, Request};
+use nagaya_plane::holder::Plane;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// No request takes longer, unless it is lost.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes of a disk.
+pub const DISK_LEN: u64 = 8 << 20;
+
+/// A plane whose disks all share one worker.
+pub struct Yard {
+    plane: Plane,
+    directory: TempDir,
+}
+
+impl Yard {
+    pub fn new() -> Yard {
+        let plane = Plane::new(vec![env!("CARGO_BIN_EXE_nagaya-worker").to_owned()]).expect("plane");
+        // Short: a socket's path must fit in 107 bytes.
+        let directory = tempfile::Builder::new().prefix("ng").tempdir_in("/tmp").expect("directory");
+        Yard { plane, directory }
+    }
+
+    /// Add a disk on the simulated device of the yard: 4 requests at once, 1 ms each.
+    pub fn simulated(&self, id: &str) -> PathBuf {
+        let model =
+            json!({"size": DISK_LEN, "parallel": 4, "read_us": 1000, "write_us": 1000, "flush_us": 1000});
+        self.add(id, &json!({"format": "simulated", "model": model}), &[])
+    }
+
+    /// Add a disk on a file of its own.
+    pub fn raw(&self, id: &str) -> PathBuf {
+        let path = self.path(id).with_extension("raw");
+        let file = File::options().read(true).write(true).create_new(true).open(path).expect("image");
+        file.set_len(DISK_LEN).expect("size");
+        self.add(id, &json!({"format": "raw"}), &[&file])
+    }
+
+    fn add(&self, id: &str, layer: &Value, files: &[&File]) -> PathBuf {
+        let socket = self.path(id).with_extension("sock");
+        let listener = OwnedFd::from(UnixListener::bind(&socket).expect("listen"));
+        let files = files.iter().map(|file| file.as_fd().try_clone_to_owned().expect("fd"));
+        let config = json!({"driver": "blk", "id": id, "worker": "one", "direct": false, "layers": [layer]});
+        self.plane
+            .device_add(&config.to_string(), std::iter::once(listener).chain(files).collect())
+            .expect("device_add");
+        socket
+    }
+
+    pub fn remove(&self, id: &str) {
+        self.plane.device_del(id).expect("device_del");
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.directory.path().join(id.replace('/', "-"))
+    }
+
+    pub fn set(&self, nodes: &Value) {
+        self.plane.set_shares(&nodes.to_string()).expect("set_shares");
+    }
+
+    /// What the arbiter says of a node; `null` if it does not know it.
+    pub fn node(&self, id: &str) -> Value {
+        let workers: Value = serde_json::from_str(&self.plane.query_arbiter()).expect("JSON");
+        let nodes = workers[0]["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.into_iter().find(|node| node["id"] == id).unwrap_or_default()
+    }
+
+    /// Events of this name since the last call of this.
+    pub fn take_events(&self, name: &str) -> Vec<Value> {
+        let events = self.plane.take_events();
+        let events = events.iter().map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
+        events.filter(|event| event["event"] == name).map(|event| event["data"].clone()).collect()
+    }
+
+    /// Process of the worker, once there is one that is not `but`.
+    pub fn worker(&self, but: u64) -> u64 {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
+            match state["workers"][0]["pid"].as_u64() {
+                Some(pid) if pid != 0 && pid != but => return pid,
+                _ => assert!(Instant::now() < end, "no worker: {state}"),
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Kill the worker and return the process of the next one.
+    pub fn kill(&self, worker: u64) -> u64 {
+        // SAFETY: passes no pointer; the process is a child of this one and not yet waited for.
+        unsafe { libc::kill(worker as i32, libc::SIGKILL) };
+        self.worker(worker)
+    }
+}
+
+/// A machine that keeps `depth` reads in flight.
+pub struct Client {
+    done: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Client {
+    pub fn start(socket: &Path, depth: u16) -> Client {
+        let options =
+            BlkOptions { slots: depth, queue_size: (3 * depth).next_power_of_two(), ..BlkOptions::default() };
+        let mut blk = Blk::open(socket, options).expect("connect");
+        let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counter, stopped) = (done.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            for slot in 0..depth {
+                blk.submit(slot, Request::Read { sector: u64::from(slot) * 8, len: 4096 });
+            }
+            while blk.in_flight() > 0 {
+                blk.kick().expect("kick");
+                assert!(blk.wait(PATIENCE).expect("wait"), "no completion");
+                while let Some(done) = blk.poll().expect("each completes once") {
+                    assert_eq!(done.status, 0);
+                    counter.fetch_add(1, Ordering::Relaxed);
+                    if !stopped.load(Ordering::Relaxed) {
+                        blk.submit(done.slot, Request::Read { sector: u64::from(done.slot) * 8, len: 4096 });
+                    }
+                }
+            }
+        });
+        Client { done, stop, thread }
+    }
+
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Finish what is in flight.
+    pub fn leave(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("no lost request");
+        self.done.load(Ordering::Relaxed)
+    }
+}
+
+/// Requests that each client completes until all together have completed `total` more.
+pub fn completed(clients: &[Client], total: u64) -> Vec<u64> {
+    let before: Vec<u64> = clients.iter().map(Client::done).collect();
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let done: Vec<u64> =
+            clients.iter().zip(&before).map(|(client, before)| client.done() - before).collect();
+        if done.iter().sum::<u64>() >= total {
+            return done;
+        }
+        assert!(Instant::now() < end, "{done:?} requests in {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
