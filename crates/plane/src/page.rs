@@ -6,13 +6,13 @@ use std::mem;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::config::MAX_PORTS;
 
 /// Counters of a device and the state of its ports. All zero at first.
 #[repr(C)]
-#[derive(Default)]
 pub struct DevicePage {
     /// Reads completed.
     pub reads: AtomicU64,
@@ -40,6 +40,8 @@ pub struct DevicePage {
     pub flushing: AtomicU32,
     /// Ports of a console.
     pub ports: [PortState; MAX_PORTS],
+    /// Mappings of an overlay that its file does not have yet.
+    pub mappings: MappingLog,
 }
 
 /// What a worker has to know of a port after another one crashed.
@@ -53,6 +55,54 @@ pub struct PortState {
     /// Bytes already taken from the chain at the head of the transmit queue, and that chain:
     /// `offset << 16 | head`, or 0 if `offset` is.
     pub sent: AtomicU64,
+}
+
+/// Most mappings that a [`MappingLog`] holds: at 64 KiB a cluster, 256 MiB of first writes.
+pub const MAPPINGS: usize = 4096;
+
+/// What an overlay's writes have mapped since its tables were last brought into its file, in order. A worker's
+/// successor finds here what the file lacks; should the host stop, it is lost, as writes are that nobody flushed.
+#[repr(C)]
+pub struct MappingLog {
+    count: AtomicU64,
+    /// Cluster of the disk, and byte in the file.
+    entries: [[AtomicU64; 2]; MAPPINGS],
+}
+
+impl MappingLog {
+    /// Add that `cluster` of the disk is at byte `place` of the file. It must have room.
+    pub fn append(&self, cluster: u64, place: u64) {
+        let count = self.count.load(Relaxed);
+        let [first, second] = &self.entries[count as usize];
+        first.store(cluster, Relaxed);
+        second.store(place, Relaxed);
+        // A worker may be killed here: program order is enough, and keeps a half-written entry from counting.
+        self.count.store(count + 1, Release);
+    }
+
+    /// How many more fit.
+    pub fn room(&self) -> usize {
+        MAPPINGS.saturating_sub(self.count.load(Relaxed) as usize)
+    }
+
+    /// Whether the file has everything.
+    pub fn is_empty(&self) -> bool {
+        self.count.load(Relaxed) == 0
+    }
+
+    /// Everything, in order.
+    pub fn entries(&self) -> Vec<(u64, u64)> {
+        let count = self.count.load(Acquire).min(MAPPINGS as u64) as usize;
+        self.entries[..count]
+            .iter()
+            .map(|[first, second]| (first.load(Relaxed), second.load(Relaxed)))
+            .collect()
+    }
+
+    /// Forget everything: the file has it.
+    pub fn clear(&self) {
+        self.count.store(0, Release);
+    }
 }
 
 /// A [`DevicePage`] in a sealed memfd, mapped.
@@ -145,7 +195,6 @@ pub fn sealed_memfd(name: &std::ffi::CStr, size: u64) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::Ordering::Relaxed;
 
     #[test]
     fn both_sides_see_one_page() {
@@ -155,5 +204,19 @@ mod tests {
         worker.reads.fetch_add(2, Relaxed);
         assert_eq!((holder.ports[3].guest_open.load(Relaxed), holder.reads.load(Relaxed)), (1, 2));
         assert!(holder.file.set_len(0).is_err());
+    }
+
+    #[test]
+    fn a_successor_finds_the_mappings_in_order_until_they_are_cleared() {
+        let holder = Shared::create().unwrap();
+        let worker = Shared::map(File::from(holder.as_fd().try_clone_to_owned().unwrap())).unwrap();
+        for entry in 0..MAPPINGS as u64 {
+            worker.mappings.append(entry, entry << 16);
+        }
+        assert_eq!(worker.mappings.room(), 0);
+        let expected: Vec<_> = (0..MAPPINGS as u64).map(|entry| (entry, entry << 16)).collect();
+        assert_eq!(holder.mappings.entries(), expected);
+        worker.mappings.clear();
+        assert!(holder.mappings.is_empty() && holder.mappings.entries().is_empty());
     }
 }

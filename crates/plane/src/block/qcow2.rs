@@ -3,16 +3,18 @@
 //! - Fast path ([`Qcow2Disk::fast`]): where the cluster cache knows all of a request, the data goes between guest memory
 //!   and the file by raw SQEs.
 //! - Slow path ([`slow`]): a task per request, which asks imago.
-//! - Allocation ([`allocate`]): one task, which gives clusters to writes in batches.
+//! - Allocation ([`allocate`]): one task, which gives clusters to writes.
 //!
-//! What a killed worker leaves behind: before a write to a new cluster is answered, its data, then the refcount, then
-//! the L2 entry have been written to the file. Whoever opens the file next finds every answered write; clusters of
-//! a batch that was not answered may be leaked, nothing else.
+//! What a killed worker leaves behind: before a write to a new cluster is answered, its data has been written to the file,
+//! and its mapping to a log in memory that outlives the worker ([`crate::page::MappingLog`]). The next worker brings
+//! the log's mappings into the file ([`replay`]). What a host that stops leaves behind: every write that was flushed, of
+//! others any part, and at worst clusters that nothing refers to.
 
 mod allocate;
 pub mod layout;
 mod map;
 mod plan;
+mod replay;
 mod slow;
 pub mod tables;
 
@@ -34,6 +36,7 @@ use self::tables::Tables;
 use super::storage::{FileStorage, iovec};
 use super::{Disk, Operation, Request, SECTOR};
 use crate::config::Format;
+use crate::page::{MappingLog, Shared as Page};
 use crate::uring::Uring;
 
 /// Unit of the cache for a disk that is only read, whatever its cluster size.
@@ -54,6 +57,8 @@ pub struct Qcow2Disk(Rc<Shared>);
 struct Shared {
     uring: Rc<Uring>,
     image: FormatAccess<FileStorage>,
+    /// The top layer's file, for what goes past imago.
+    top: FileStorage,
     /// The layers' files, top first.
     files: Vec<Fixed>,
     /// For all memory, offsets and lengths.
@@ -62,6 +67,7 @@ struct Shared {
     cluster_bits: u32,
     /// Of a disk that is writable.
     tables: Option<Rc<Tables>>,
+    page: Option<Rc<Page>>,
     map: RefCell<ClusterMap>,
     allocator: Allocator,
     sync: squeue::Entry,
@@ -75,16 +81,17 @@ struct Run {
 }
 
 impl Qcow2Disk {
-    /// Opens `layers`, top first; only the top one is ever written, and only if `writable`. Blocks.
+    /// Opens `layers`, top first; only the top one is ever written, and only with a `page`, whose log remembers the mappings
+    /// of writes that are not in the file. What a killed worker has left there is brought into the file first. Blocks.
     ///
     /// `direct` is for the top layer. Those below are shared by machines, and so is what the page cache holds of them.
     ///
     /// # Errors
-    /// `InvalidData` for an image that is damaged or, if `writable`, not made by [`layout::create`].
+    /// `InvalidData` for an image that is damaged or, with a `page`, not made by [`layout::create`].
     pub fn open(
         uring: &Rc<Uring>,
         layers: Vec<Layer>,
-        writable: bool,
+        page: Option<&Rc<Page>>,
         direct: bool,
     ) -> io::Result<Qcow2Disk> {
         if layers.first().is_none_or(|top| top.format != Format::Qcow2) {
@@ -92,23 +99,24 @@ impl Qcow2Disk {
         }
         let mut files = Vec::new();
         let (mut align, mut cluster_bits) = (1, READ_ONLY_CLUSTER_BITS);
-        let (mut sync, mut tables, mut below) = (None, None, None);
+        let (mut top, mut tables, mut below) = (None, None, None);
         for (index, layer) in layers.into_iter().enumerate().rev() {
             let mut file = FileStorage::new(uring, layer.fd, index, direct && index == 0)?;
             files.insert(0, file.fixed());
             align = align.max(file.align());
-            sync = Some(file.sync_sqe());
-            let writable = writable && index == 0;
-            if writable {
+            top = Some(file.share(None));
+            let page = page.filter(|_| index == 0);
+            if let Some(page) = page {
                 let layout = uring.block_on(verify(&file))??;
                 cluster_bits = layout.cluster_bits;
+                uring.block_on(replay::replay(&file, &layout, &page.mappings))??;
                 let of_file = Rc::new(Tables::new(&layout));
-                file = file.with_tables(of_file.clone());
+                file = file.share(Some(of_file.clone()));
                 tables = Some(of_file);
             }
-            below = Some(uring.block_on(open_layer(file, layer.format, below, writable))??);
+            below = Some(uring.block_on(open_layer(file, layer.format, below, page.is_some()))??);
         }
-        let (Some(image), Some(sync)) = (below, sync) else {
+        let (Some(image), Some(top)) = (below, top) else {
             return Err(invalid("a disk without layers"));
         };
         let size = image.size();
@@ -123,9 +131,11 @@ impl Qcow2Disk {
             size,
             cluster_bits,
             tables,
+            page: page.cloned(),
             map: RefCell::new(ClusterMap::new(size.div_ceil(1 << cluster_bits))),
             allocator: Allocator::default(),
-            sync,
+            sync: top.sync_sqe(),
+            top,
         })))
     }
 
@@ -138,7 +148,7 @@ impl Qcow2Disk {
         let write = request.operation == Operation::Write;
         // SAFETY: the caller vouches for the list.
         let iovecs = unsafe { std::slice::from_raw_parts(request.iovecs, request.iovec_count) };
-        if !aligned(iovecs, shared.align) || (write && !shared.allocator.is_clean()) {
+        if !aligned(iovecs, shared.align) {
             return 0;
         }
         let map = shared.map.borrow();
@@ -179,10 +189,15 @@ impl Disk for Qcow2Disk {
     }
 
     unsafe fn submit(&self, _uring: &Rc<Uring>, request: &Request) -> usize {
+        #[cfg(test)]
+        let recording = super::storage::fuse::recording();
+        #[cfg(not(test))]
+        let recording = false;
         let pushed = match request.operation {
+            _ if recording => 0,
             // SAFETY: passed on from our caller.
             Operation::Read | Operation::Write => unsafe { self.fast(request) },
-            Operation::Flush if self.0.allocator.is_clean() => {
+            Operation::Flush if self.0.is_flushed() => {
                 // SAFETY: fsync names no memory, and the file is registered as long as the disk lives.
                 unsafe { self.0.uring.push(self.0.sync.clone().user_data(request.token)) };
                 1
@@ -207,7 +222,7 @@ impl Disk for Qcow2Disk {
     }
 
     fn close(&self) -> io::Result<()> {
-        if self.0.tables.is_none() {
+        if self.0.is_flushed() {
             return Ok(());
         }
         self.0.uring.block_on(allocate::flush(&self.0))?
@@ -215,6 +230,16 @@ impl Disk for Qcow2Disk {
 }
 
 impl Shared {
+    /// Whether every mapping of an answered write is in the file.
+    fn is_flushed(&self) -> bool {
+        self.allocator.is_clean() && self.page.as_ref().is_none_or(|page| page.mappings.is_empty())
+    }
+
+    /// The log of a disk that is writable.
+    fn log(&self) -> &MappingLog {
+        &self.page.as_ref().expect("only a disk with a page allocates").mappings
+    }
+
     /// The run that `offset` begins, as far as the cache knows; `None` if it knows nothing, or nothing that fits.
     fn run(&self, map: &ClusterMap, offset: u64, length: u64, write: bool) -> Option<Run> {
         let place = |offset: u64| {

@@ -31,8 +31,13 @@ const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 pub struct FileStorage {
     /// Position in the chain of layers, 0 on top.
     pub layer: usize,
-    file: ThreadBound<File>,
+    bound: ThreadBound<Bound>,
     helper: CommonStorageHelper,
+}
+
+struct Bound {
+    file: Rc<File>,
+    tables: Option<Rc<Tables>>,
 }
 
 struct File {
@@ -40,7 +45,6 @@ struct File {
     fd: OwnedFd,
     fixed: Fixed,
     direct: bool,
-    tables: Option<Rc<Tables>>,
 }
 
 impl FileStorage {
@@ -48,24 +52,32 @@ impl FileStorage {
     pub fn new(uring: &Rc<Uring>, fd: OwnedFd, layer: usize, direct: bool) -> io::Result<FileStorage> {
         let direct = settle_direct(&fd, direct)?;
         let fixed = uring.register_fd(fd.as_fd())?;
-        let file = File { uring: uring.clone(), fd, fixed, direct, tables: None };
-        Ok(FileStorage { layer, file: ThreadBound::new(file), helper: CommonStorageHelper::default() })
+        let file = Rc::new(File { uring: uring.clone(), fd, fixed, direct });
+        Ok(FileStorage::of(layer, file, None))
     }
 
-    /// Makes it the top layer of an overlay that is written, with these tables.
-    pub fn with_tables(mut self, tables: Rc<Tables>) -> FileStorage {
-        self.file.get_mut().tables = Some(tables);
-        self
+    /// The same file once more; the top layer of an overlay that is written goes to imago with these tables.
+    pub fn share(&self, tables: Option<Rc<Tables>>) -> FileStorage {
+        FileStorage::of(self.layer, self.bound.get().file.clone(), tables)
+    }
+
+    fn of(layer: usize, file: Rc<File>, tables: Option<Rc<Tables>>) -> FileStorage {
+        let bound = ThreadBound::new(Bound { file, tables });
+        FileStorage { layer, bound, helper: CommonStorageHelper::default() }
+    }
+
+    fn file(&self) -> &File {
+        &self.bound.get().file
     }
 
     /// The registered file, for SQEs that go past imago.
     pub fn fixed(&self) -> Fixed {
-        self.file.get().fixed
+        self.file().fixed
     }
 
     /// Alignment of the memory, offset and length of every request.
     pub fn align(&self) -> usize {
-        if self.file.get().direct { DIRECT_ALIGN } else { 1 }
+        if self.file().direct { DIRECT_ALIGN } else { 1 }
     }
 
     /// Reads into `iovecs`; what is behind the end of the file reads as zeroes.
@@ -73,7 +85,7 @@ impl FileStorage {
     /// # Safety
     /// The buffers stay valid until the future is ready or dropped, and it is not forgotten.
     pub async unsafe fn read(&self, mut iovecs: Vec<libc::iovec>, mut offset: u64) -> io::Result<()> {
-        let file = self.file.get();
+        let file = self.file();
         while !iovecs.is_empty() {
             let count = iovecs.len().min(MAX_IOVECS) as u32;
             let sqe = opcode::Readv::new(file.fixed, iovecs.as_ptr(), count).offset(offset).build();
@@ -99,14 +111,18 @@ impl FileStorage {
     /// # Safety
     /// As for [`read`](Self::read).
     pub async unsafe fn write(&self, mut iovecs: Vec<libc::iovec>, mut offset: u64) -> io::Result<()> {
-        let file = self.file.get();
+        let file = self.file();
         while !iovecs.is_empty() {
             #[cfg(test)]
             fuse::burn().await?;
             let count = iovecs.len().min(MAX_IOVECS) as u32;
+            #[cfg(test)]
+            let recorded = fuse::begin(offset, fuse::bytes(&iovecs));
             let sqe = opcode::Writev::new(file.fixed, iovecs.as_ptr(), count).offset(offset).build();
             // SAFETY: as in `read`.
             let written = check(unsafe { file.uring.op(sqe) }.await)?;
+            #[cfg(test)]
+            fuse::end(recorded);
             if written == 0 {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
             }
@@ -119,9 +135,14 @@ impl FileStorage {
     /// Makes a range read as zeroes; gives its space back if `unmap`.
     pub async fn zero(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         let mode = if unmap { PUNCH } else { libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE };
-        let file = self.file.get();
+        let file = self.file();
         let sqe = opcode::Fallocate::new(file.fixed, length).offset(offset).mode(mode).build();
-        match check(self.run(sqe).await) {
+        #[cfg(test)]
+        let recorded = fuse::begin(offset, vec![0; length as usize]);
+        let result = check(self.run(sqe).await);
+        #[cfg(test)]
+        fuse::end(recorded);
+        match result {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 self.write_zeroes_as_data(offset, length).await
             }
@@ -131,11 +152,11 @@ impl FileStorage {
 
     /// fdatasync.
     pub fn sync_sqe(&self) -> squeue::Entry {
-        opcode::Fsync::new(self.file.get().fixed).flags(FsyncFlags::DATASYNC).build()
+        opcode::Fsync::new(self.file().fixed).flags(FsyncFlags::DATASYNC).build()
     }
 
     async fn write_table(&self, tables: &Tables, table: &[u8], offset: u64) -> io::Result<()> {
-        tables.admit(offset).await?;
+        tables.admit(offset, self.sync()).await?;
         let range = tables.changed(offset, table);
         if !range.is_empty() {
             let part = &table[range.clone()];
@@ -167,7 +188,7 @@ impl FileStorage {
     /// For SQEs that name no memory.
     async fn run(&self, sqe: squeue::Entry) -> i32 {
         // SAFETY: the callers pass fallocate and fsync, which name no memory; the file outlives the future.
-        unsafe { self.file.get().uring.op(sqe) }.await
+        unsafe { self.file().uring.op(sqe) }.await
     }
 }
 
@@ -189,7 +210,7 @@ impl Storage for FileStorage {
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(stat(self.file.get().fd.as_raw_fd())?.st_size as u64)
+        Ok(stat(self.file().fd.as_raw_fd())?.st_size as u64)
     }
 
     async unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
@@ -197,7 +218,7 @@ impl Storage for FileStorage {
         let iovecs = buffers.iter_mut().map(|b| iovec(b.as_mut_ptr(), b.len())).collect();
         // SAFETY: imago's caller holds the buffers across this await.
         unsafe { self.read(iovecs, offset) }.await?;
-        if let (Some(tables), [table]) = (&self.file.get().tables, &buffers[..])
+        if let (Some(tables), [table]) = (&self.bound.get().tables, &buffers[..])
             && tables.covers(offset, table.len())
         {
             tables.remember(offset, table);
@@ -207,7 +228,7 @@ impl Storage for FileStorage {
 
     async unsafe fn pure_writev(&self, bufv: IoVector<'_>, offset: u64) -> io::Result<()> {
         let buffers = bufv.into_inner();
-        if let (Some(tables), [table]) = (&self.file.get().tables, &buffers[..])
+        if let (Some(tables), [table]) = (&self.bound.get().tables, &buffers[..])
             && tables.covers(offset, table.len())
         {
             return self.write_table(tables, table, offset).await;
@@ -231,7 +252,12 @@ impl Storage for FileStorage {
     }
 
     async fn sync(&self) -> io::Result<()> {
-        check(self.run(self.sync_sqe()).await).map(drop)
+        #[cfg(test)]
+        let recorded = fuse::begin(0, Vec::new());
+        check(self.run(self.sync_sqe()).await)?;
+        #[cfg(test)]
+        fuse::end_sync(recorded);
+        Ok(())
     }
 
     async unsafe fn invalidate_cache(&self) -> io::Result<()> {
@@ -276,11 +302,6 @@ unsafe impl<T> Sync for ThreadBound<T> {}
 impl<T> ThreadBound<T> {
     fn new(value: T) -> Self {
         ThreadBound { value: ManuallyDrop::new(value), thread: thread::current().id() }
-    }
-
-    fn get_mut(&mut self) -> &mut T {
-        assert!(thread::current().id() == self.thread, "a disk is used outside of its worker's thread");
-        &mut self.value
     }
 
     fn get(&self) -> &T {
@@ -361,56 +382,7 @@ fn stat(fd: RawFd) -> io::Result<libc::stat> {
     Ok(status)
 }
 
-/// Lets a test stop a disk before any one of its writes, as a kill would.
+/// What tests do to a disk's writes, and what they write down of them.
 #[cfg(test)]
-pub mod fuse {
-    use std::cell::Cell;
-    use std::future::poll_fn;
-    use std::task::Poll;
-
-    thread_local! {
-        static DELAYS: Cell<u32> = const { Cell::new(1) };
-        static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
-        static BURNT: Cell<bool> = const { Cell::new(false) };
-        static FULL: Cell<bool> = const { Cell::new(false) };
-    }
-
-    /// Allows this many writes more.
-    pub fn set(writes: u64) {
-        LEFT.set(writes);
-        BURNT.set(false);
-    }
-
-    /// From now on there is no space for two writes of three, or there is.
-    pub fn fill(full: bool) {
-        FULL.set(full);
-    }
-
-    /// Whether a write has been held back.
-    pub fn burnt() -> bool {
-        BURNT.get()
-    }
-
-    /// Lets others go first by turns, so that writes which nothing orders are made in any order.
-    pub(super) async fn burn() -> std::io::Result<()> {
-        DELAYS.set(DELAYS.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
-        let mut turns = DELAYS.get() >> 29;
-        poll_fn(|cx| match turns.checked_sub(1) {
-            Some(left) => {
-                turns = left;
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
-            None => Poll::Ready(()),
-        })
-        .await;
-        let left = LEFT.get();
-        if left == 0 {
-            BURNT.set(true);
-            std::future::pending::<()>().await;
-        }
-        LEFT.set(left - 1);
-        let full = FULL.get() && !(DELAYS.get() >> 16).is_multiple_of(3);
-        if full { Err(std::io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
-    }
-}
+#[path = "storage/fuse.rs"]
+pub mod fuse;

@@ -36,7 +36,7 @@ pub struct Entry {
     /// Its guest's memory.
     pub memory: Option<Rc<Memory>>,
     device: Box<dyn Device>,
-    page: Shared,
+    page: Rc<Shared>,
     /// Memory that was replaced while requests were in flight on it.
     retired: Vec<Rc<Memory>>,
 }
@@ -55,10 +55,10 @@ impl Entry {
     ) -> io::Result<Entry> {
         let mut fds = fds.into_iter();
         let page = fds.next().ok_or_else(|| io::Error::other("a device without its page"))?;
-        let page = Shared::map(File::from(page))?;
+        let page = Rc::new(Shared::map(File::from(page))?);
         let device: Box<dyn Device> = match config {
             DeviceConfig::Blk(blk) => {
-                let disk = open_disk((uring, models), blk, fds.map(File::from).collect())?;
+                let disk = open_disk((uring, models), blk, fds.map(File::from).collect(), &page)?;
                 Box::new(Blk::new(blk, disk, leaf))
             }
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
@@ -125,6 +125,7 @@ fn open_disk(
     (uring, models): (&Rc<Uring>, &mut ModelDevices),
     config: &BlkConfig,
     mut files: Vec<File>,
+    page: &Rc<Shared>,
 ) -> io::Result<Box<dyn Disk>> {
     if let Some(layer) = config.layers.first()
         && let Some(model) = &layer.model
@@ -142,5 +143,5 @@ fn open_disk(
     }
     let layers = config.layers.iter().zip(files);
     let layers = layers.map(|(layer, file)| Layer { fd: file.into(), format: layer.format }).collect();
-    Ok(Box::new(Qcow2Disk::open(uring, layers, !config.read_only, config.direct)?))
+    Ok(Box::new(Qcow2Disk::open(uring, layers, (!config.read_only).then_some(page), config.direct)?))
 }

@@ -1,14 +1,17 @@
-//! Clusters for writes that have none yet: one task per disk, which works in batches.
+//! Clusters for writes that have none yet.
 //!
-//! A write that does not cover its cluster reads the old content first, by itself. Then a batch of them goes through these
-//! steps; nobody else changes or writes metadata meanwhile:
-//! 1. allocate and map the clusters, in memory only; from here on they are *unsettled*, and readers wait;
-//! 2. write the data, and beside it the refcounts;
-//! 3. write the L2 tables: only now is a mapping in the file. [`Tables`](super::tables::Tables) holds them back until
-//!    here. If a data write failed they are not written, its cluster gets its old mapping back, and the rest is flushed;
-//! 4. answer.
+//! A write that does not cover its cluster reads the old content first, by itself. Then
+//! 1. one task per disk maps clusters, in imago's memory only, for all writes that wait. From here on the clusters are
+//!    *unsettled*: readers wait, and so do other writes to them;
+//! 2. the content is written, runs of clusters side by side;
+//! 3. the mapping goes into the log in shared memory, which a worker's successor reads ([`super::replay`]), and the
+//!    write is answered;
+//! 4. at a flush of the guest's, or when the log is full, and with no content on its way, imago's tables go into the
+//!    file: refcounts, sync, L2 tables ([`Tables`](super::tables::Tables)). Then the log is emptied.
 //!
-//! Mapping before writing lets all data writes of a batch run side by side: a mapping that imago has yet to commit keeps
+//! If content could not be written, its cluster gets its old mapping back before anything else is mapped.
+//!
+//! Mapping before writing lets the writes of a table run side by side: a mapping that imago has yet to commit keeps
 //! its whole L2 table locked. It is safe because imago writes tables on its own only when its caches are full, which
 //! [`super::layout`] rules out.
 
@@ -24,25 +27,29 @@ use imago::io_buffers::IoBuffer;
 use super::Shared;
 use super::map::Place;
 use super::plan::{Action, Plan, errno};
-use super::slow::Job;
-use super::tables::Gate;
-use crate::block::storage::{DIRECT_ALIGN, FileStorage};
-use crate::executor::join_all;
+use super::replay::ZERO;
+use crate::block::storage::DIRECT_ALIGN;
 
-/// Bytes of clusters that a batch allocates at most.
+/// Bytes of clusters that are mapped at a time at most.
 const BATCH_BYTES: u64 = 8 << 20;
 const BATCH_CLUSTERS: u64 = 64;
 
-/// Bytes of old content that wait for their batch at most.
+/// Bytes of old content that wait for their clusters at most.
 const OLD_BYTES: u64 = 16 << 20;
 
 /// The state of a disk's allocations.
 #[derive(Default)]
 pub(super) struct Allocator {
     queue: RefCell<VecDeque<Piece>>,
+    /// Writes to clusters that are unsettled.
+    parked: RefCell<Vec<Piece>>,
     running: Cell<bool>,
     unsettled: RefCell<HashSet<u64>>,
-    /// Who waits for a batch to end.
+    /// Runs of clusters whose content is on its way.
+    writing: Cell<usize>,
+    /// Clusters whose content could not be written.
+    failed: RefCell<Vec<Plan>>,
+    /// Who waits for clusters to settle.
     waiting: RefCell<Vec<Waker>>,
     state: Cell<State>,
     old_bytes: Cell<u64>,
@@ -54,9 +61,9 @@ pub(super) struct Allocator {
 enum State {
     #[default]
     Clean,
-    /// A flush failed: mappings in memory may not be in the file. Every write waits for one that succeeds.
+    /// Tables could not be written. Before that has succeeded, imago may write them whenever it pleases.
     Unflushed,
-    /// Memory maps clusters without content, and this could not be undone: nothing may be written any more.
+    /// Memory maps clusters without content and this could not be undone, or a sync failed: nothing may be written any more.
     Broken,
 }
 
@@ -78,11 +85,12 @@ pub(super) struct Piece {
     pub content: Content,
     /// What the whole cluster held before, unless the piece covers it.
     pub old: Option<IoBuffer>,
-    done: Rc<Done>,
+    pub done: Rc<Done>,
 }
 
+/// How a piece ends.
 #[derive(Default)]
-struct Done {
+pub(super) struct Done {
     result: Cell<Option<Result<(), i32>>>,
     waker: Cell<Option<Waker>>,
 }
@@ -108,12 +116,12 @@ pub(super) async fn write(shared: &Rc<Shared>, offset: u64, length: u64, content
     result
 }
 
-/// Brings all metadata into the file.
+/// Brings the mappings of all writes that were answered into the file.
 pub(super) async fn flush(shared: &Rc<Shared>) -> io::Result<()> {
     enqueue(shared, 0, 0, 0, Content::Flush, None).await
 }
 
-/// Reads a cluster at a time when imago tells the truth about it. If it is allocated later, the batch will see.
+/// Reads a cluster at a time when imago tells the truth about it. If it is allocated later, its plan will see.
 async fn read_old(shared: &Shared, cluster: u64, start: u64, length: u64) -> io::Result<IoBuffer> {
     let allocator = &shared.allocator;
     let mut old = IoBuffer::new(length as usize, DIRECT_ALIGN)?;
@@ -138,10 +146,7 @@ async fn enqueue(
     let done = Rc::new(Done::default());
     let piece = Piece { cluster, start, length, content, old, done: done.clone() };
     shared.allocator.queue.borrow_mut().push_back(piece);
-    if !shared.allocator.running.replace(true) {
-        let shared = shared.clone();
-        shared.uring.clone().tasks.spawn_local(async move { run(&shared).await });
-    }
+    rouse(shared);
     let result = poll_fn(|cx| match done.result.get() {
         Some(result) => Poll::Ready(result),
         None => {
@@ -152,58 +157,69 @@ async fn enqueue(
     result.await.map_err(io::Error::from_raw_os_error)
 }
 
-async fn run(shared: &Shared) {
-    let limit = (BATCH_BYTES >> shared.cluster_bits).clamp(1, BATCH_CLUSTERS) as usize;
-    loop {
-        let mut clusters: BTreeMap<u64, Vec<Piece>> = BTreeMap::new();
-        let mut flushes = Vec::new();
-        loop {
-            // Not `while let`: the queue would stay borrowed in the loop.
-            let next = shared.allocator.queue.borrow_mut().pop_front();
-            let Some(piece) = next else { break };
-            if matches!(piece.content, Content::Flush) {
-                flushes.push(piece);
-            } else if clusters.len() < limit || clusters.contains_key(&piece.cluster) {
-                clusters.entry(piece.cluster).or_default().push(piece);
-            } else {
-                shared.allocator.queue.borrow_mut().push_front(piece);
-                break;
-            }
-        }
-        if clusters.is_empty() && flushes.is_empty() {
-            shared.allocator.running.set(false);
-            return;
-        }
-        batch(shared, clusters, flushes).await;
+/// Has the task run if there is something for it to do.
+fn rouse(shared: &Rc<Shared>) {
+    let allocator = &shared.allocator;
+    let idle = allocator.queue.borrow().is_empty() && allocator.failed.borrow().is_empty();
+    if !idle && !allocator.running.replace(true) {
+        let shared = shared.clone();
+        shared.uring.clone().tasks.spawn_local(async move { run(&shared).await });
     }
 }
 
-async fn batch(shared: &Shared, clusters: BTreeMap<u64, Vec<Piece>>, flushes: Vec<Piece>) {
+async fn run(shared: &Rc<Shared>) {
     let allocator = &shared.allocator;
+    loop {
+        let (clusters, flushes) =
+            allocator.take((BATCH_BYTES >> shared.cluster_bits).clamp(1, BATCH_CLUSTERS));
+        let failed = !allocator.failed.borrow().is_empty();
+        if clusters.is_empty() && flushes.is_empty() && !failed {
+            allocator.running.set(false);
+            return;
+        }
+        let room = shared.log().room();
+        let full = room < allocator.unsettled.borrow().len() + clusters.len();
+        let first = failed || full || allocator.state.get() != State::Clean;
+        let mut flushed = Ok(());
+        if first || !flushes.is_empty() {
+            allocator.until(|| allocator.writing.get() == 0).await;
+            flushed = undo_and_flush(shared).await;
+            flushes.iter().for_each(|piece| piece.done.finish(flushed));
+        }
+        if first && flushed.is_err() {
+            clusters.into_values().flatten().for_each(|piece| piece.done.finish(flushed));
+        } else {
+            give(shared, clusters).await;
+        }
+    }
+}
+
+/// Maps clusters and has their content written.
+async fn give(shared: &Rc<Shared>, clusters: BTreeMap<u64, Vec<Piece>>) {
     let mut plans = Vec::with_capacity(clusters.len());
     for (cluster, pieces) in clusters {
         plans.push(Plan::new(shared, cluster, pieces).await);
     }
     let changes = plans.iter().filter(|plan| plan.changes_metadata()).map(|plan| plan.cluster);
-    allocator.unsettled.borrow_mut().extend(changes);
-    let flush = !allocator.unsettled.borrow().is_empty() || !flushes.is_empty() || !allocator.is_clean();
-    let metadata = if allocator.is_broken() {
-        Err(libc::EIO)
-    } else {
-        map_clusters(shared, &mut plans).await;
-        write_and_flush(shared, &mut plans, flush).await
-    };
-    settle(shared, &plans, metadata);
-    for plan in plans {
-        let result = plan.result.and(metadata);
-        plan.pieces.iter().for_each(|piece| piece.done.finish(result));
+    shared.allocator.unsettled.borrow_mut().extend(changes);
+    map_clusters(shared, &mut plans).await;
+    let mut plans = plans.into_iter().peekable();
+    while let Some(first) = plans.next() {
+        let mut run = vec![first];
+        while let Some(next) = plans.next_if(|next| next.follows(&run[run.len() - 1])) {
+            run.push(next);
+        }
+        let shared = shared.clone();
+        shared.allocator.writing.set(shared.allocator.writing.get() + 1);
+        shared.uring.clone().tasks.spawn_local(async move {
+            let result = write_run(&shared, &run).await;
+            settle(&shared, run, result);
+        });
     }
-    flushes.iter().for_each(|piece| piece.done.finish(metadata));
-    allocator.wake();
 }
 
 /// Allocates clusters, adjacent ones together, and maps them in memory.
-async fn map_clusters<'a>(shared: &'a Shared, plans: &mut [Plan<'a>]) {
+async fn map_clusters(shared: &Shared, plans: &mut [Plan]) {
     let mut rest = plans;
     while let [first, ..] = rest {
         if matches!(first.action, Action::Zero) {
@@ -225,10 +241,10 @@ async fn map_clusters<'a>(shared: &'a Shared, plans: &mut [Plan<'a>]) {
         let length = rest[..run].iter().map(|plan| plan.length).sum();
         let mut mapped = 0;
         match map_run(shared, start, length).await {
-            Ok((file, place, length)) => {
+            Ok((place, length)) => {
                 let plans = rest[..run].iter_mut();
                 for plan in plans.take_while(|plan| plan.start + plan.length <= start + length) {
-                    plan.set_allocated(file, place + (plan.start - start));
+                    plan.set_allocated(place + (plan.start - start));
                     mapped += 1;
                 }
                 if mapped == 0 {
@@ -242,119 +258,128 @@ async fn map_clusters<'a>(shared: &'a Shared, plans: &mut [Plan<'a>]) {
 }
 
 /// Maps clusters from `start` on, at most `length` bytes; returns where they are and how many bytes were mapped.
-async fn map_run(shared: &Shared, start: u64, length: u64) -> io::Result<(&FileStorage, u64, u64)> {
+async fn map_run(shared: &Shared, start: u64, length: u64) -> io::Result<(u64, u64)> {
     let mapping = shared.image.prepare_data_mapping(start, length, true).await?;
-    let (file, place, mapped) = (mapping.storage(), mapping.offset(), mapping.length());
+    let (place, mapped) = (mapping.offset(), mapping.length());
     shared.image.commit_data_mapping(mapping).await?;
-    Ok((file, place, mapped))
+    Ok((place, mapped))
 }
 
-/// Writes the data and, if `flush`, the metadata; returns what became of the latter.
-async fn write_and_flush(shared: &Shared, plans: &mut [Plan<'_>], flush: bool) -> Result<(), i32> {
-    let Some(tables) = shared.tables.as_ref().filter(|_| flush) else {
-        write_contents(plans).await;
-        return Ok(());
-    };
-    tables.set_gate(Gate::Held);
-    let write: Job<'_> = Box::pin(async {
-        write_contents(plans).await;
-        let complete = plans.iter().all(|plan| plan.result.is_ok() || plan.allocated().is_none());
-        tables.set_gate(if complete { Gate::Open } else { Gate::Refused });
+/// Writes what goes into clusters that are neighbours in the disk and in the file, or into one.
+async fn write_run(shared: &Shared, run: &[Plan]) -> Result<(), i32> {
+    let [first, ..] = run else { return Ok(()) };
+    first.result?;
+    let written = if let Action::InPlace(place) = first.action {
+        overwrite(shared, place, &first.pieces).await
+    } else if let Some(place) = first.allocated() {
+        let iovecs = run.iter().flat_map(Plan::iovecs).collect();
+        // SAFETY: the plans own the buffers, or the writers do until their pieces are done.
+        unsafe { shared.top.write(iovecs, place) }.await
+    } else {
         Ok(())
-    });
-    let results = join_all(vec![write, Box::pin(shared.image.flush())]).await;
-    let mut result = results.into_iter().collect::<io::Result<()>>();
-    if tables.gate() == Gate::Refused {
-        undo_failed(shared, plans).await;
-        tables.set_gate(Gate::Open);
-        if shared.allocator.is_broken() {
-            return Err(libc::EIO);
-        }
-        result = shared.image.flush().await;
-    }
-    shared.allocator.state.set(if result.is_ok() { State::Clean } else { State::Unflushed });
-    result.map_err(|error| errno(&error))
-}
-
-/// Writes everything, side by side; clusters that are neighbours in the disk and in the file together.
-async fn write_contents(plans: &mut [Plan<'_>]) {
-    let mut jobs: Vec<Job<'_>> = Vec::new();
-    let mut runs = Vec::new();
-    let mut index = 0;
-    while index < plans.len() {
-        let first = index;
-        index += 1;
-        if plans[first].result.is_err() {
-            continue;
-        }
-        if let Action::InPlace(file, place) = plans[first].action {
-            jobs.push(Box::pin(overwrite(file, place, &plans[first].pieces)));
-        } else if let Some((file, place)) = plans[first].allocated() {
-            let mut iovecs = plans[first].iovecs();
-            while index < plans.len() && plans[index].follows(&plans[index - 1]) {
-                iovecs.extend(plans[index].iovecs());
-                index += 1;
-            }
-            // SAFETY: the plans own the buffers, or the writers do until their pieces are done.
-            jobs.push(Box::pin(unsafe { file.write(iovecs, place) }));
-        } else {
-            continue;
-        }
-        runs.push(first..index);
-    }
-    let results = join_all(jobs).await;
-    for (run, result) in runs.into_iter().zip(results) {
-        let result = result.map_err(|error| errno(&error));
-        plans[run].iter_mut().for_each(|plan| plan.result = result);
-    }
+    };
+    written.map_err(|error| errno(&error))
 }
 
 /// Writes pieces one after the other to a cluster that is there.
-async fn overwrite(file: &FileStorage, place: u64, pieces: &[Piece]) -> io::Result<()> {
+async fn overwrite(shared: &Shared, place: u64, pieces: &[Piece]) -> io::Result<()> {
     for piece in pieces {
+        let start = place + piece.start;
         match &piece.content {
             // SAFETY: the writer's buffers are valid until its piece is done.
-            Content::Guest(iovecs) => unsafe { file.write(iovecs.clone(), place + piece.start) }.await?,
-            Content::Zeroes | Content::Flush => file.zero(place + piece.start, piece.length, true).await?,
+            Content::Guest(iovecs) => unsafe { shared.top.write(iovecs.clone(), start) }.await?,
+            Content::Zeroes | Content::Flush => shared.top.zero(start, piece.length, true).await?,
         }
     }
     Ok(())
 }
 
-/// Takes clusters whose data could not be written out of the map again.
-async fn undo_failed(shared: &Shared, plans: &[Plan<'_>]) {
+/// The content of a run has been written, or not: the log and the cache are told, and the writers answered.
+fn settle(shared: &Rc<Shared>, run: Vec<Plan>, result: Result<(), i32>) {
+    let allocator = &shared.allocator;
+    for mut plan in run {
+        plan.result = plan.result.and(result);
+        let mut map = shared.map.borrow_mut();
+        match (plan.allocated(), plan.result) {
+            (Some(_), Err(_)) => {
+                allocator.failed.borrow_mut().push(plan);
+                continue;
+            }
+            (Some(offset), Ok(())) => {
+                shared.log().append(plan.cluster, offset);
+                map.insert(plan.cluster, Place::File { layer: shared.top.layer, offset });
+            }
+            (None, Ok(())) if plan.changes_metadata() => {
+                shared.log().append(plan.cluster, ZERO);
+                map.remove(plan.cluster);
+            }
+            (None, _) => {}
+        }
+        allocator.unsettled.borrow_mut().remove(&plan.cluster);
+        plan.finish();
+    }
+    allocator.writing.set(allocator.writing.get() - 1);
+    allocator.queue.borrow_mut().extend(allocator.parked.take());
+    allocator.wake();
+    rouse(shared);
+}
+
+/// Takes clusters without content out of the map, and brings the others into the file. Nothing is on its way.
+async fn undo_and_flush(shared: &Shared) -> Result<(), i32> {
     let (allocator, image) = (&shared.allocator, &shared.image);
-    for plan in plans.iter().filter(|plan| plan.result.is_err() && plan.allocated().is_some()) {
-        let result = if plan.was_zero {
+    for plan in allocator.failed.take() {
+        let undone = if plan.was_zero {
             // SAFETY: nobody uses the mapping that goes: it is unsettled, so no lookup has given it out.
             unsafe { image.discard_to_zero_unsafe(plan.start, plan.length) }.await
         } else {
             // SAFETY: as above.
             unsafe { image.discard_to_backing_unsafe(plan.start, plan.length) }.await
         };
+        allocator.state.set(if undone.is_ok() { State::Unflushed } else { State::Broken });
         allocator.undone.set(allocator.undone.get() + 1);
-        if result.is_err() {
-            allocator.state.set(State::Broken);
-        }
+        allocator.unsettled.borrow_mut().remove(&plan.cluster);
+        plan.finish();
     }
-}
-
-/// Lets the cache know what became of the clusters.
-fn settle(shared: &Shared, plans: &[Plan<'_>], metadata: Result<(), i32>) {
-    let mut map = shared.map.borrow_mut();
-    for plan in plans.iter().filter(|plan| plan.changes_metadata()) {
-        match plan.allocated() {
-            Some((file, offset)) if plan.result.and(metadata).is_ok() => {
-                map.insert(plan.cluster, Place::File { layer: file.layer, offset });
-            }
-            _ => map.remove(plan.cluster),
+    let result = match &shared.tables {
+        Some(tables) if !allocator.is_broken() => {
+            tables.open();
+            let flushed = image.flush().await;
+            tables.shut();
+            let failed = if tables.failed() { State::Broken } else { State::Unflushed };
+            allocator.state.set(if flushed.is_ok() { State::Clean } else { failed });
+            flushed.map_err(|error| errno(&error))
         }
+        _ => Err(libc::EIO),
+    };
+    if result.is_ok() {
+        shared.log().clear();
     }
-    shared.allocator.unsettled.borrow_mut().clear();
+    allocator.queue.borrow_mut().extend(allocator.parked.take());
+    allocator.wake();
+    result
 }
 
 impl Allocator {
-    /// Whether every mapping in memory is in the file, but for unsettled ones.
+    /// What waits, up to `limit` clusters of it, and the flushes.
+    fn take(&self, limit: u64) -> (BTreeMap<u64, Vec<Piece>>, Vec<Piece>) {
+        let (mut clusters, mut flushes) = (BTreeMap::<u64, Vec<Piece>>::new(), Vec::new());
+        let mut queue = self.queue.borrow_mut();
+        while let Some(piece) = queue.pop_front() {
+            if matches!(piece.content, Content::Flush) {
+                flushes.push(piece);
+            } else if self.is_unsettled(piece.cluster) {
+                self.parked.borrow_mut().push(piece);
+            } else if (clusters.len() as u64) < limit || clusters.contains_key(&piece.cluster) {
+                clusters.entry(piece.cluster).or_default().push(piece);
+            } else {
+                queue.push_front(piece);
+                break;
+            }
+        }
+        (clusters, flushes)
+    }
+
+    /// Whether the tables were brought into the file when that was last tried.
     pub(super) fn is_clean(&self) -> bool {
         self.state.get() == State::Clean
     }
@@ -364,17 +389,17 @@ impl Allocator {
         self.state.get() == State::Broken
     }
 
-    /// Whether the batch under way changes this cluster.
+    /// Whether this cluster has been mapped, and its content is not there yet.
     pub(super) fn is_unsettled(&self, cluster: u64) -> bool {
         self.unsettled.borrow().contains(&cluster)
     }
 
-    /// Waits for the batch that changes this cluster.
+    /// Waits until the cluster is not unsettled.
     pub(super) async fn settled(&self, cluster: u64) {
         self.until(|| !self.is_unsettled(cluster)).await;
     }
 
-    /// Waits for what the end of a batch brings about.
+    /// Waits for what the end of a write brings about.
     async fn until(&self, condition: impl Fn() -> bool) {
         poll_fn(|cx| match condition() {
             true => Poll::Ready(()),
@@ -392,7 +417,7 @@ impl Allocator {
 }
 
 impl Done {
-    fn finish(&self, result: Result<(), i32>) {
+    pub fn finish(&self, result: Result<(), i32>) {
         self.result.set(Some(result));
         if let Some(waker) = self.waker.take() {
             waker.wake();

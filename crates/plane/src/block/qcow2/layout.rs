@@ -1,9 +1,9 @@
 //! The fixed layout of our overlays, and their creation.
 //!
 //! Every table that a full disk needs is there from the start: the refcount table and its blocks, the L1 table and all
-//! L2 tables, in this order behind the header, empty ones as holes. Two reasons: a worker may be killed between any two
-//! writes, and imago hooks a new table up before its refcount has reached the file; and a table that is there costs
-//! a guest's write nothing. The file ends behind the tables and grows with its data: on ext4 a direct write that extends a
+//! L2 tables, in this order behind the header, empty ones as holes. Three reasons: a worker may be killed between any two
+//! writes, and imago hooks a new table up before its refcount has reached the file; a table that is there costs
+//! a guest's write nothing; and a mapping's place in the file is known without looking it up ([`super::replay`]). The file ends behind the tables and grows with its data: on ext4 a direct write that extends a
 //! file takes io_uring half as long as one into a hole, or into preallocated space, which goes to a thread first.
 //!
 //! Format: docs/interop/qcow2.txt of QEMU, version 3 ("compat=1.1"), big endian.
@@ -24,7 +24,7 @@ const MAX_BACKING_NAME: usize = 1023;
 /// 16 bits for each refcount.
 const REFCOUNT_ORDER: u32 = 4;
 /// Refcount 1 is exactly this entry's, it may be written in place.
-const COPIED: u64 = 1 << 63;
+pub const COPIED: u64 = 1 << 63;
 
 const MIN_CLUSTER_BITS: u32 = 16;
 const MAX_CLUSTER_BITS: u32 = 21;
@@ -85,6 +85,25 @@ impl Layout {
     /// Where the L2 tables are.
     pub fn l2_tables(&self) -> Range<u64> {
         self.l2_table(0)..self.l2_table(self.l2_tables)
+    }
+
+    /// Where the L2 entry of a cluster of the disk is.
+    pub fn l2_entry(&self, cluster: u64) -> u64 {
+        // The tables lie one behind the other, so the entries are one array; so are the refcounts.
+        self.l2_table(0) + 8 * cluster
+    }
+
+    /// Where the refcount of a cluster of the file is.
+    pub fn refcount(&self, cluster: u64) -> u64 {
+        self.refcount_block(0) + 2 * cluster
+    }
+
+    /// Whether `place` may be a data cluster: behind the tables, and counted by them.
+    pub fn is_data(&self, place: u64) -> bool {
+        let counted = self.refcount_blocks * (self.cluster() / 2);
+        place.is_multiple_of(self.cluster())
+            && place >= self.l2_tables().end
+            && place >> self.cluster_bits < counted
     }
 
     fn cluster(&self) -> u64 {

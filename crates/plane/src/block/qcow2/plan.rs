@@ -1,4 +1,4 @@
-//! What a batch of the allocator does about one cluster.
+//! What the allocator does about one cluster.
 
 use std::io;
 
@@ -8,45 +8,45 @@ use imago::io_buffers::IoBuffer;
 use super::Shared;
 use super::allocate::{Content, Piece};
 use super::slow::{Direction, copy};
-use crate::block::storage::{FileStorage, iovec};
+use crate::block::storage::iovec;
 
 /// A cluster and the writes to it.
-pub(super) struct Plan<'a> {
+pub(super) struct Plan {
     pub cluster: u64,
     /// Byte in the disk.
     pub start: u64,
     /// Less than a cluster at the end of the disk.
     pub length: u64,
     pub pieces: Vec<Piece>,
-    pub action: Action<'a>,
+    pub action: Action,
     /// Whether the top layer itself said that it reads as zeroes.
     pub was_zero: bool,
     pub result: Result<(), i32>,
 }
 
-pub(super) enum Action<'a> {
+pub(super) enum Action {
     Nothing,
     /// It has a cluster by now, here.
-    InPlace(&'a FileStorage, u64),
+    InPlace(u64),
     /// Map it as zeroes.
     Zero,
     /// Without a buffer, one piece of the guest's covers the cluster.
     Allocate {
         buffer: Option<IoBuffer>,
-        place: Option<(&'a FileStorage, u64)>,
+        place: Option<u64>,
     },
 }
 
-impl<'a> Plan<'a> {
+impl Plan {
     /// Decides. Loads the cluster's L2 table, so that nothing after this waits for one.
-    pub async fn new(shared: &'a Shared, cluster: u64, pieces: Vec<Piece>) -> Plan<'a> {
+    pub async fn new(shared: &Shared, cluster: u64, pieces: Vec<Piece>) -> Plan {
         let start = cluster << shared.cluster_bits;
         let length = shared.cluster_end(start) - start;
         let mut plan =
             Plan { cluster, start, length, pieces, action: Action::Nothing, was_zero: false, result: Ok(()) };
         let reads_zero = match shared.image.get_shallow_mapping(start, length).await {
-            Ok((ShallowMapping::Raw { storage, offset, writable: true, .. }, known)) if known == length => {
-                plan.action = Action::InPlace(storage, offset);
+            Ok((ShallowMapping::Raw { offset, writable: true, .. }, known)) if known == length => {
+                plan.action = Action::InPlace(offset);
                 return plan;
             }
             Ok((ShallowMapping::Zero { explicit, .. }, _)) => {
@@ -116,23 +116,23 @@ impl<'a> Plan<'a> {
     }
 
     /// The cluster that was allocated.
-    pub fn allocated(&self) -> Option<(&'a FileStorage, u64)> {
+    pub fn allocated(&self) -> Option<u64> {
         match self.action {
             Action::Allocate { place, .. } => place,
             _ => None,
         }
     }
 
-    pub fn set_allocated(&mut self, file: &'a FileStorage, offset: u64) {
+    pub fn set_allocated(&mut self, offset: u64) {
         if let Action::Allocate { place, .. } = &mut self.action {
-            *place = Some((file, offset));
+            *place = Some(offset);
         }
     }
 
     /// Whether the same request to the kernel can write this cluster and the one of `before`.
-    pub fn follows(&self, before: &Plan<'_>) -> bool {
+    pub fn follows(&self, before: &Plan) -> bool {
         match (before.allocated(), self.allocated()) {
-            (Some((_, earlier)), Some((_, place))) => self.result.is_ok() && place == earlier + before.length,
+            (Some(earlier), Some(place)) => self.result.is_ok() && place == earlier + before.length,
             _ => false,
         }
     }
@@ -146,6 +146,13 @@ impl<'a> Plan<'a> {
             (_, [Piece { content: Content::Guest(iovecs), .. }]) => iovecs.clone(),
             _ => unreachable!("a cluster without a buffer has one piece, the guest's"),
         }
+    }
+}
+
+impl Plan {
+    /// Answers the writers.
+    pub fn finish(&self) {
+        self.pieces.iter().for_each(|piece| piece.done.finish(self.result));
     }
 }
 

@@ -4,8 +4,8 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use imago::Mapping;
 use imago::io_buffers::IoBuffer;
+use imago::{Mapping, Storage};
 
 use super::allocate::{self, Content};
 use super::map::Place;
@@ -43,8 +43,7 @@ pub(super) async unsafe fn serve(shared: &Rc<Shared>, request: &Request) -> io::
                 Some(libc::ENOSPC | libc::EDQUOT) => io::Error::from_raw_os_error(-UNFLUSHED),
                 _ => error,
             })?;
-            // SAFETY: fsync names no memory, and the file is registered as long as the disk lives.
-            crate::block::storage::check(unsafe { shared.uring.op(shared.sync.clone()) }.await)?;
+            shared.top.sync().await?;
             Ok(0)
         }
         Operation::Discard => zero(shared, offset, length, true, true).await,
@@ -137,11 +136,7 @@ async fn write_jobs(
     let (mut at, end) = (offset, offset + length);
     let mut jobs: Vec<Job<'_>> = Vec::new();
     while at < end {
-        let target = match shared.allocator.is_clean() {
-            true => shared.lookup(at, end - at).await?,
-            false => (Source::Zero, 0),
-        };
-        match target {
+        match shared.lookup(at, end - at).await? {
             (Source::File(file, place), known)
                 if file.layer == 0 && shared.before_unsettled(at, known) > 0 =>
             {
@@ -236,9 +231,6 @@ impl Shared {
             Source::Zero => Place::Zero,
             Source::Special => return,
         };
-        if !self.allocator.is_clean() {
-            return;
-        }
         let mut map = self.map.borrow_mut();
         let mut at = start;
         while at < start + known && self.cluster_end(at) <= start + known {

@@ -1,4 +1,4 @@
-//! How imago's metadata reaches the top layer's file: only what changed, and L2 tables only when their data is there.
+//! How imago's metadata reaches the top layer's file: only what changed, and L2 tables only when what they map is durable.
 //!
 //! imago writes whole tables, one cluster each, and an allocating write changes 8 bytes of one and 2 of another. All
 //! tables lie in one area ([`super::layout`]), so its clusters are remembered as the file has them, and a write of one is
@@ -28,13 +28,17 @@ pub struct Tables {
 
 /// Whether L2 tables may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
+enum Gate {
+    /// They must not: data that they map may be on its way.
+    Shut,
+    /// They may, once what they map is durable: the first of them sees to it.
+    Due,
+    /// The others wait for that one.
+    Syncing,
     /// They may.
     Open,
-    /// They wait: data that they map is being written.
-    Held,
-    /// They must not: such data could not be written.
-    Refused,
+    /// They must not, ever again: what is durable of the rest is unknown, and a second sync would not tell.
+    Failed,
 }
 
 impl Tables {
@@ -45,7 +49,7 @@ impl Tables {
             l2_area: layout.l2_tables(),
             cluster: 1 << layout.cluster_bits,
             in_file: RefCell::default(),
-            gate: Cell::new(Gate::Open),
+            gate: Cell::new(Gate::Shut),
             waiting: RefCell::default(),
         }
     }
@@ -55,32 +59,51 @@ impl Tables {
         length == self.cluster && self.area.contains(&offset) && offset.is_multiple_of(self.cluster as u64)
     }
 
-    /// Waits until a table at `offset` may be written.
+    /// Lets L2 tables pass until [`shut`](Self::shut).
+    pub fn open(&self) {
+        if !self.failed() {
+            self.gate.set(Gate::Due);
+        }
+    }
+
+    /// Lets no L2 table pass.
+    pub fn shut(&self) {
+        if !self.failed() {
+            self.gate.set(Gate::Shut);
+        }
+    }
+
+    /// Whether a sync has failed.
+    pub fn failed(&self) -> bool {
+        self.gate.get() == Gate::Failed
+    }
+
+    /// Waits until a table at `offset` may be written. The first L2 table has data and refcounts made durable by `sync`
+    /// before: should the host stop, no L2 table refers to a cluster that has no content, or may be given once more.
     ///
     /// # Errors
-    /// `EIO` if the data that it maps could not be written.
-    pub async fn admit(&self, offset: u64) -> io::Result<()> {
-        let admitted = poll_fn(|cx| match self.gate.get() {
-            _ if !self.l2_area.contains(&offset) => Poll::Ready(true),
-            Gate::Open => Poll::Ready(true),
-            Gate::Refused => Poll::Ready(false),
-            Gate::Held => {
+    /// `EIO` for an L2 table while the gate is shut, or if `sync` has failed.
+    pub async fn admit(&self, offset: u64, sync: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+        if !self.l2_area.contains(&offset) {
+            return Ok(());
+        }
+        poll_fn(|cx| match self.gate.get() {
+            Gate::Syncing => {
                 self.waiting.borrow_mut().push(cx.waker().clone());
                 Poll::Pending
             }
-        });
-        if admitted.await { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
-    }
-
-    /// How the gate stands.
-    pub fn gate(&self) -> Gate {
-        self.gate.get()
-    }
-
-    /// Moves the gate.
-    pub fn set_gate(&self, gate: Gate) {
-        self.gate.set(gate);
+            Gate::Shut | Gate::Due | Gate::Open | Gate::Failed => Poll::Ready(()),
+        })
+        .await;
+        match self.gate.get() {
+            Gate::Open => return Ok(()),
+            Gate::Shut | Gate::Syncing | Gate::Failed => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            Gate::Due => self.gate.set(Gate::Syncing),
+        }
+        let durable = sync.await.is_ok();
+        self.gate.set(if durable { Gate::Open } else { Gate::Failed });
         self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        if durable { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EIO)) }
     }
 
     /// The part of `table` in which the file differs from it, as far as is known: from the first page to the last, since

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 mod hostile;
 mod kill;
+mod power;
 
 const CLUSTER: u64 = 64 << 10;
 
@@ -31,13 +32,21 @@ struct Pending {
 }
 
 impl Bench {
+    /// With a page of its own: what is not flushed is lost with it.
     fn open(paths: &[(&Path, Format)], writable: bool, direct: bool) -> io::Result<Bench> {
+        let page = Rc::new(Page::create()?);
+        Bench::with(paths, writable.then_some(&page), direct)
+    }
+
+    /// With a page that outlives it, as a worker's does.
+    fn with(paths: &[(&Path, Format)], page: Option<&Rc<Page>>, direct: bool) -> io::Result<Bench> {
+        let writable = page.is_some();
         let uring = Rc::new(Uring::new(64)?);
         let layers = paths.iter().enumerate().map(|(index, (path, format))| {
             let file = OpenOptions::new().read(true).write(writable && index == 0).open(path)?;
             Ok(Layer { fd: file.into(), format: *format })
         });
-        let disk = Qcow2Disk::open(&uring, layers.collect::<io::Result<_>>()?, writable, direct)?;
+        let disk = Qcow2Disk::open(&uring, layers.collect::<io::Result<_>>()?, page, direct)?;
         Ok(Bench { uring, disk, pending: RefCell::default(), next: RefCell::new(0) })
     }
 
@@ -154,7 +163,8 @@ fn a_full_host_refuses_writes_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (top, raw) = overlay(dir.path(), 8 * CLUSTER, 2000 * CLUSTER);
     let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
-    let bench = Bench::open(&layers, true, false).unwrap();
+    let page = Rc::new(Page::create().unwrap());
+    let bench = Bench::with(&layers, Some(&page), false).unwrap();
     let mut rest: Vec<u64> = (0..200).map(|index| index * 7 % 200).collect();
     fuse::fill(true);
     for round in 0..20 {
@@ -180,7 +190,7 @@ fn a_full_host_refuses_writes_and_loses_nothing() {
     assert!(rest.is_empty());
     let bench = {
         drop(bench);
-        Bench::open(&layers, true, false).unwrap()
+        Bench::with(&layers, Some(&page), false).unwrap()
     };
     for index in 0..200 {
         assert_eq!(bench.read(index * 9 * CLUSTER + 512, 4096).unwrap(), vec![1 + index as u8; 4096]);
@@ -226,7 +236,8 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let (disk, base) = (SECTORS * 512, base * 512 + 100);
         let (top, raw) = overlay(dir.path(), base, disk);
-        let open = || Bench::open(&[(&top, Format::Qcow2), (&raw, Format::Raw)], true, direct).unwrap();
+        let page = Rc::new(Page::create().unwrap());
+        let open = || Bench::with(&[(&top, Format::Qcow2), (&raw, Format::Raw)], Some(&page), direct).unwrap();
         let mut bench = Some(open());
         let mut model: Vec<Option<u8>> =
             (0..disk).map(|at| Some(if at < base { base_byte(at) } else { 0 })).collect();
@@ -316,7 +327,8 @@ fn a_mapped_request_takes_the_fast_path_and_an_unmapped_one_does_not() {
     fast(Operation::Write, 5 * CLUSTER, 4096);
     fast(Operation::Write, 4 * CLUSTER, 4096);
     assert_eq!(fast(Operation::Read, 4 * CLUSTER, 2 * CLUSTER), 2, "others are several");
-    assert_eq!(fast(Operation::Flush, 0, 0), 1);
+    assert_eq!(fast(Operation::Flush, 0, 0), 0, "the tables go into the file");
+    assert_eq!(fast(Operation::Flush, 0, 0), 1, "they are there");
 }
 
 #[test]

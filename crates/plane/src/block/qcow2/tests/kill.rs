@@ -7,10 +7,11 @@ use std::process::{Child, Stdio};
 use std::thread::{sleep, spawn as spawn_thread};
 
 use super::*;
+use crate::page::DevicePage;
 
-const BLOCK: u64 = 4096;
-const BLOCKS: u64 = 24 * CLUSTER / BLOCK;
-const BASE: u64 = 16 * CLUSTER;
+pub(super) const BLOCK: u64 = 4096;
+pub(super) const BLOCKS: u64 = 24 * CLUSTER / BLOCK;
+pub(super) const BASE: u64 = 16 * CLUSTER;
 const DEPTH: usize = 24;
 const PATH_VARIABLE: &str = "NAGAYA_TEST_OVERLAY";
 
@@ -18,12 +19,14 @@ const PATH_VARIABLE: &str = "NAGAYA_TEST_OVERLAY";
 const WRITE: u8 = 0;
 const ZERO: u8 = 1;
 const DISCARD: u8 = 2;
+/// All before is durable; of no blocks.
+pub(super) const FLUSH: u8 = 3;
 
 /// One line of the child's log.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
-    done: bool,
-    kind: u8,
+pub(super) struct Entry {
+    pub done: bool,
+    pub kind: u8,
     first: u64,
     count: u64,
     /// What every 8 bytes of a written block hold.
@@ -42,6 +45,11 @@ impl Entry {
         bytes
     }
 
+    /// The same, not answered.
+    pub fn under_way(self) -> Entry {
+        Entry { done: false, ..self }
+    }
+
     fn parse(bytes: &[u8]) -> Entry {
         let word = |index: usize| u64::from_le_bytes(bytes[index * 8..][..8].try_into().unwrap());
         Entry {
@@ -55,7 +63,7 @@ impl Entry {
 }
 
 /// What a block may hold: the stamps of writes, 0 for zeroes, `None` for what the base has or anything else.
-type Possible = HashSet<Option<u64>>;
+pub(super) type Possible = HashSet<Option<u64>>;
 
 #[test]
 fn no_answered_write_is_lost_when_the_process_is_killed() {
@@ -73,7 +81,7 @@ fn no_answered_write_is_lost_when_the_process_is_killed() {
             answered += log.iter().filter(|entry| entry.done).count();
             replay(&mut model, &log);
             let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
-            let bench = Bench::open(&layers, true, round % 2 == 0).unwrap();
+            let bench = Bench::with(&layers, Some(&page_in(dir.path())), round % 2 == 0).unwrap();
             verify(&bench, &mut model, &format!("image {image} round {round}"));
             drop(bench);
             check_image(&top, true);
@@ -92,13 +100,15 @@ fn no_answered_write_is_lost_when_a_disk_stops_before_any_write() {
             let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
             let mut log = Vec::new();
             fuse::set(writes);
-            let bench = Bench::open(&layers, true, false).unwrap();
-            let stopped = serve(&bench, &mut Random(seed << 40 | 1), 6, 40, &mut |entry| log.push(entry));
+            let page = page_in(dir.path());
+            let bench = Bench::with(&layers, Some(&page), false).unwrap();
+            let stopped =
+                serve(&bench, &mut Random(seed << 40 | 1), (6, 32), 110, &mut |entry| log.push(entry));
             drop(bench);
             fuse::set(u64::MAX);
             let mut model = untouched();
             replay(&mut model, &log);
-            let bench = Bench::open(&layers, true, false).unwrap();
+            let bench = Bench::with(&layers, Some(&page), false).unwrap();
             verify(&bench, &mut model, &format!("seed {seed}, after {writes} writes"));
             drop(bench);
             check_image(&top, true);
@@ -110,6 +120,14 @@ fn no_answered_write_is_lost_when_a_disk_stops_before_any_write() {
     }
 }
 
+/// The page of the overlay in `dir`, in a file that both processes map.
+fn page_in(dir: &Path) -> Rc<Page> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join("page"));
+    let file = file.unwrap();
+    file.set_len(size_of::<DevicePage>() as u64).unwrap();
+    Rc::new(Page::map(file).unwrap())
+}
+
 /// The other process: random requests until it is killed, a line to stdout before and after each.
 #[test]
 #[ignore = "run by no_answered_write_is_lost_when_the_process_is_killed"]
@@ -119,16 +137,17 @@ fn child() {
     let (top, raw) = (dir.join("top.qcow2"), dir.join("base.raw"));
     let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
     let mut random = Random(u64::from(std::process::id()) << 20 | 1);
-    let bench = Bench::open(&layers, true, random.below(2) == 0).unwrap();
+    let bench = Bench::with(&layers, Some(&page_in(dir)), random.below(2) == 0).unwrap();
     let mut log = File::create("/dev/fd/3").unwrap();
-    serve(&bench, &mut random, DEPTH, usize::MAX, &mut |entry| log.write_all(&entry.bytes()).unwrap());
+    serve(&bench, &mut random, (DEPTH, 32), usize::MAX, &mut |entry| log.write_all(&entry.bytes()).unwrap());
 }
 
-/// Runs `requests` random requests, `depth` at a time, and says so before and after each. Returns whether the fuse burnt.
-fn serve(
+/// Runs `requests` random requests, `depth` at a time, one in `flushes` followed by a flush, and says so before and after
+/// each. Returns whether the fuse burnt.
+pub(super) fn serve(
     bench: &Bench,
     random: &mut Random,
-    depth: usize,
+    (depth, flushes): (usize, u64),
     requests: usize,
     log: &mut dyn FnMut(Entry),
 ) -> bool {
@@ -146,8 +165,12 @@ fn serve(
             left -= 1;
             log(entry);
             running.push((start(bench, entry), entry));
-            if random.below(32) == 0 && bench.simple(Operation::Flush, 0, 0) == Err(libc::ESHUTDOWN) {
-                return true;
+            if random.below(flushes) == 0 {
+                match bench.simple(Operation::Flush, 0, 0) {
+                    Err(libc::ESHUTDOWN) => return true,
+                    result => result.unwrap(),
+                }
+                log(Entry { done: true, kind: FLUSH, first: 0, count: 0, stamp: 0 });
             }
         }
         if running.is_empty() {
@@ -179,12 +202,12 @@ fn start(bench: &Bench, entry: Entry) -> u64 {
     }
 }
 
-fn untouched() -> Vec<Possible> {
+pub(super) fn untouched() -> Vec<Possible> {
     (0..BLOCKS).map(|block| HashSet::from([if block * BLOCK < BASE { None } else { Some(0) }])).collect()
 }
 
 /// Checks every block, and takes what it holds as the only possibility from now on.
-fn verify(bench: &Bench, model: &mut [Possible], when: &str) {
+pub(super) fn verify(bench: &Bench, model: &mut [Possible], when: &str) {
     let content = bench.read(0, BLOCKS * BLOCK).unwrap();
     for (block, (bytes, possible)) in content.chunks(BLOCK as usize).zip(model).enumerate() {
         if !is_base(bytes, block as u64) && !is_whole(bytes) {
@@ -228,7 +251,7 @@ fn kill(mut child: Child, time: Duration) -> Vec<Entry> {
 }
 
 /// What the log allows: the last answered state of each block, or what was under way after it.
-fn replay(model: &mut [Possible], log: &[Entry]) {
+pub(super) fn replay(model: &mut [Possible], log: &[Entry]) {
     for entry in log {
         let value = match entry.kind {
             WRITE => Some(entry.stamp),
@@ -266,10 +289,10 @@ fn is_whole(bytes: &[u8]) -> bool {
 }
 
 /// xorshift64: no more is needed to choose moments and blocks.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
