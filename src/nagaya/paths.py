@@ -116,6 +116,11 @@ class Paths:
         return self.state / "images"
 
     @property
+    def disks(self) -> Path:
+        """The disks with a name of their own, a directory each."""
+        return self.state / "disks"
+
+    @property
     def kernels(self) -> Path:
         return self.state / "kernels"
 

@@ -167,11 +167,16 @@ class Boot(_Part):
 
 
 class Disk(_Part):
-    """A virtual disk: an overlay of an image, or an empty one of `size`, or a raw file."""
+    """A virtual disk: an overlay of an image, an empty one of `size`, a disk by its name, or a raw file."""
 
     image: str = Field("", description="a name from `nagaya image list`; the disk is a thin overlay of it")
     path: str = Field(
         "", description="absolute path of a raw image or a block device used directly, instead of `image`"
+    )
+    disk: str = Field(
+        "",
+        pattern=r"^$|" + NAME_PATTERN,
+        description="a name from `nagaya disk list`: a disk that outlives the machine",
     )
     size: Size | None = Field(None, description="at least the image's size; the overlay is grown to it")
     read_only: bool = Field(False, description="the guest cannot write")
@@ -183,12 +188,14 @@ class Disk(_Part):
 
     @model_validator(mode="after")
     def _one_source(self) -> Disk:
-        if self.image and self.path:
-            raise ValueError("a disk has either `image` or `path`, not both")
+        if sum(map(bool, (self.image, self.path, self.disk))) > 1:
+            raise ValueError("a disk has one of `image`, `path` and `disk`")
         if self.path and not self.path.startswith("/"):
             raise ValueError(f"path {self.path!r} is not absolute")
-        if not self.image and not self.path and self.size is None:
-            raise ValueError("a disk needs `image`, `path`, or `size` for an empty one")
+        if not self.image and not self.path and not self.disk and self.size is None:
+            raise ValueError("a disk needs `image`, `disk`, `path`, or `size` for an empty one")
+        if self.disk and self.size is not None:
+            raise ValueError("a disk with a name has its own size: nagaya disk resize")
         if self.shared and not self.path:
             raise ValueError("only a disk with `path` can be `shared`, an overlay is its machine's own")
         if self.size is not None and (self.size % 512 or self.size < MIB):

@@ -48,9 +48,9 @@ def test_json_has_sizes_as_text_and_reads_back_the_same() -> None:
 @pytest.mark.parametrize(
     ("disk", "complaint"),
     [
-        ({"image": "a", "path": "/b"}, "not both"),
+        ({"image": "a", "path": "/b"}, "one of `image`, `path` and `disk`"),
         ({"path": "b"}, "is not absolute"),
-        ({}, "needs `image`, `path`, or `size`"),
+        ({}, "needs `image`, `disk`, `path`, or `size`"),
         ({"size": 1000}, "at least 1MiB and a multiple of 512"),
         ({"size": 2**20 + 1}, "at least 1MiB and a multiple of 512"),
     ],

@@ -41,7 +41,7 @@ COMMANDS = {
     "up": ("files", "Bring up the images and machines of a file."),
     "down": ("files", "Remove the machines of a file."),
     "schema": ("files", "Print the JSON schema of such files."),
-    "disk": ("disk", "Work with the disks of machines."),
+    "disk": ("disk", "Disks: make, grow, snapshot, merge, check and export them."),
     "image": ("images", "Build, list and remove images."),
     "kernel": ("kernels", "Build and list guest kernels."),
     "lease": ("lease", "See who may use which disk image, wait for it, hand it over."),

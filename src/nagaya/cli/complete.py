@@ -30,6 +30,11 @@ def image_names(ctx: click.Context, _param: click.Parameter, incomplete: str) ->
     return _names(ctx, incomplete, lambda client: [image.name for image in client.images.list()])
 
 
+def disk_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Disks."""
+    return _names(ctx, incomplete, lambda client: [disk.name for disk in client.disks.list()])
+
+
 def _names(ctx: click.Context, incomplete: str, ask: Callable[[Client], list[str]]) -> list[str]:
     from nagaya.sdk import Client
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import nagaya
+from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
 from nagaya.daemon.operations import Operations
 from nagaya.daemon.parts import Agent, BaseImage, Parts
@@ -40,6 +41,7 @@ class Daemon:
     operations: Operations
     events: Events
     started_at: float
+    disks: Disks
     adopted_in: float = 0.0
 
     def host(self) -> HostInfo:

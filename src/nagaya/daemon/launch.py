@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nagaya.daemon.diskfiles import DiskCatalog, has_overlay
 from nagaya.daemon.leases import Leases
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow
@@ -29,7 +30,7 @@ from nagaya.units import human_size
 SERIAL_LIMIT = 20  # bytes, virtio 1.3 section 5.2.6
 
 
-def resolve_images(parts: Parts, spec: MachineSpec) -> tuple[str, ...]:
+def resolve_images(catalog: DiskCatalog, spec: MachineSpec) -> tuple[str, ...]:
     """For each disk the digest of its base image ("" for none). Raises `NotFoundError` or `SpecError`."""
     digests = []
     for index, disk in enumerate(spec.disks):
@@ -38,10 +39,12 @@ def resolve_images(parts: Parts, spec: MachineSpec) -> tuple[str, ...]:
                 f"disks[{index}].path: there is no file or block device {disk.path}",
                 field=f"disks[{index}].path",
             )
+        if disk.disk:
+            catalog.named(disk.disk)
         if not disk.image:
             digests.append("")
             continue
-        image = parts.images.resolve(disk.image)
+        image = catalog.parts.images.resolve(disk.image)
         if disk.size is not None and disk.size < image.size:
             raise SpecError(
                 f"disks[{index}].size: {human_size(disk.size)} is less than image {disk.image!r}, "
@@ -61,13 +64,14 @@ class Launcher:
     parts: Parts
     leases: Leases
     tenants: Tenants
+    catalog: DiskCatalog
 
     def machine(self, row: MachineRow, spec: MachineSpec, kernel: Kernel) -> Machine:
         """The machine as its engine wants it."""
         return Machine(row.id, spec, self.paths.machine(row.id), row.uid, row.uid, kernel, _names(spec))
 
     async def make_disks(self, row: MachineRow, spec: MachineSpec) -> None:
-        """Create the overlays that are not there yet."""
+        """Create the overlays that are not there yet, and grow those that are to be larger."""
         await asyncio.to_thread(self._make_disks, row, spec)
 
     async def make_directories(self, machine: Machine) -> None:
@@ -121,45 +125,30 @@ class Launcher:
             await self.parts.plane.device_del(device_id)
 
     def _make_disks(self, row: MachineRow, spec: MachineSpec) -> None:
-        paths = self.paths.machine(row.id)
-        paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.paths.machine(row.id).state.mkdir(mode=0o700, parents=True, exist_ok=True)
         for index, (disk, digest) in enumerate(zip(spec.disks, row.images, strict=True)):
-            if _has_overlay(disk) and not paths.disk(index).exists():
-                self._make_overlay(row, index, disk, digest)
-
-    def _make_overlay(self, row: MachineRow, index: int, disk: Disk, digest: str) -> None:
-        """A new overlay appears whole, under its name, or not at all."""
-        final = self.paths.machine(row.id).disk(index)
-        partial = final.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        backing = self.parts.images.blob(digest) if digest else None
-        size = disk.size or (backing.stat().st_size if backing else 0)
-        try:
-            self.parts.create_overlay(str(partial), size, str(backing or ""), "raw" if backing else "")
-            _sync(partial)
-            partial.rename(final)
-            _sync(final.parent)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ResourceError(
-                f"{row.name}: disk{index} cannot be made in {final.parent}: {error.strerror or error}",
-                hint="free some space on that file system" if error.errno == 28 else "",
-                machine=row.name,
-            ) from error
+            if not has_overlay(disk):
+                continue
+            files = self.catalog.own(row, index)
+            if not files.exists():
+                size = self.parts.images.blob(digest).stat().st_size if digest else 0
+                files.make(disk.size or size, digest)
+            elif disk.size is not None:
+                files.grow(disk.size)
 
     def devices(self, row: MachineRow, machine: Machine) -> list[Device]:
         """What the plane serves for the machine."""
         paths, uid, gid = machine.paths, machine.uid, machine.gid
         devices: list[Device] = []
         nodes = share_nodes(row.id, machine.spec, self.tenants)
-        for index, (disk, digest) in enumerate(zip(machine.spec.disks, row.images, strict=True)):
+        for index, disk in enumerate(machine.spec.disks):
             devices.append(
                 BlkDevice(
                     id=f"{row.id}/disk{index}",
                     socket=str(paths.device_socket(f"disk{index}")),
                     uid=uid,
                     gid=gid,
-                    layers=self._layers(paths, index, disk, digest),
+                    layers=self._layers(row, index, disk),
                     read_only=disk.read_only,
                     shared=disk.shared,
                     direct=disk.direct,
@@ -186,20 +175,13 @@ class Launcher:
     def _has_serial(self, machine: Machine) -> bool:
         return self.parts.engine(machine.spec).serial_console
 
-    def _layers(self, paths: MachinePaths, index: int, disk: Disk, digest: str) -> tuple[Layer, ...]:
-        if disk.path:
-            return (Layer(disk.path, "raw"),)
-        base = (Layer(str(self.parts.images.blob(digest)), "raw"),) if digest else ()
-        return (Layer(str(paths.disk(index)), "qcow2"), *base) if _has_overlay(disk) else base
+    def _layers(self, row: MachineRow, index: int, disk: Disk) -> tuple[Layer, ...]:
+        nodes = self.catalog.nodes(row, index, disk)
+        return tuple(Layer(str(node.path), "raw" if node.driver == "raw" else "qcow2") for node in nodes)
 
 
 def _names(spec: MachineSpec) -> tuple[str, ...]:
     return (*(f"disk{index}" for index in range(len(spec.disks))), "console", "rng")
-
-
-def _has_overlay(disk: Disk) -> bool:
-    """A raw file is used as it is, and so is an image that is only read."""
-    return not disk.path and not (disk.image and disk.read_only and disk.size is None)
 
 
 def _make_run(paths: MachinePaths, gid: int) -> None:
@@ -211,14 +193,6 @@ def _make_run(paths: MachinePaths, gid: int) -> None:
     paths.jail.mkdir(mode=0o750)
     if os.geteuid() == 0:
         os.chown(paths.jail, 0, gid)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:

@@ -19,14 +19,17 @@ from nagaya.daemon import endpoint, log
 from nagaya.daemon.adoption import Adoption
 from nagaya.daemon.conditions import mind_disks
 from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
 from nagaya.daemon.operations import Operations
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import State
 from nagaya.daemon.supervisor import Supervisor
+from nagaya.daemon.uids import tool_uid
 from nagaya.daemon.upkeep import balance, mind_plane
 from nagaya.daemon.writer import Writer
 from nagaya.errors import NagayaError, ResourceError
+from nagaya.images.qemuimg import QemuImg
 from nagaya.paths import Paths
 
 logger = logging.getLogger("nagaya.daemon")
@@ -70,7 +73,9 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
     writer = Writer(State(paths.database))
     try:
         supervisor = Supervisor(paths, writer, parts, events)
-        daemon = Daemon(paths, parts, supervisor, Operations(writer, events), events, time.time())
+        disks = Disks(supervisor, QemuImg(tool_uid(paths)))
+        operations = Operations(writer, events)
+        daemon = Daemon(paths, parts, supervisor, operations, events, time.time(), disks)
         adoption = Adoption(supervisor, writer)
         living = adoption.remember()
         daemon.adopted_in = _seconds_since_exec()

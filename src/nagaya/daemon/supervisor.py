@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from nagaya.daemon import failpoint
+from nagaya.daemon.diskfiles import DiskCatalog, keeps_content, keys
 from nagaya.daemon.endings import Endings
 from nagaya.daemon.events import Events
 from nagaya.daemon.launch import Launcher, resolve_images
@@ -54,7 +55,8 @@ class Supervisor:
         self.events = events
         self.leases = Leases(writer, events)
         self.shares = Shares(self, Tenants(writer))
-        self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants)
+        self.disks = DiskCatalog(paths, parts)
+        self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants, self.disks)
         self.endings = Endings(self)
         self._writer = writer
         self._machines: dict[str, Supervised] = {}
@@ -87,8 +89,11 @@ class Supervisor:
         """Digest of a base image to the names of the machines on it."""
         users: dict[str, list[str]] = {}
         for one in self.all():
-            for digest in filter(None, one.row.images):
+            for digest in self.disks.bases(one.row, one.spec):
                 users.setdefault(digest, []).append(one.name)
+        for disk, bases in self.disks.bases_of_named().items():
+            for digest in bases:
+                users.setdefault(digest, []).append(f"disk {disk}")
         return users
 
     async def journal(self, name: str, limit: int) -> list[JournalEntry]:
@@ -116,7 +121,7 @@ class Supervisor:
         self.parts.engine(spec).check(spec)
         if any(one.name == spec.name for one in self._machines.values()):
             raise _taken(spec.name)
-        images = resolve_images(self.parts, spec)
+        images = resolve_images(self.disks, spec)
         now = time.time()
         one = Supervised(
             MachineRow(
@@ -149,16 +154,16 @@ class Supervisor:
         async with one.lock:
             one.require(DOWN, "changed", hint="stop it first")
             self.parts.engine(spec).check(spec)
-            fresh = resolve_images(self.parts, spec)
+            self.disks.require_free(keys(one.row, one.spec))
+            fresh = resolve_images(self.disks, spec)
             kept = [
-                index < len(one.spec.disks) and one.spec.disks[index].is_like(disk)
+                index < len(one.spec.disks) and keeps_content(one.spec.disks[index], disk, f"disks[{index}]")
                 for index, disk in enumerate(spec.disks)
             ]
             images = tuple(one.row.images[i] if keep else fresh[i] for i, keep in enumerate(kept))
-            paths = self.paths.machine(one.row.id)
             for index in range(max(len(one.spec.disks), len(spec.disks))):
                 if index >= len(kept) or not kept[index]:
-                    paths.disk(index).unlink(missing_ok=True)
+                    self.disks.own(one.row, index).remove()
             one.spec = spec
             await self.move(one, one.row.state, "changed", spec=spec.to_json(), images=images, source=source)
             await self.launcher.make_disks(one.row, spec)
@@ -238,6 +243,7 @@ class Supervisor:
             await self.kill(name)
         async with one.lock:
             one.require(DOWN, "deleted", hint="stop it first, or use force")
+            self.disks.require_free(keys(one.row, one.spec))
             self.endings.forget_retry(one)
             await self.move(one, MachineState.DELETING, "deleting", retry_at=None)
             await self.finish_delete(one)
@@ -259,6 +265,7 @@ class Supervisor:
         engine = self.parts.engine(one.spec)
         engine.check(one.spec)
         kernel = self.parts.kernels.choose(one.spec)
+        self.disks.require_free(keys(one.row, one.spec))
         admission.admit(one.name, one.spec.memory.size, self.promised(but=one), admission.host_memory())
         await self.move(
             one,

@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal, get_args
 
 from nagaya.errors import NotFoundError, PermissionDeniedError, SpecError
+from nagaya.images.qemuimg import Driver
 from nagaya.units import human_size
 
 Format = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
-DRIVERS: Final[dict[Format, str]] = {name: name for name in FORMATS} | {"vhd": "vpc"}  # QEMU's names
+DRIVERS: Final[dict[Format, Driver]] = {  # QEMU's names
+    "raw": "raw",
+    "qcow2": "qcow2",
+    "vmdk": "vmdk",
+    "vdi": "vdi",
+    "vhdx": "vhdx",
+    "vhd": "vpc",
+}
 
 SIZE_LIMIT = 8 * 2**40  # bytes of a disk: all of it is read once, to name it by its content
 _HEAD = 1024  # bytes; all fixed headers are shorter

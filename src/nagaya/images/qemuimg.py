@@ -12,13 +12,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from nagaya.errors import BuildError, ConflictError, ResourceError, SpecError, UnavailableError
 from nagaya.images import confined
 from nagaya.images.confined import Outcome, Plan
 from nagaya.images.tools import find_tool
 from nagaya.progress import Progress
+
+Driver = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
 
 _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 _LOCKED = re.compile(r'Failed to get (?:shared )?"[a-z ]+" lock')
@@ -30,7 +32,7 @@ class Node:
     """An image file and QEMU's name of its format."""
 
     path: Path
-    driver: str
+    driver: Driver
 
 
 def graph(chain: Sequence[Node]) -> str:

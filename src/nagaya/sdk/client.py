@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nagaya.models.host import HostInfo, VersionInfo
     from nagaya.models.usage import UsageAnswer
     from nagaya.models.waits import WaitInfo
+    from nagaya.sdk.disks import Disks
     from nagaya.sdk.leases import Leases
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
@@ -37,6 +38,13 @@ class Client(Connection):
         from nagaya.sdk.stores import Images
 
         return Images(self)
+
+    @cached_property
+    def disks(self) -> Disks:
+        """Disks of machines, and disks with a name of their own."""
+        from nagaya.sdk.disks import Disks
+
+        return Disks(self)
 
     @cached_property
     def kernels(self) -> Kernels:

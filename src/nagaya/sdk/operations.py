@@ -30,9 +30,9 @@ class Operations:
         answer = self._client.request("GET", f"/v1/operations/{quote(operation_id, safe='')}")
         return Operation(self._client, OperationInfo.from_json(answer))
 
-    def begin(self, path: str, body: object = None) -> Operation:
-        """Post `body` to `path`, which answers with a new operation."""
-        return Operation(self._client, OperationInfo.from_json(self._client.request("POST", path, body=body)))
+    def begin(self, path: str, body: object = None, *, method: str = "POST") -> Operation:
+        """Send `body` to `path`, which answers with a new operation."""
+        return Operation(self._client, OperationInfo.from_json(self._client.request(method, path, body=body)))
 
 
 class Operation:

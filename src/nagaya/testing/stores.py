@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nagaya._core import qcow2_create
 from nagaya.daemon.parts import BaseImage, Parts
 from nagaya.errors import ConflictError, NotFoundError, SpecError
 from nagaya.images.formats import Format
@@ -156,12 +157,7 @@ def fake_parts(paths: Paths) -> Parts:
         images=FakeImages(paths),
         kernels=FakeKernels(),
         agent=lambda _name, _paths: FakeAgent(),
-        create_overlay=_create_overlay,
+        create_overlay=qcow2_create,
         zygote_pid=lambda: None,
         prepare=prepare,
     )
-
-
-def _create_overlay(path: str, size: int, backing_path: str, backing_format: str) -> None:
-    with Path(path).open("xb") as file:
-        file.write(json.dumps([size, backing_path, backing_format]).encode())

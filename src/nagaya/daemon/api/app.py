@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import nagaya
 from nagaya import validation
 from nagaya.daemon.api import (
+    disks,
     faults,
     host,
     images,
@@ -50,7 +51,7 @@ def make_app(daemon: Daemon) -> FastAPI:
         openapi_url="/v1/openapi.json",
         separate_input_output_schemas=False,
     )
-    routers = (host, machines, faults, streams, settings, waits, usage, images, leases, operations)
+    routers = (host, machines, faults, streams, settings, waits, usage, disks, images, leases, operations)
     for module in routers:
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)

@@ -1,0 +1,398 @@
+"""The commands on disks (docs/disks.md): each claims its disk, so that nothing else works on it meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nagaya.daemon.diskfiles import DiskCatalog, has_overlay
+from nagaya.daemon.supervised import DOWN, Supervised
+from nagaya.daemon.supervisor import Supervisor
+from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError, UsageError
+from nagaya.images.chain import DiskFiles, Record, Snapshot
+from nagaya.images.formats import DRIVERS, Format
+from nagaya.images.merge import change_base, merge
+from nagaya.images.qemuimg import Node, QemuImg
+from nagaya.models.disk import DiskInfo
+from nagaya.progress import Progress
+from nagaya.spec import NAME_PATTERN, Disk
+from nagaya.units import human_size
+
+SNAPSHOTS_MOST = 256  # of one disk; each is a file
+_OWN = re.compile(r"(?P<machine>[^/]+)/disk(?P<index>\d{1,2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A disk that a command works on."""
+
+    key: str
+    users: tuple[Supervised, ...]  # machines whose spec has it
+    files: DiskFiles | None = None  # None: a raw file, or an image that is only read
+    node: Node | None = None  # that file
+    index: int = 0  # of a machine's own disk
+
+    def require_files(self, verb: str) -> DiskFiles:
+        """Its layers. Raises `UnsupportedError` for a disk that has none."""
+        if self.files is None:
+            raise UnsupportedError(
+                f"disk {self.key} is one raw file, it cannot be {verb}",
+                hint="make an image of it: nagaya image import NAME FILE, and a disk on that",
+                disk=self.key,
+            )
+        return self.files
+
+
+class Disks:
+    """All disks. Work on image files runs confined, and long work as operations of the caller."""
+
+    def __init__(self, supervisor: Supervisor, qemu: QemuImg) -> None:
+        self._supervisor = supervisor
+        self._catalog: DiskCatalog = supervisor.disks
+        self._images = supervisor.parts.images
+        self._qemu = qemu
+
+    # -- looking
+
+    async def all(self) -> list[DiskInfo]:
+        """All disks: those with a name, then those of machines."""
+        names = self._catalog.names()
+        for one in self._supervisor.all():
+            names += [f"{one.name}/disk{i}" for i, disk in enumerate(one.spec.disks) if not disk.disk]
+        return [await self.show(name) for name in names]
+
+    async def show(self, name: str) -> DiskInfo:
+        """One disk. Raises `NotFoundError`."""
+        return await asyncio.to_thread(self._describe, self.find(name))
+
+    def find(self, name: str) -> Target:
+        """The disk called `name`: "data", or "db/disk0". Raises `NotFoundError`."""
+        own = _OWN.fullmatch(name)
+        if own is None:
+            files = self._catalog.named(name)
+            return Target(name, tuple(self._users_of(name)), files)
+        one = self._supervisor.get(own["machine"])
+        index = int(own["index"])
+        if index >= len(one.spec.disks):
+            raise NotFoundError(
+                f"{one.name} has {len(one.spec.disks)} disks, there is no disk{index}", disk=name
+            )
+        disk = one.spec.disks[index]
+        key = f"{one.name}/disk{index}"
+        if disk.disk:
+            return self.find(disk.disk)
+        if has_overlay(disk):
+            return Target(key, (one,), self._catalog.own(one.row, index), index=index)
+        return Target(key, (one,), node=self._catalog.nodes(one.row, index, disk)[0], index=index)
+
+    # -- making and removing
+
+    async def create(self, name: str, size: int | None, image: str) -> DiskInfo:
+        """Make a disk with a name of its own: empty, or with the content of an image."""
+        files = self._catalog.files_of(name)
+        base = self._images.resolve(image) if image else None
+        size = size or (base.size if base else 0)
+        if not size or (base and size < base.size):
+            least = f"at least {human_size(base.size)}, the size of image {image!r}" if base else "a size"
+            raise SpecError(f"disk {name!r} needs {least}", field="size")
+        with self._catalog.claim(name, "it is being made"):
+            if files.exists():
+                raise ConflictError(
+                    f"there is a disk {name!r} already", hint="choose another name", disk=name
+                )
+            await asyncio.to_thread(files.make_recorded, size, base.digest if base else "")
+        return await self.show(name)
+
+    async def delete(self, name: str) -> None:
+        """Remove a disk that no machine's spec has, with its snapshots."""
+        target = self.find(name)
+        if target.key != name or _OWN.fullmatch(name):
+            raise ConflictError(f"disk {target.key} belongs to its machine", hint="it goes with the machine")
+        if target.users:
+            users = ", ".join(one.name for one in target.users)
+            raise ConflictError(
+                f"disk {name!r} is a disk of {users}",
+                hint=f"detach it first: nagaya disk detach {target.users[0].name} {name}",
+                disk=name,
+            )
+        files = target.require_files("deleted")
+        with self._catalog.claim(name, "it is being deleted"):
+            await asyncio.to_thread(files.remove)
+            with contextlib.suppress(OSError):  # something else is in there
+                files.directory.rmdir()
+
+    async def resize(self, name: str, size: int) -> DiskInfo:
+        """Grow a disk. The guest sees the size when it starts next."""
+        target = self.find(name)
+        files = target.require_files("resized")
+        with self._idle(target, "it is being resized"):
+            record = await asyncio.to_thread(files.record)
+            now_size = record.layers[record.top].size
+            if size < now_size:
+                raise UnsupportedError(
+                    f"disk {target.key} has {human_size(now_size)} and cannot shrink to {human_size(size)}",
+                    hint="its content would be cut; make a smaller disk and copy the files inside a guest",
+                    disk=target.key,
+                )
+            await asyncio.to_thread(files.grow, size)
+            await self._note_size(target, size)
+        return await self.show(name)
+
+    # -- snapshots
+
+    async def snapshot(self, name: str, snapshot: str) -> DiskInfo:
+        """Keep the disk's content as it is now under the name `snapshot`."""
+        if not re.match(NAME_PATTERN, snapshot):
+            raise UsageError(
+                f"{snapshot!r} cannot name a snapshot: lower-case letters, digits and hyphens, 63 at most"
+            )
+        target = self.find(name)
+        files = target.require_files("snapshotted")
+        with self._idle(target, f"snapshot {snapshot} is being taken"):
+            await asyncio.to_thread(_take, files, target.key, snapshot)
+        return await self.show(name)
+
+    async def revert(self, name: str, snapshot: str) -> DiskInfo:
+        """Go back to a snapshot; what was written since is gone."""
+        target = self.find(name)
+        files = target.require_files("reverted")
+        with self._idle(target, f"it is being reverted to {snapshot}"):
+            await asyncio.to_thread(_revert, files, snapshot)
+        return await self.show(name)
+
+    async def delete_snapshot(self, name: str, snapshot: str, progress: Progress) -> DiskInfo:
+        """Forget a snapshot and give its space back: at once if nobody uses the disk, else at a later
+        merge.
+        """
+        target = self.find(name)
+        files = target.require_files("changed")
+        with self._catalog.claim(target.key, f"snapshot {snapshot} is being deleted"):
+            await asyncio.to_thread(_forget, files, snapshot)
+            if all(one.row.state in DOWN for one in target.users):
+                await merge(files, self._qemu, progress)
+        return await self.show(name)
+
+    # -- moving data
+
+    async def commit(self, name: str, progress: Progress) -> DiskInfo:
+        """Merge the layers that no snapshot needs."""
+        target = self.find(name)
+        files = target.require_files("merged")
+        with self._idle(target, "its layers are being merged"):
+            await merge(files, self._qemu, progress)
+        return await self.show(name)
+
+    async def rebase(self, name: str, image: str, progress: Progress) -> DiskInfo:
+        """Put the disk onto another image of the store, or onto none, with the same content."""
+        target = self.find(name)
+        files = target.require_files("rebased")
+        base = self._images.resolve(image) if image else None
+        node = Node(base.path, "raw") if base else None
+        with self._idle(target, f"it is being rebased onto {image or 'nothing'}"):
+            await change_base(files, base.digest if base else "", node, self._qemu, progress)
+        return await self.show(name)
+
+    async def convert(
+        self, name: str, path: Path, image_format: Format, *, snapshot: str, progress: Progress
+    ) -> dict[str, Any]:
+        """Write the disk, or a snapshot of it, into a new file on this host."""
+        target = self.find(name)
+        chain, size, idle = await asyncio.to_thread(self._source, target, snapshot)
+        with self._idle(target, f"it is being copied to {path}") if idle else contextlib.nullcontext():
+            partial = path.with_name(f".{path.name}.partial")
+            try:
+                await asyncio.to_thread(_begin, path, partial)
+                driver = DRIVERS[image_format]
+                await self._qemu.convert(chain, partial, driver, size, progress=progress)
+                await asyncio.to_thread(partial.rename, path)
+            finally:
+                await asyncio.to_thread(partial.unlink, True)
+        return {"path": str(path), "format": image_format, "size": size}
+
+    async def check(self, name: str, progress: Progress, *, repair: bool) -> dict[str, Any]:
+        """Look for errors in the tables of all layers; `repair` gives leaked space back."""
+        target = self.find(name)
+        files = target.require_files("checked")
+        with self._idle(target, "it is being checked"):
+            record = await asyncio.to_thread(files.record)
+            chain = record.chain()
+            layers = []
+            for number, file in enumerate(chain):
+                progress(f"check {file}", number / len(chain))
+                report = await self._qemu.check(Node(files.path(file), "qcow2"), repair)
+                kept = {key: report[key] for key in _REPORTED if key in report}
+                layers.append({"file": file, **kept})
+        totals = {key: sum(layer.get(key, 0) for layer in layers) for key in ("corruptions", "leaks")}
+        return {"disk": target.key, **totals, "layers": layers}
+
+    async def map(self, name: str, snapshot: str) -> list[dict[str, Any]]:
+        """The extents of the disk or of a snapshot: where data is, and in which layer (0: the top)."""
+        target = self.find(name)
+        chain, _size, idle = await asyncio.to_thread(self._source, target, snapshot)
+        with self._idle(target, "its extents are being read") if idle else contextlib.nullcontext():
+            return await self._qemu.map(chain)
+
+    # -- machines
+
+    async def attach(self, machine: str, name: str, *, read_only: bool) -> Supervised:
+        """Give a machine that is down one more disk."""
+        one = self._supervisor.get(machine)
+        self._catalog.named(name)
+        if any(disk.disk == name for disk in one.spec.disks):
+            raise ConflictError(f"{one.name} has disk {name!r} already", machine=one.name, disk=name)
+        disks = (*one.spec.disks, Disk(disk=name, read_only=read_only))
+        await self._supervisor.change(one, _with_disks(one, disks), one.row.source)
+        return one
+
+    async def detach(self, machine: str, name: str) -> Supervised:
+        """Take a disk away from a machine that is down; the disk keeps its content."""
+        one = self._supervisor.get(machine)
+        found = [index for index, disk in enumerate(one.spec.disks) if disk.disk == name]
+        if not found:
+            mine = ", ".join(disk.disk for disk in one.spec.disks if disk.disk) or "none"
+            raise NotFoundError(f"{one.name} has no disk {name!r}; it has: {mine}", machine=one.name)
+        after = one.spec.disks[found[0] + 1 :]
+        if any(has_overlay(disk) for disk in after):
+            raise ConflictError(
+                f"behind {name!r} {one.name} has disks of its own, which are known by their place",
+                hint="list disks with a name last",
+                machine=one.name,
+            )
+        disks = (*one.spec.disks[: found[0]], *after)
+        await self._supervisor.change(one, _with_disks(one, disks), one.row.source)
+        return one
+
+    # -- helpers
+
+    @contextlib.contextmanager
+    def _idle(self, target: Target, work: str) -> Iterator[None]:
+        """Claim a disk that no running machine has."""
+        for one in target.users:
+            if one.row.state not in DOWN:
+                raise ConflictError(
+                    f"disk {target.key} is in use: {one.name} is {one.row.state}",
+                    hint=f"nagaya stop {one.name}; or take a snapshot, which can be read meanwhile",
+                    disk=target.key,
+                    machine=one.name,
+                )
+        with self._catalog.claim(target.key, work):
+            yield
+
+    def _users_of(self, name: str) -> Iterator[Supervised]:
+        for one in self._supervisor.all():
+            if any(disk.disk == name for disk in one.spec.disks):
+                yield one
+
+    async def _note_size(self, target: Target, size: int) -> None:
+        """A machine's own disk has its size in the spec too."""
+        for one in target.users:
+            disk = one.spec.disks[target.index]
+            if disk.disk:
+                continue
+            disks = list(one.spec.disks)
+            disks[target.index] = disk.model_copy(update={"size": size})
+            spec = _with_disks(one, disks)
+            one.spec = spec
+            await self._supervisor.move(one, one.row.state, "resized", target.key, spec=spec.to_json())
+
+    def _source(self, target: Target, snapshot: str) -> tuple[Sequence[Node], int, bool]:
+        """Image files to read from, the disk's size, and whether nobody may write to it meanwhile."""
+        if target.files is None:
+            if target.node is None or snapshot:
+                raise NotFoundError(f"disk {target.key} has no snapshots", disk=target.key)
+            return [target.node], target.node.path.stat().st_size, True
+        record = target.files.record()
+        top = record.snapshot(snapshot).layer if snapshot else record.top
+        return target.files.nodes(record, top), record.layers[top].size, not snapshot
+
+    def _describe(self, target: Target) -> DiskInfo:
+        running = any(one.row.state not in DOWN for one in target.users)
+        state = self._catalog.work_on(target.key) or ("in use" if running else "free")
+        users = [one.name for one in target.users]
+        if target.files is None:
+            path = target.node.path if target.node else Path()
+            facts = path.stat()
+            return DiskInfo(
+                target.key,
+                "raw",
+                facts.st_size,
+                facts.st_blocks * 512,
+                1,
+                "",
+                [],
+                users,
+                state,
+                str(path),
+                facts.st_ctime,
+            )
+        record = target.files.record()
+        names = {image.digest: image.name for image in self._images.list()}
+        base = record.layers[record.chain()[-1]].base
+        return DiskInfo(
+            name=target.key,
+            format="qcow2",
+            size=record.layers[record.top].size,
+            allocated=target.files.allocated(record),
+            layers=len(record.chain()),
+            image=names.get(base, base),
+            snapshots=[_snapshot(one, record) for one in record.snapshots],
+            used_by=users,
+            state=state,
+            path=str(target.files.path(record.top)),
+            created_at=record.created_at,
+        )
+
+
+_REPORTED = ("corruptions", "leaks", "corruptions-fixed", "leaks-fixed", "check-errors")
+
+
+def _with_disks(one: Supervised, disks: Sequence[Disk]) -> Any:
+    return one.spec.model_copy(update={"disks": tuple(disks)})
+
+
+def _snapshot(one: Snapshot, record: Record) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "created_at": one.created_at,
+        "consistency": one.consistency,
+        "size": record.layers[one.layer].size,
+    }
+
+
+def _take(files: DiskFiles, key: str, name: str) -> None:
+    record = files.record()
+    if any(one.name == name for one in record.snapshots):
+        raise ConflictError(f"disk {key} has a snapshot {name!r} already", disk=key, snapshot=name)
+    if len(record.snapshots) >= SNAPSHOTS_MOST:
+        raise ConflictError(f"disk {key} has {SNAPSHOTS_MOST} snapshots, the most there may be", disk=key)
+    taken = Snapshot(name=name, layer=record.top, created_at=time.time(), consistency="stopped")
+    pushed = files.push(record)
+    files.write(pushed.model_copy(update={"snapshots": (*record.snapshots, taken)}))
+
+
+def _revert(files: DiskFiles, name: str) -> None:
+    record = files.record()
+    files.write(files.push(record, parent=record.snapshot(name).layer))
+
+
+def _forget(files: DiskFiles, name: str) -> None:
+    record = files.record()
+    gone = record.snapshot(name)
+    kept = tuple(one for one in record.snapshots if one is not gone)
+    files.write(record.model_copy(update={"snapshots": kept}))
+
+
+def _begin(path: Path, partial: Path) -> None:
+    """An empty file to copy into. Raises `ConflictError` rather than overwrite anything."""
+    if path.exists():
+        raise ConflictError(f"{path} exists", hint="choose another name, or remove it", path=str(path))
+    if not path.parent.is_dir():
+        raise NotFoundError(f"there is no directory {path.parent}", path=str(path))
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)

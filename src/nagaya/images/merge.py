@@ -1,0 +1,75 @@
+"""Moving data between the layers of a disk that nothing has open: merging them, and changing their base
+image.
+
+What is below is copied into what is above, or the other way round, whichever is less. Until the record is
+replaced, the old chain reads the same as before, with the copy half done or done: a layer that got what the
+layers below it have reads no differently on top of them, and what a layer above hides may be overwritten. So
+a kill at any instant costs nothing but space.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nagaya.images.chain import DiskFiles, Layer, Record, replace_by_link
+from nagaya.images.qemuimg import Node, QemuImg
+from nagaya.progress import Progress
+
+
+async def merge(files: DiskFiles, qemu: QemuImg, progress: Progress) -> Record:
+    """Merge the layers that no snapshot names with those above them. The present top becomes one of them."""
+    record = files.record()
+    if record.top_is_on_nameless():
+        record = files.write(files.push(record))
+    count = 0
+    while (pair := record.mergeable()) is not None:
+        count += 1
+        upper, lower = pair
+        await _join(files, record, upper, qemu, _numbered(progress, count))
+        below = record.layers[lower]
+        joined = Layer(size=record.layers[upper].size, parent=below.parent, base=below.base)
+        layers = {**record.layers, upper: joined}
+        del layers[lower]
+        record = files.write(record.model_copy(update={"layers": layers}))
+    return record
+
+
+async def _join(files: DiskFiles, record: Record, upper: str, qemu: QemuImg, progress: Progress) -> None:
+    """Have the file `upper` hold all that it and the layer below it do."""
+    chain = files.nodes(record, upper)
+    above, below = chain[0].path, chain[1].path
+    if above.samefile(below):  # a killed merge came so far
+        return
+    if _allocated(below) <= _allocated(above):
+        await qemu.rebase(chain, chain[2:], progress)
+    else:
+        await qemu.commit(chain, progress)
+        replace_by_link(below, above)
+
+
+async def change_base(
+    files: DiskFiles, digest: str, image: Node | None, qemu: QemuImg, progress: Progress
+) -> Record:
+    """Have the disk lie on the base image `digest`, the file `image`, or on nothing, with the same
+    content.
+    """
+    record = files.record()
+    if not record.layers[record.top].parent:
+        record = files.write(files.push(record))
+    bottoms = [file for file, layer in record.layers.items() if not layer.parent and layer.base != digest]
+    for number, file in enumerate(bottoms, 1):
+        chain = files.nodes(record, file)
+        await qemu.rebase(chain, [image] if image else [], _numbered(progress, number, len(bottoms)))
+        layers = {**record.layers, file: Layer(size=record.layers[file].size, base=digest)}
+        record = files.write(record.model_copy(update={"layers": layers}))
+    return record
+
+
+def _numbered(progress: Progress, number: int, total: int = 0) -> Progress:
+    """Progress of one layer of several."""
+    of = f"{number} of {total}" if total else str(number)
+    return lambda step, fraction: progress(f"layer {of}: {step}", fraction)
+
+
+def _allocated(path: Path) -> int:
+    return path.stat().st_blocks
