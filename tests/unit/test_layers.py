@@ -41,7 +41,7 @@ LAYERS = (
     {"models", "connection"},
     {"daemon"},
     {"sdk"},
-    {"doctor"},
+    {"doctor", "top"},
     {"cli", "web"},
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
@@ -50,7 +50,7 @@ ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 FREE = {
     ("testing", "*"): "shipped fakes implement the protocols of every layer",
 }
-CLIENT = {"sdk", "cli", "doctor"}  # what runs in the user's terminal
+CLIENT = {"sdk", "cli", "doctor", "top"}  # what runs in the user's terminal
 CLIENT_MAY_USE_OF_DAEMON = {"nagaya.daemon.models", "nagaya.daemon.launch"}
 MAX_LINES = 470  # "about 400"
 

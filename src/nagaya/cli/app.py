@@ -27,6 +27,7 @@ COMMANDS = {
     "run": ("create", "Make a machine, run it in this terminal, remove it at exit."),
     "set": ("set", "Set fields of a machine or a tenant, live where it runs."),
     "get": ("set", "Print the knobs of a machine or a tenant."),
+    "top": ("top", "Show what all machines do, live."),
     "why": ("why", "Say what a machine waited for, and because of whom."),
     "start": ("lifecycle", "Start machines."),
     "stop": ("lifecycle", "Ask machines to shut down; end them at the deadline."),

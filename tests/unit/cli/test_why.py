@@ -52,3 +52,25 @@ def test_who_waited_for_nobody_is_told_so(waited: Invoke) -> None:
 @pytest.mark.parametrize("since", ["0s", "2h", "soon", "5ms"])
 def test_a_span_that_is_not_kept_is_refused(invoke: Invoke, since: str) -> None:
     assert invoke("why", "db", "--since", since).status == 2
+
+
+def test_top_prints_once_where_there_is_no_terminal(waited: Invoke) -> None:
+    lines = [line.split() for line in waited("top", "--interval", "0.2", "--sort", "waited").out.splitlines()]
+    assert lines[0] == [
+        "NAME",
+        "STATE",
+        "CPU",
+        "MEMORY",
+        "IOPS",
+        "DISK",
+        "P99",
+        "INFL",
+        "WEIGHT",
+        "WAITED",
+        "FOR",
+    ]
+    assert (lines[1][0], lines[1][-1], lines[2][0]) == ("db", "web", "web")
+    rows = waited("top", "--once", "--interval", "0.2", "--format", "json").json
+    assert [row["name"] for row in rows] == ["db", "web"]
+    assert rows[0]["whom"] == "web"
+    assert rows[0]["iops"] > 0

@@ -1,0 +1,106 @@
+"""What `top` shows of each machine: rates, from the difference of two answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nagaya.models.usage import DiskUsage, MachineUsage, UsageAnswer
+from nagaya.models.waits import WaitInfo
+
+_OPERATIONS = ("reads", "writes", "flushes", "discards")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One machine. Rates are per second between the two answers; what is not known is None.
+
+    `waited` is time spent waiting in a second of time, summed over requests that wait beside one another;
+    `whom` is what was waited for most: a machine's name, "the disk", "its limit" or "".
+    """
+
+    id: str
+    name: str
+    state: str
+    weight: int
+    cpu: float | None  # CPUs used
+    memory: int | None
+    memory_size: int
+    iops: float | None
+    rate: float | None  # bytes
+    in_flight: int
+    waiting: int
+    p99_us: int
+    objective: str
+    waited: float
+    whom: str
+
+
+def rows(before: UsageAnswer, after: UsageAnswer) -> list[Row]:
+    """A row for each machine of `after`."""
+    known = {one.id: one for one in before.machines}
+    seconds = max(1e-3, after.at - before.at)
+    waits = _by_machine(after.waits)
+    return [
+        _row(known.get(one.id), one, seconds, waits.get(one.name, []), after.since) for one in after.machines
+    ]
+
+
+def _row(
+    old: MachineUsage | None, new: MachineUsage, seconds: float, waits: Sequence[WaitInfo], since: int
+) -> Row:
+    disks = {disk.name: disk for disk in old.disks} if old else {}
+    both = [(disks.get(disk.name), disk) for disk in new.disks]
+    return Row(
+        id=new.id,
+        name=new.name,
+        state=new.state,
+        weight=new.weight,
+        cpu=_rate(old.cpu_us if old else None, new.cpu_us, seconds * 1e6),
+        memory=new.memory,
+        memory_size=new.memory_size,
+        iops=_sum(_rate(_operations(was), _operations(now), seconds) for was, now in both),
+        rate=_sum(_rate(_bytes(was), _bytes(now), seconds) for was, now in both),
+        in_flight=sum(disk.in_flight for disk in new.disks),
+        waiting=sum(disk.waiting for disk in new.disks),
+        p99_us=max((disk.p99_us for disk in new.disks), default=0),
+        objective=new.objective,
+        waited=sum(row.wait_us for row in waits) / 1e6 / since,
+        whom=most_waited_for(waits),
+    )
+
+
+def most_waited_for(waits: Iterable[WaitInfo]) -> str:
+    """A machine's name, "the disk", "its limit", or "" if nothing was waited for."""
+    sums: dict[str, int] = {}
+    for row in waits:
+        whom = {"device": "the disk", "limit": "its limit"}.get(row.cause, row.whom.partition("/")[0])
+        sums[whom] = sums.get(whom, 0) + row.wait_us
+    return max(sums, key=lambda whom: (sums[whom], whom), default="")
+
+
+def _by_machine(waits: Iterable[WaitInfo]) -> Mapping[str, list[WaitInfo]]:
+    found: dict[str, list[WaitInfo]] = {}
+    for row in waits:
+        found.setdefault(row.waiter.partition("/")[0], []).append(row)
+    return found
+
+
+def _operations(disk: DiskUsage | None) -> int | None:
+    return None if disk is None else sum(getattr(disk, name) for name in _OPERATIONS)
+
+
+def _bytes(disk: DiskUsage | None) -> int | None:
+    return None if disk is None else disk.read_bytes + disk.written_bytes
+
+
+def _rate(before: int | None, after: int | None, time: float) -> float | None:
+    """None at the first look, and when the counter began anew in between."""
+    if before is None or after is None or after < before:
+        return None
+    return (after - before) / time
+
+
+def _sum(rates: Iterable[float | None]) -> float | None:
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) if known else None
