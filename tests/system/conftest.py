@@ -15,8 +15,11 @@ from typing import Any
 import pexpect
 import pytest
 
+from nagaya.cli.daemon import end
+from nagaya.images.store import Image
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
+from nagaya.sdk import Client, ensure_daemon
 from nagaya.testing.yard import Yard, write_initrd
 
 YardTest = Callable[[Yard], Coroutine[Any, Any, None]]
@@ -55,6 +58,21 @@ def yard(paths: Paths, uml_kernel: Kernel, initrd: Path) -> Callable[[YardTest],
             await one.close()
 
     return lambda test: asyncio.run(whole(test))
+
+
+@pytest.fixture
+def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
+    """A client of a daemon of its own; all its processes end with the test."""
+    ensure_daemon(paths)
+    with Client(paths) as client:
+        yield client
+        ensure_daemon(paths)
+        for machine in client.machines.list():
+            machine.delete(force=True)
+        host = client.host()
+    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
+        if pid is not None:
+            end(pid)
 
 
 @pytest.fixture

@@ -5,33 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nagaya.errors import ConflictError, NotFoundError, UnavailableError
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
-from nagaya.paths import Paths
 from nagaya.sdk import Client, Machine, ensure_daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
-
-
-@pytest.fixture
-def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
-    """A client of a daemon of its own; all its processes end with the test."""
-    ensure_daemon(paths)
-    with Client(paths) as client:
-        yield client
-        ensure_daemon(paths)
-        for machine in client.machines.list():
-            machine.delete(force=True)
-        host = client.host()
-    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
-        if pid is not None:
-            end(pid, signal.SIGTERM)
 
 
 @pytest.fixture

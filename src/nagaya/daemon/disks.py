@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nagaya.images.formats import DRIVERS, Format
 from nagaya.images.merge import change_base, merge
 from nagaya.images.qemuimg import Node, QemuImg
 from nagaya.models.disk import DiskInfo
+from nagaya.plane.imagelock import Access
 from nagaya.progress import Progress
 from nagaya.spec import NAME_PATTERN, Disk
 from nagaya.units import human_size
@@ -55,6 +56,7 @@ class Disks:
     def __init__(self, supervisor: Supervisor, qemu: QemuImg) -> None:
         self._supervisor = supervisor
         self._catalog: DiskCatalog = supervisor.disks
+        self._leases = supervisor.leases
         self._images = supervisor.parts.images
         self._qemu = qemu
 
@@ -131,7 +133,7 @@ class Disks:
         """Grow a disk. The guest sees the size when it starts next."""
         target = self.find(name)
         files = target.require_files("resized")
-        with self._idle(target, "it is being resized"):
+        async with self._idle(target, "it is being resized"):
             record = await asyncio.to_thread(files.record)
             now_size = record.layers[record.top].size
             if size < now_size:
@@ -154,7 +156,7 @@ class Disks:
             )
         target = self.find(name)
         files = target.require_files("snapshotted")
-        with self._idle(target, f"snapshot {snapshot} is being taken"):
+        async with self._idle(target, f"snapshot {snapshot} is being taken"):
             await asyncio.to_thread(_take, files, target.key, snapshot)
         return await self.show(name)
 
@@ -162,7 +164,7 @@ class Disks:
         """Go back to a snapshot; what was written since is gone."""
         target = self.find(name)
         files = target.require_files("reverted")
-        with self._idle(target, f"it is being reverted to {snapshot}"):
+        async with self._idle(target, f"it is being reverted to {snapshot}"):
             await asyncio.to_thread(_revert, files, snapshot)
         return await self.show(name)
 
@@ -174,7 +176,8 @@ class Disks:
         files = target.require_files("changed")
         with self._catalog.claim(target.key, f"snapshot {snapshot} is being deleted"):
             await asyncio.to_thread(_forget, files, snapshot)
-            if all(one.row.state in DOWN for one in target.users):
+        if all(one.row.state in DOWN for one in target.users):
+            async with self._idle(target, f"snapshot {snapshot} is being merged"):
                 await merge(files, self._qemu, progress)
         return await self.show(name)
 
@@ -184,7 +187,7 @@ class Disks:
         """Merge the layers that no snapshot needs."""
         target = self.find(name)
         files = target.require_files("merged")
-        with self._idle(target, "its layers are being merged"):
+        async with self._idle(target, "its layers are being merged"):
             await merge(files, self._qemu, progress)
         return await self.show(name)
 
@@ -194,7 +197,7 @@ class Disks:
         files = target.require_files("rebased")
         base = self._images.resolve(image) if image else None
         node = Node(base.path, "raw") if base else None
-        with self._idle(target, f"it is being rebased onto {image or 'nothing'}"):
+        async with self._idle(target, f"it is being rebased onto {image or 'nothing'}"):
             await change_base(files, base.digest if base else "", node, self._qemu, progress)
         return await self.show(name)
 
@@ -204,7 +207,7 @@ class Disks:
         """Write the disk, or a snapshot of it, into a new file on this host."""
         target = self.find(name)
         chain, size, idle = await asyncio.to_thread(self._source, target, snapshot)
-        with self._idle(target, f"it is being copied to {path}") if idle else contextlib.nullcontext():
+        async with self._reading(target, chain, idle, f"it is being copied to {path}"):
             partial = path.with_name(f".{path.name}.partial")
             try:
                 await asyncio.to_thread(_begin, path, partial)
@@ -219,7 +222,7 @@ class Disks:
         """Look for errors in the tables of all layers; `repair` gives leaked space back."""
         target = self.find(name)
         files = target.require_files("checked")
-        with self._idle(target, "it is being checked"):
+        async with self._idle(target, "it is being checked"):
             record = await asyncio.to_thread(files.record)
             chain = record.chain()
             layers = []
@@ -235,7 +238,7 @@ class Disks:
         """The extents of the disk or of a snapshot: where data is, and in which layer (0: the top)."""
         target = self.find(name)
         chain, _size, idle = await asyncio.to_thread(self._source, target, snapshot)
-        with self._idle(target, "its extents are being read") if idle else contextlib.nullcontext():
+        async with self._reading(target, chain, idle, "its extents are being read"):
             return await self._qemu.map(chain)
 
     # -- machines
@@ -270,9 +273,31 @@ class Disks:
 
     # -- helpers
 
-    @contextlib.contextmanager
-    def _idle(self, target: Target, work: str) -> Iterator[None]:
-        """Claim a disk that no running machine has."""
+    @contextlib.asynccontextmanager
+    async def _idle(self, target: Target, work: str) -> AsyncIterator[None]:
+        """Claim a disk that no running machine has, and lease its layers for writing."""
+        self._require_rest(target)
+        with self._catalog.claim(target.key, work):
+            record = await asyncio.to_thread(target.files.record) if target.files else None
+            layers = [] if record is None or target.files is None else target.files.own(record)
+            async with self._leases.held(f"disk {target.key}", dict.fromkeys(layers, Access.WRITER)):
+                yield
+
+    @contextlib.asynccontextmanager
+    async def _reading(
+        self, target: Target, chain: Sequence[Node], idle: bool, work: str
+    ) -> AsyncIterator[None]:
+        """Keep a disk at rest while it is read; a snapshot (not `idle`) is at rest by itself."""
+        if not idle:
+            yield
+            return
+        self._require_rest(target)
+        paths = [str(node.path) for node in chain]
+        with self._catalog.claim(target.key, work):
+            async with self._leases.held(f"disk {target.key}", dict.fromkeys(paths, Access.READER)):
+                yield
+
+    def _require_rest(self, target: Target) -> None:
         for one in target.users:
             if one.row.state not in DOWN:
                 raise ConflictError(
@@ -281,8 +306,6 @@ class Disks:
                     disk=target.key,
                     machine=one.name,
                 )
-        with self._catalog.claim(target.key, work):
-            yield
 
     def _users_of(self, name: str) -> Iterator[Supervised]:
         for one in self._supervisor.all():

@@ -164,6 +164,10 @@ class DiskFiles:
         base = record.layers[files[-1]].base
         return [*nodes, Node(self._blob(base), "raw")] if base else nodes
 
+    def own(self, record: Record) -> list[str]:
+        """The paths of all layers, base images aside."""
+        return [str(self.path(file)) for file in record.layers]
+
     def allocated(self, record: Record) -> int:
         """Bytes that all layers take on the host, base images aside."""
         total = 0

@@ -1,0 +1,106 @@
+"""What a guest sees of its disks: attached, grown, reverted, merged; the real plane and a real kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nagaya.errors import ConflictError
+from nagaya.images.store import Image
+from nagaya.kernel import Kernel
+from nagaya.paths import Paths
+from nagaya.sdk import Client, Machine
+
+pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images, pytest.mark.qemu]
+MIB = 2**20
+
+
+@pytest.fixture
+def box(client: Client) -> Iterator[Machine]:
+    """A running BusyBox machine with a disk of its own and `data`."""
+    client.disks.create("data", 64 * MIB)
+    spec = {"name": "box", "memory": "64MiB", "disks": [{"image": "busybox"}, {"disk": "data"}]}
+    machine = client.machines.create(spec, start=True).wait("agent", 60)
+    yield machine
+    machine.delete(force=True)
+    client.disks.delete("data")
+
+
+def run(machine: Machine, command: str) -> str:
+    done = machine.exec(["sh", "-c", command])
+    assert done.exit_code == 0, done.stderr
+    return done.stdout.decode().strip()
+
+
+def again(machine: Machine) -> None:
+    machine.start()
+    machine.wait("agent", 60)
+
+
+def test_a_guest_finds_its_disks_grown_and_reverted_with_their_content(client: Client, box: Machine) -> None:
+    disks = client.disks
+    run(box, "echo first > /root/file; echo one | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; sync")
+    with pytest.raises(ConflictError, match="box is running"):
+        disks.resize("data", "128MiB")
+    box.stop(20)
+    disks.snapshot("box/disk0", "before")
+    disks.snapshot("data", "before")
+    assert disks.resize("data", "128MiB").size == 128 * MIB
+    again(box)
+    assert run(box, "cat /sys/block/vdb/size; head -c 3 /dev/vdb; cat /root/file") == "262144\none" + "first"
+    run(box, "rm /root/file; echo two | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; sync")
+    run(box, f"echo end | dd of=/dev/vdb bs=1M seek={128 - 1} conv=notrunc,fsync 2>/dev/null")
+    box.stop(20)
+    now = disks.get("data")
+    disks.delete_snapshot("data", "before").wait()
+    assert disks.get("data").layers <= now.layers
+    disks.revert("box/disk0", "before")
+    again(box)
+    assert run(box, "cat /root/file; head -c 3 /dev/vdb") == "first\ntwo"
+    assert run(box, f"dd if=/dev/vdb bs=1M skip={128 - 1} 2>/dev/null | head -c 3") == "end"
+    box.stop(20)
+    for disk in ("data", "box/disk0"):
+        report = disks.check(disk).wait()
+        assert (report["corruptions"], report["leaks"]) == (0, 0)
+
+
+def test_a_disk_moves_between_machines_and_a_rebased_root_still_boots(
+    client: Client, box: Machine, tmp_path: Path
+) -> None:
+    disks = client.disks
+    run(box, "echo moved | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; echo kept > /root/file; sync")
+    box.stop(20)
+    disks.detach("box", "data")
+    disks.rebase("box/disk0", "").wait()
+    assert disks.get("box/disk0").image == ""
+    other = client.machines.create({"name": "other", "memory": "64MiB", "disks": [{"image": "busybox"}]})
+    try:
+        disks.attach("other", "data")
+        again(other)
+        again(box)
+        assert run(other, "head -c 5 /dev/vdb") == "moved"
+        assert run(box, "cat /root/file; ls /dev/vd*") == "kept\n/dev/vda"
+        target = tmp_path / "box.vdi"
+        with pytest.raises(ConflictError, match="box is running"):
+            disks.convert("box/disk0", target, "vdi").wait()
+    finally:
+        other.delete(force=True)
+    disks.attach("box", "data") if box.stop(20).state == "stopped" else pytest.fail("it runs")
+
+
+def test_an_exported_disk_comes_back_as_an_image_that_boots(
+    client: Client, box: Machine, tmp_path: Path, paths: Paths, uml_kernel: Kernel, busybox_image: Image
+) -> None:
+    run(box, "echo golden > /root/file; sync")
+    box.stop(20)
+    client.disks.convert("box/disk0", tmp_path / "golden.vmdk", "vmdk").wait()
+    client.images.import_file("golden", tmp_path / "golden.vmdk").wait()
+    try:
+        spec = {"name": "copy", "memory": "64MiB", "disks": [{"image": "golden"}]}
+        copy = client.machines.create(spec, start=True).wait("agent", 60)
+        assert run(copy, "cat /root/file") == "golden"
+        copy.delete(force=True)
+    finally:
+        client.images.remove("golden")
