@@ -20,7 +20,7 @@ from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow
 from nagaya.daemon.tenants import Tenants, path_of, share_nodes
 from nagaya.engines.engine import Machine
-from nagaya.errors import NagayaError, NotFoundError, ResourceError, SpecError
+from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, SpecError
 from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
@@ -84,8 +84,10 @@ class Launcher:
         try:
             await self.leases.take(row.id, row.name, devices)
             await _all(self.parts.plane.device_add(device) for device in devices)
-        except BaseException:
+        except BaseException as error:
             await self.remove_devices(row, machine.spec)
+            if isinstance(error, ConflictError):
+                raise await self.leases.explained(row.name, error) from error
             raise
         await self.leases.confirm(row.id, self.parts.plane.pid())
 

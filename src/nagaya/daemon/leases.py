@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from nagaya.daemon.events import Events
 from nagaya.daemon.leaserows import LeaseChange, LeaseNote
+from nagaya.daemon.neighbours import moment, with_names
 from nagaya.daemon.state import State
 from nagaya.daemon.writer import Writer
 from nagaya.engines.procs import start_time_of
@@ -125,6 +126,16 @@ class Leases:
         finally:
             self._drop(self.table.of(holder.id), what)
 
+    async def explained(self, name: str, error: ConflictError) -> ConflictError:
+        """A refusal of the plane, written down, and with the machine of another Nagaya that has the image."""
+        path = error.facts.get("path")
+        if "users" not in error.facts or not isinstance(path, str):
+            return error
+        full = await with_names(error)
+        self._notes.append(LeaseNote(self._clock(), path, "refused", f"{name}: {full.message}"))
+        self._write_behind()
+        return full
+
     # -- waiting
 
     async def wait(
@@ -186,7 +197,7 @@ class Leases:
         if obstacle.waiter is not None:
             other = obstacle.waiter
             return ConflictError(
-                f"{wish}: {other.holder.name} waits for it since {_moment(other.since)}",
+                f"{wish}: {other.holder.name} waits for it since {moment(other.since)}",
                 hint=f"`nagaya lease wait {name}` queues behind it",
                 path=claim.path,
                 waiter=other.holder.name,
@@ -300,7 +311,7 @@ class Leases:
         }
         away = holder.host.id != self.host.id
         what = "has it reserved" if lease.reserved and not away else _VERBS[lease.claim.access]
-        message = f"{wish}: {holder.name} on host {holder.host.name} {what} since {_moment(lease.since)}"
+        message = f"{wish}: {holder.name} on host {holder.host.name} {what} since {moment(lease.since)}"
         if away:
             hint = "it is another host's; when its time to live is over, `nagaya lease break` can end it"
         else:
@@ -352,7 +363,7 @@ class Leases:
 
     def _serve_queue(self) -> None:
         for waiter in self.table.grant(self._clock()):
-            since = _moment(waiter.since)
+            since = moment(waiter.since)
             self._note("granted", waiter.claims, f"{waiter.holder.name} waited since {since}")
             self._changes("granted", waiter.holder.name, waiter.claims)
 
@@ -390,7 +401,3 @@ def claims_of(devices: Iterable[Device]) -> list[Claim]:
         for index, layer in enumerate(device.layers)
         if layer.path
     ]
-
-
-def _moment(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -97,12 +97,12 @@ def users_of(path: str) -> list[User]:
         wanted = os.stat(path)  # noqa: PTH116  # one call for files and devices
     except OSError:
         return []
-    found: dict[object, User] = {}
-    for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
-        if _has_locked(process, wanted):
-            user = _user(process)
-            found.setdefault(user.nagaya or user.pid, user)  # a plane's workers share its locks
-    return list(found.values())
+    processes = sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name))
+    return [
+        _user(process)
+        for process in processes
+        if _has_locked(process, wanted) and not _is_worker(process)  # it shares its plane's locks
+    ]
 
 
 @contextlib.contextmanager
@@ -149,15 +149,24 @@ def _shows_lock(fdinfo: Path) -> bool:
     return False
 
 
+def _is_worker(process: Path) -> bool:
+    try:
+        arguments = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(word.endswith(b"/nagaya/plane/worker.py") for word in arguments)
+
+
 def _user(process: Path) -> User:
     try:
         name = (process / "comm").read_text(errors="replace").strip()
         arguments = (process / "cmdline").read_bytes().split(b"\0")
         environment = (process / "environ").read_bytes().split(b"\0")
+        ours = process.stat().st_uid == os.geteuid()  # another user's may say of itself what it likes
     except OSError:
         return User(int(process.name), "a process that ended or hides")
     run = ""
-    if any(word == b"nagaya.plane" or word.endswith(b"/nagaya/plane/worker.py") for word in arguments):
+    if ours and b"nagaya.plane" in arguments:
         settings = dict(entry.partition(b"=")[::2] for entry in environment)
         run = settings.get(b"NAGAYA_RUN_DIR", b"/run/nagaya").decode(errors="replace")
     return User(int(process.name), name, run)
