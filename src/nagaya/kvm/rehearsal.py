@@ -6,6 +6,7 @@ bytecode), are then not each machine's own. Its guest never runs.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 
@@ -14,6 +15,7 @@ from nagaya.hw import layout
 from nagaya.kvm.config import MachineConfig
 from nagaya.kvm.ending import Ending
 from nagaya.kvm.machine import Machine
+from nagaya.kvm.process import Process
 from nagaya.kvm.system import Kvm
 
 _FLAGS = 1 << 16  # the header says where to load the file (Multiboot 0.6.96, 3.1.3)
@@ -45,10 +47,16 @@ def rehearse() -> None:
     try:
         os.write(kernel, _kernel())
         config = MachineConfig("rehearsal", "", 16 * layout.MIB, kernel=f"/proc/self/fd/{kernel}")
-        with Kvm() as system, Machine(config, system, _Nobody()):
-            pass
+        asyncio.run(_assemble(config))
     finally:
         os.close(kernel)
+
+
+async def _assemble(config: MachineConfig) -> None:
+    with Kvm() as system:
+        Process(config, system, None)  # its monitor; it opens nothing before `power_on`
+        with Machine(config, system, _Nobody()):
+            pass
 
 
 def _kernel() -> bytes:
