@@ -164,6 +164,10 @@ impl Arbiter {
         let full = !self.window.admits(now);
         let node = &mut self.nodes[index as usize];
         node.bytes += ask.moved();
+        if self.waiting == 0 && node.plain && !full {
+            self.start_unordered(now, request);
+            return Admission { request: Request(request), now: true };
+        }
         let alone = node.queue.is_empty() && node.in_flight == 0;
         if full && alone && self.is_quiet(index) {
             self.window.seen_quiet(now);

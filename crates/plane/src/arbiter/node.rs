@@ -107,6 +107,8 @@ pub(super) struct Node {
     pub served: u64,
     pub queue: VecDeque<u32>,
     pub in_flight: u32,
+    /// Neither it nor a node above it has a limit or a reservation.
+    pub plain: bool,
     pub account: Account,
     pub latencies: Latencies,
     /// Its own latency objective, or the nearest above it.
@@ -138,6 +140,7 @@ impl Node {
             served: 0,
             queue: VecDeque::new(),
             in_flight: 0,
+            plain: true,
             account: Account::default(),
             latencies: Latencies::default(),
             goal: Goal::new(0),
@@ -177,6 +180,10 @@ impl Node {
         self.limits.iter().any(Pace::is_set)
     }
 
+    pub fn has_reservation(&self) -> bool {
+        self.reservations.iter().any(Pace::is_set)
+    }
+
     /// From now on its limits keep requests waiting, or do not.
     pub fn set_closed(&mut self, now: Nanos, closed: bool) {
         if !closed && let Some(since) = self.closed_since.take() {
@@ -208,6 +215,11 @@ impl Node {
         for pace in &mut self.reservations {
             pace.tag = pace.tag.max(now);
         }
+    }
+
+    /// Account for a request that nothing else waits beside, at the time `served` of its parent.
+    pub fn charge_share(&mut self, spent: &Spent, served: u64) {
+        self.share = self.share.max(served) + u64::from(spent.cost) * self.inverse_weight;
     }
 
     /// Account for a request of its own or of one below. `reserved`: it was served under a reservation.

@@ -11,8 +11,9 @@ impl Arbiter {
     /// Start the next request, if there is one that may.
     pub(super) fn next_request(&mut self, now: Nanos) -> Option<u32> {
         self.open_limits(now);
-        if !self.window.admits(now) {
-            self.window.mark(now, false);
+        let admits = self.window.admits(now);
+        if !admits || self.waiting == 0 {
+            self.window.mark(now, admits);
             return None;
         }
         let (top, reserved) = match self.due(now) {
@@ -38,11 +39,15 @@ impl Arbiter {
     /// what it had to wait for otherwise is the window of others, and it takes little room.
     pub(super) fn next_beyond(&mut self, now: Nanos, leaf: u32) -> Option<u32> {
         let node = &self.nodes[leaf as usize];
-        if node.in_flight > 0 || node.queue.len() != 1 || !self.window.admits_beyond() || !self.is_first(leaf)
-        {
+        if node.in_flight > 0 || node.queue.len() != 1 || !self.window.admits_beyond() {
             return None;
         }
-        self.start_first(now, leaf, false)
+        self.open_limits(now);
+        match self.due(now) {
+            Some(due) if self.descend(due) == Some(leaf) => self.start_first(now, leaf, true),
+            None if self.is_first(leaf) => self.start_first(now, leaf, false),
+            _ => None,
+        }
     }
 
     /// Whether nobody's share comes before that of `leaf`, at each level.
@@ -118,20 +123,28 @@ impl Arbiter {
         }
     }
 
-    /// `request`, which is in no queue any more, goes to the device. `reserved`: under a reservation.
+    /// Start `request` at once, while nothing waits and its node is plain: there is no order to find out. It counts
+    /// all the same, for those who come.
+    pub(super) fn start_unordered(&mut self, now: Nanos, request: u32) {
+        let spent = self.enter_device(now, request);
+        let mut index = self.entries[request as usize].leaf;
+        while index != ROOT {
+            let parent = self.nodes[index as usize].parent;
+            let share = self.nodes[index as usize].share;
+            let above = &mut self.nodes[parent as usize];
+            above.served = above.served.max(share);
+            let served = above.served;
+            self.nodes[index as usize].charge_share(&spent, served);
+            self.rebase_if_far(parent);
+            index = parent;
+        }
+    }
+
+    /// `request`, which waits but is in no queue any more, goes to the device. `reserved`: under a reservation.
     pub(super) fn dispatch(&mut self, now: Nanos, request: u32, reserved: bool) {
-        let entry = &mut self.entries[request as usize];
-        entry.waits = false;
-        let waited = entry.offered < now;
-        let (leaf, spent) = (entry.leaf, Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes });
         self.waiting -= 1;
-        self.in_flight += 1;
-        self.window.enter(spent.cost);
-        let node = &mut self.nodes[leaf as usize];
-        node.in_flight += 1;
-        node.dispatched += 1;
-        node.account.in_flight_cost += u64::from(spent.cost);
-        node.account.started += u64::from(waited);
+        let spent = self.enter_device(now, request);
+        let leaf = self.entries[request as usize].leaf;
         let mut index = leaf;
         while index != ROOT {
             let parent = self.nodes[index as usize].parent;
@@ -142,12 +155,52 @@ impl Arbiter {
             }
             let served = above.served;
             self.nodes[index as usize].charge(now, &spent, served, reserved);
-            if served >= REBASE {
-                self.rebase(parent);
-            }
+            self.rebase_if_far(parent);
             index = parent;
         }
         self.refresh(now, leaf);
+    }
+
+    /// `request` is at the device from now on; returns what it takes of each bound.
+    fn enter_device(&mut self, now: Nanos, request: u32) -> Spent {
+        let entry = &mut self.entries[request as usize];
+        entry.waits = false;
+        let waited = entry.offered < now;
+        let (leaf, spent) = (entry.leaf, Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes });
+        self.in_flight += 1;
+        self.window.enter(spent.cost);
+        let node = &mut self.nodes[leaf as usize];
+        node.in_flight += 1;
+        node.dispatched += 1;
+        node.account.in_flight_cost += u64::from(spent.cost);
+        node.account.started += u64::from(waited);
+        spent
+    }
+
+    /// Before the virtual time of the children of `parent` overflows, all of them go back by the same amount.
+    fn rebase_if_far(&mut self, parent: u32) {
+        let above = &mut self.nodes[parent as usize];
+        if above.served < REBASE {
+            return;
+        }
+        above.served -= REBASE;
+        above.ready.lower(REBASE);
+        let children: Vec<u32> = above.children.iter().flatten().copied().collect();
+        for child in children {
+            let node = &mut self.nodes[child as usize];
+            node.share = node.share.saturating_sub(REBASE);
+        }
+    }
+
+    /// Knobs have changed: reservations are due when they say, and no more when a limit above them did.
+    pub(super) fn order_reserved(&mut self, now: Nanos) {
+        for index in 1..self.nodes.len() as u32 {
+            if self.reserved.contains(index)
+                && let Some(due) = self.due_at(now, index)
+            {
+                self.reserved.put(index, due);
+            }
+        }
     }
 
     /// When reservations, or a latency objective, entitle `index` to the next request; never without any. Half of the
@@ -158,19 +211,6 @@ impl Arbiter {
         let head = node.queue.front().filter(|_| node.goal.is_pursued(now));
         let hurried = head.map(|head| self.entries[*head as usize].offered + node.goal.latency / 2);
         [reserved, hurried].into_iter().flatten().min()
-    }
-
-    /// Before the virtual time of the children of `parent` overflows, all of them go back by the same amount.
-    #[cold]
-    fn rebase(&mut self, parent: u32) {
-        let above = &mut self.nodes[parent as usize];
-        above.served -= REBASE;
-        above.ready.lower(REBASE);
-        let children: Vec<u32> = above.children.iter().flatten().copied().collect();
-        for child in children {
-            let node = &mut self.nodes[child as usize];
-            node.share = node.share.saturating_sub(REBASE);
-        }
     }
 
     /// Put `node` and those above it into the heaps where they belong.

@@ -57,6 +57,7 @@ impl Arbiter {
         node.set(knobs, now);
         self.note_bounds();
         self.refresh(now, index);
+        self.order_reserved(now);
         Ok(Leaf(index))
     }
 
@@ -161,6 +162,8 @@ impl Arbiter {
         for index in 1..self.nodes.len() as u32 {
             let latency =
                 if self.nodes[index as usize].has_children() { 0 } else { self.objective_of(index) };
+            let plain = self.is_plain(index);
+            self.nodes[index as usize].plain = plain;
             let goal = &mut self.nodes[index as usize].goal;
             if goal.latency != latency {
                 *goal = Goal::new(latency);
@@ -169,6 +172,17 @@ impl Arbiter {
                 self.goals.push(index);
             }
         }
+    }
+
+    fn is_plain(&self, mut index: u32) -> bool {
+        while index != ROOT {
+            let node = &self.nodes[index as usize];
+            if node.has_limit() || node.has_reservation() {
+                return false;
+            }
+            index = node.parent;
+        }
+        true
     }
 
     /// The latency objective of a node or the nearest above it, in ns; 0 if there is none.

@@ -2,5 +2,7 @@
 
 mod attribution;
 mod knobs;
+mod model;
+mod schedules;
 mod simulator;
 mod window;

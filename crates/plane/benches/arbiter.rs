@@ -1,0 +1,77 @@
+//! What the arbiter costs for each request: offer, next and complete together.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use nagaya_plane::arbiter::{Arbiter, Ask, Kind, Knobs, Leaf, Request};
+
+/// Requests that each machine has offered and not got back.
+const DEPTH: usize = 8;
+
+struct Device {
+    arbiter: Arbiter,
+    leaves: Vec<Leaf>,
+    /// By ticket.
+    requests: Vec<Option<Request>>,
+    started: std::collections::VecDeque<u64>,
+    now: u64,
+}
+
+impl Device {
+    /// `machines` with a disk each, all below one tenant; each has a reservation and a limit.
+    fn new(machines: usize) -> Device {
+        let mut arbiter = Arbiter::new(0);
+        arbiter.set_node(0, "@acme", None, Knobs::default()).unwrap();
+        let leaves = (0..machines)
+            .map(|number| {
+                let (id, disk) = (format!("m{number}"), format!("m{number}/disk0"));
+                let knobs = Knobs { reservation_iops: 100, limit_iops: Some(1_000_000), ..Knobs::default() };
+                let knobs = if machines == 1 { Knobs::default() } else { knobs };
+                arbiter.set_node(0, &id, Some("@acme"), knobs).unwrap();
+                arbiter.set_node(0, &disk, Some(&id), Knobs::default()).unwrap()
+            })
+            .collect();
+        let requests = vec![None; machines * DEPTH];
+        let mut device = Device { arbiter, leaves, requests, started: Default::default(), now: 1 };
+        for ticket in 0..machines * DEPTH {
+            device.offer(ticket);
+        }
+        device
+    }
+
+    fn offer(&mut self, ticket: usize) {
+        let ask = Ask { ticket: ticket as u64, kind: Kind::Read, bytes: 4096 };
+        let admission = self.arbiter.offer(self.now, self.leaves[ticket / DEPTH], ask);
+        self.requests[ticket] = Some(admission.request);
+        if admission.now {
+            self.started.push_back(ticket as u64);
+        }
+    }
+
+    /// One answer, one new request of the same machine, and whatever may start then.
+    fn turn(&mut self) {
+        self.now += 1_000;
+        if let Some(ticket) = self.started.pop_front() {
+            let request = self.requests[ticket as usize].take().unwrap();
+            self.arbiter.complete(self.now, request);
+            self.offer(ticket as usize);
+        }
+        while let Some(ticket) = self.arbiter.next(self.now) {
+            self.started.push_back(ticket);
+        }
+        black_box(self.started.len());
+    }
+}
+
+fn requests(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("request");
+    for machines in [1, 2, 16, 64, 256] {
+        let mut device = Device::new(machines);
+        group.bench_function(BenchmarkId::from_parameter(machines), |bencher| {
+            bencher.iter(|| device.turn());
+        });
+    }
+}
+
+criterion_group!(benches, requests);
+criterion_main!(benches);
