@@ -26,6 +26,7 @@ from typing import Literal
 import pytest
 
 from nagaya import _core
+from nagaya.cli.daemon import end
 from nagaya.errors import ConflictError
 from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
@@ -85,7 +86,9 @@ class Campaign:
                 self.start_machine()
             self.kill_machine()
             self.verify()
+            holder = await plane.pid()
             await plane.quit()
+            await asyncio.to_thread(end, holder)
         finally:
             await plane.close()
             if self.machine is not None:
