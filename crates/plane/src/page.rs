@@ -36,12 +36,36 @@ pub struct DevicePage {
     pub faults: AtomicU64,
     /// The errno of a flush that failed, or 0: no other succeeds until the disk is opened anew.
     pub flush_error: AtomicU32,
-    /// 1 while a flush is at the disk: if its worker dies, nobody knows how it ended.
+    /// 1 while a flush of the guest's is at the disk: if its worker dies, nobody knows how it ended.
     pub flushing: AtomicU32,
+    /// Syncs of the disk's own that are under way, likewise.
+    pub syncing: AtomicU32,
     /// Ports of a console.
     pub ports: [PortState; MAX_PORTS],
     /// Mappings of an overlay that its file does not have yet.
     pub mappings: MappingLog,
+}
+
+impl DevicePage {
+    /// A sync of the disk's own begins.
+    ///
+    /// # Errors
+    /// `EIO` if one has failed, or a flush.
+    pub fn begin_sync(&self) -> io::Result<()> {
+        if self.flush_error.load(Relaxed) != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.syncing.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// It has ended with `result`, a negated errno if it failed.
+    pub fn end_sync(&self, result: i32) {
+        if result < 0 {
+            self.flush_error.store(result.unsigned_abs(), Relaxed);
+        }
+        self.syncing.fetch_sub(1, Relaxed);
+    }
 }
 
 /// What a worker has to know of a port after another one crashed.

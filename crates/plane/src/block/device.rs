@@ -131,6 +131,7 @@ pub struct Blk {
     /// The pause before they are tried again is in the ring.
     pausing: bool,
     flushes: Flushes,
+    flush_failure_told: bool,
     /// What somebody who tests the guest's software has asked for.
     faults: Option<Faults>,
 }
@@ -155,6 +156,7 @@ impl Blk {
             spaceless: Vec::new(),
             pausing: false,
             flushes: Flushes::default(),
+            flush_failure_told: false,
             faults: None,
         }
     }
@@ -234,6 +236,7 @@ impl Blk {
     fn dispatch(&mut self, context: &mut Context<'_>, number: u16) {
         if self.slots[usize::from(number)].request.operation == Operation::Flush {
             if context.page.flush_error.load(Relaxed) != 0 {
+                self.tell_flush_failed(context);
                 return self.end(context, number, -libc::EIO);
             }
             if !self.flushes.begin(number) {
@@ -295,8 +298,7 @@ impl Blk {
             self.wait_for_space(context, number);
             return Ok(());
         }
-        let error = self.slots[usize::from(number)].error;
-        let shared = if self.flushes.is_running(number) { self.flushed(context, error) } else { Ok(()) };
+        let shared = if self.flushes.is_running(number) { self.flushed(context, number) } else { Ok(()) };
         let slot = &mut self.slots[usize::from(number)];
         if std::mem::take(&mut slot.spaceless) && context.page.spaceless.fetch_sub(1, Relaxed) == 1 {
             context.tell_space(true);

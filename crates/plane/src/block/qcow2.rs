@@ -107,6 +107,7 @@ impl Qcow2Disk {
             top = Some(file.share(None));
             let page = page.filter(|_| index == 0);
             if let Some(page) = page {
+                file.remember_failures(page);
                 let layout = uring.block_on(verify(&file))??;
                 cluster_bits = layout.cluster_bits;
                 uring.block_on(replay::replay(&file, &layout, &page.mappings))??;

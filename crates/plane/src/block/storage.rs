@@ -1,5 +1,6 @@
 //! imago's `Storage` on the worker's io_uring: one open file of a disk, never a path.
 
+use std::cell::OnceCell;
 use std::fmt::{self, Debug, Display, Formatter};
 use std::io;
 use std::mem::ManuallyDrop;
@@ -14,6 +15,7 @@ use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 
 use super::qcow2::tables::Tables;
+use crate::page::Shared as Page;
 use crate::uring::Uring;
 
 /// Alignment of memory, offsets and lengths that O_DIRECT needs. Files that ask for more are opened buffered.
@@ -45,6 +47,7 @@ struct File {
     fd: OwnedFd,
     fixed: Fixed,
     direct: bool,
+    page: OnceCell<Rc<Page>>,
 }
 
 impl FileStorage {
@@ -52,7 +55,7 @@ impl FileStorage {
     pub fn new(uring: &Rc<Uring>, fd: OwnedFd, layer: usize, direct: bool) -> io::Result<FileStorage> {
         let direct = settle_direct(&fd, direct)?;
         let fixed = uring.register_fd(fd.as_fd())?;
-        let file = Rc::new(File { uring: uring.clone(), fd, fixed, direct });
+        let file = Rc::new(File { uring: uring.clone(), fd, fixed, direct, page: OnceCell::new() });
         Ok(FileStorage::of(layer, file, None))
     }
 
@@ -64,6 +67,12 @@ impl FileStorage {
     fn of(layer: usize, file: Rc<File>, tables: Option<Rc<Tables>>) -> FileStorage {
         let bound = ThreadBound::new(Bound { file, tables });
         FileStorage { layer, bound, helper: CommonStorageHelper::default() }
+    }
+
+    /// Have `page` remember a sync that failed: no other succeeds until the disk is opened anew.
+    pub fn remember_failures(&self, page: &Rc<Page>) {
+        // Set once, by the disk that opened the file.
+        let _ = self.file().page.set(page.clone());
     }
 
     fn file(&self) -> &File {
@@ -252,9 +261,17 @@ impl Storage for FileStorage {
     }
 
     async fn sync(&self) -> io::Result<()> {
+        let page = self.file().page.get();
+        if let Some(page) = page {
+            page.begin_sync()?;
+        }
         #[cfg(test)]
         let recorded = fuse::begin(0, Vec::new());
-        check(self.run(self.sync_sqe()).await)?;
+        let result = self.run(self.sync_sqe()).await;
+        if let Some(page) = page {
+            page.end_sync(result);
+        }
+        check(result)?;
         #[cfg(test)]
         fuse::end_sync(recorded);
         Ok(())

@@ -119,7 +119,7 @@ impl Shadow {
 
     /// What to ask after a worker that died while a flush was at the disk; see [`Doubt::resolve`].
     pub fn doubt(&self) -> Option<Doubt> {
-        let in_doubt = self.page.flushing.load(Relaxed) != 0;
+        let in_doubt = self.page.flushing.load(Relaxed) + self.page.syncing.load(Relaxed) != 0;
         let witness = self.witness.as_ref().filter(|_| in_doubt)?;
         Some(Doubt { page: self.page.clone(), witness: witness.clone() })
     }
@@ -170,6 +170,7 @@ impl Doubt {
             self.page.flush_error.store(errno.unsigned_abs(), Relaxed);
         }
         self.page.flushing.store(0, Relaxed);
+        self.page.syncing.store(0, Relaxed);
         failed
     }
 }

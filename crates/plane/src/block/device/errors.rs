@@ -44,16 +44,22 @@ impl Blk {
         context.uring.post(context.io(number), error);
     }
 
-    /// The flush that was at the disk has ended with `error`: so have those that joined it, and the next may go.
-    pub(super) fn flushed(&mut self, context: &mut Context<'_>, error: i32) -> Result<(), Fault> {
+    /// The flush in slot `number`, which was at the disk, has ended: so have those that joined it, and the next may go.
+    pub(super) fn flushed(&mut self, context: &mut Context<'_>, number: u16) -> Result<(), Fault> {
+        let slot = &mut self.slots[usize::from(number)];
+        if slot.error == 0 && context.page.flush_error.load(Relaxed) != 0 {
+            // A sync of the disk's own has failed meanwhile, and was told what this one was not.
+            slot.error = -libc::EIO;
+        }
+        let error = slot.error;
         let end = match error {
             0 => End::Durable,
             UNFLUSHED => End::Unfinished,
             _ => End::Failed,
         };
         if end == End::Failed {
-            context.page.flush_error.store(error.unsigned_abs(), Relaxed);
-            context.tell_flush_failed(error);
+            let _ = context.page.flush_error.compare_exchange(0, error.unsigned_abs(), Relaxed, Relaxed);
+            self.tell_flush_failed(context);
         }
         context.page.flushing.store(0, Relaxed);
         let (shared, next) = self.flushes.end(end);
@@ -66,6 +72,13 @@ impl Blk {
             self.dispatch(context, next);
         }
         result
+    }
+
+    /// Once, whether it was the guest's flush that failed, or one of the disk's own.
+    pub(super) fn tell_flush_failed(&mut self, context: &mut Context<'_>) {
+        if !std::mem::replace(&mut self.flush_failure_told, true) {
+            context.tell_flush_failed(-(context.page.flush_error.load(Relaxed) as i32));
+        }
     }
 
     /// Requests that faults do not hold any more.

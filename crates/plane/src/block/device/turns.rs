@@ -83,7 +83,8 @@ impl Blk {
         context.page.inflight.fetch_sub(1, Relaxed);
         if self.flushes.is_running(number) {
             // Fails only for a ring that has gone too.
-            let _ = self.flushed(context, UNFLUSHED);
+            self.slots[usize::from(number)].error = UNFLUSHED;
+            let _ = self.flushed(context, number);
         }
     }
 
