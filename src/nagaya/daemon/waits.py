@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nagaya.models.waits import Advice, WaitInfo, WhyAnswer
 from nagaya.plane.shares import ArbiterStatus, Objective
-from nagaya.spec import DiskKnobs, MachineSpec
+from nagaya.spec import MachineSpec
 from nagaya.units import format_rate, format_time, human_time
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ async def why(supervisor: Supervisor, machine: str, since: int) -> WhyAnswer:
         requests=requests,
         objective=objective,
         rows=waited,
-        words=[*_words(one, rows, since, requests), *_objective_words(one.spec, objective)],
+        words=[*_words(one, rows, since, _limits(supervisor, one)), *_objective_words(one.spec, objective)],
         advice=list(_advice(supervisor, one, rows)),
     )
 
@@ -68,40 +69,30 @@ def span(seconds: int) -> str:
     return f"the last {seconds} seconds"
 
 
-def _words(one: Supervised, rows: Sequence[WaitInfo], since: int, requests: int) -> Iterator[str]:
-    total = sum(row.wait_us for row in rows)
+def _words(one: Supervised, rows: Sequence[WaitInfo], since: int, limits: Sequence[_Limit]) -> Iterator[str]:
+    total, requests = sum(row.wait_us for row in rows), sum(row.requests for row in rows)
     if not total:
         yield f"{one.name} waited for nobody at its disks in {span(since)}."
         return
+    together = total / since / 1e6
+    aside = f" ({together:.1f} requests at a time)" if together > 1 else ""
     yield (
-        f"{one.name} waited {human_time(total)} at its disks in {span(since)}: "
+        f"{one.name} waited {human_time(total)} at its disks in {span(since)}{aside}: "
         f"{requests} requests, {human_time(total / max(1, requests))} each."
     )
     for row in rows:
-        yield f"{human_time(row.wait_us)} ({row.wait_us / total:.0%}) {_because(one.spec, row)}"
+        yield f"{human_time(row.wait_us)} ({row.wait_us / total:.0%}) {_because(row, limits)}"
 
 
-def _because(spec: MachineSpec, row: WaitInfo) -> str:
+def _because(row: WaitInfo, limits: Sequence[_Limit]) -> str:
     if row.cause == "limit":
-        return f"at a limit of its own{_limits(spec)}."
+        named = ", ".join(f"{limit.name} {limit.field}={limit.value}" for limit in limits)
+        return f"at its limit ({named})." if named else "at a limit that it no longer has."
     if row.cause == "device":
         return "on the disk itself, which was busy with its own requests."
     if row.whom.startswith("%"):
         return f"because the host's own work was served ({row.whom[1:]})."
     return f"because {row.whom} was served."
-
-
-def _limits(spec: MachineSpec) -> str:
-    knobs = [(f"disks[{n}].share", disk.share) for n, disk in enumerate(spec.disks)]
-    limits = [f"{where}.limit {text}" for where, one in (("disk", spec.disk), *knobs) for text in _texts(one)]
-    return f" ({', '.join(limits)})" if limits else ""
-
-
-def _texts(knobs: DiskKnobs) -> Iterator[str]:
-    if knobs.limit_iops is not None:
-        yield f"{knobs.limit_iops}iops"
-    if knobs.limit is not None:
-        yield format_rate(knobs.limit)
 
 
 def _objective_words(spec: MachineSpec, objective: Objective) -> Iterator[str]:
@@ -126,7 +117,8 @@ def _advice(supervisor: Supervisor, one: Supervised, rows: Sequence[WaitInfo]) -
         yield Advice("nagaya operation list", "shows the host's work; it has a low weight, and ends")
     for row in rows:
         if row.cause == "limit" and row.wait_us >= total * _NOTICED:
-            yield from _beyond_limits(supervisor, one)
+            for limit in _limits(supervisor, one):
+                yield Advice(f"nagaya set {limit.name} {limit.field}={limit.twice}", "doubles the limit")
         elif row.cause == "device" and row is rows[0]:
             yield Advice("nagaya top", "shows who else uses the disk; no knob makes the disk itself faster")
 
@@ -150,15 +142,27 @@ def _against(supervisor: Supervisor, one: Supervised, other: Supervised) -> Iter
         )
 
 
-def _beyond_limits(supervisor: Supervisor, one: Supervised) -> Iterator[Advice]:
-    """Each limit on the way from the machine's tenant to its disks can be the one that it waits at."""
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A limit that a machine can wait at: of whom, its field, its value, and twice that."""
+
+    name: str
+    field: str
+    value: str
+    twice: str
+
+
+def _limits(supervisor: Supervisor, one: Supervised) -> list[_Limit]:
+    """Each on the way from the machine's tenant to its disks."""
     places = [(one.name, "disk.limit", one.spec.disk)]
     places += [(one.name, f"disks[{n}].share.limit", disk.share) for n, disk in enumerate(one.spec.disks)]
     if one.spec.tenant:
         tenant = supervisor.shares.tenants.get(one.spec.tenant)
         places.append((f"@{tenant.name}", "disk.limit", tenant.disk))
+    found = []
     for name, field, knobs in places:
         if knobs.limit_iops is not None:
-            yield Advice(f"nagaya set {name} {field}={knobs.limit_iops * 2}iops", "doubles the limit")
+            found.append(_Limit(name, field, f"{knobs.limit_iops}iops", f"{knobs.limit_iops * 2}iops"))
         if knobs.limit is not None:
-            yield Advice(f"nagaya set {name} {field}={format_rate(knobs.limit * 2)}", "doubles the limit")
+            found.append(_Limit(name, field, format_rate(knobs.limit), format_rate(knobs.limit * 2)))
+    return found

@@ -84,12 +84,25 @@ def test_its_own_limit_is_named_with_the_command_that_raises_it(stage: Stage) ->
     parts = {"disk": {"limit": "500iops"}, "disks": [{"size": "1MiB", "share": share}], "tenant": "acme"}
     answer = play(stage, [("db/disk0", "limit", "", 2_000_000, 10)], **parts)
     assert answer.words[1] == (
-        "2 s (100%) at a limit of its own (disk.limit 500iops, disks[0].share.limit 1MiB/s)."
+        "2 s (100%) at its limit (db disk.limit=500iops, db disks[0].share.limit=1MiB/s)."
     )
     assert [advice.command for advice in answer.advice] == [
         "nagaya set db disk.limit=1000iops",
         "nagaya set db disks[0].share.limit=2MiB/s",
     ]
+
+
+def test_the_tenants_limit_is_named_too_and_many_waiting_at_once_are_told(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.shares.set_tenant("acme", [("disk.limit", "400iops")])
+        answer = await asked(daemon, [("db", "limit", "", 120_000_000, 10)], tenant="acme")
+        assert answer.words[0].startswith(
+            "db waited 120 s at its disks in the last minute (2.0 requests at a time)"
+        )
+        assert answer.words[1] == "120 s (100%) at its limit (@acme disk.limit=400iops)."
+        assert answer.advice[0].command == "nagaya set @acme disk.limit=800iops"
+
+    stage.play(scene)
 
 
 def test_between_tenants_it_is_the_tenants_knob_that_counts(stage: Stage) -> None:

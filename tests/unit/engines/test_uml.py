@@ -28,7 +28,6 @@ def engine(tmp_path: Path) -> UmlEngine:
         ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
         ("memory.weight", {"memory": {"weight": 200}}),
         ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
-        ("disk", {"disk": {"weight": 200}}),
         ("network", {"network": {"limit": "1MiB"}}),
     ],
 )

@@ -1,0 +1,117 @@
+"""Knobs of real machines: set live, they change what guests get, and `why` says who waited for whom."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from nagaya.errors import ResourceError
+from nagaya.paths import Paths
+from nagaya.sdk import Client, Machine
+
+pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
+
+SIZE = 64 << 20
+READERS = 12
+READ = f"""
+for i in $(seq {READERS}); do
+    (while :; do dd if=/dev/vdb of=/dev/null bs=4k count=1000 skip=$((i * 1000)) iflag=direct; done) &
+done
+"""
+SPIN = "while :; do :; done &"
+LOOK = 2.0  # s over which requests are counted
+LIMIT = 400  # requests a second: far less than guests and hosts do
+
+
+@pytest.fixture
+def pair(client: Client, paths: Paths) -> tuple[Machine, Machine]:
+    """Two machines of one tenant whose guests read all the time, each from a raw disk of its own."""
+    client.tenants.set("acme", {"disk.limit": f"{LIMIT}iops"})
+    machines = []
+    for name in ("db", "web"):
+        file = paths.state / f"{name}.img"
+        file.write_bytes(os.urandom(SIZE))
+        disks = [{"image": "busybox"}, {"path": str(file)}]
+        spec = {"name": name, "memory": "96MiB", "disks": disks, "tenant": "acme"}
+        machines.append(client.machines.create(spec, start=True))
+    for machine in machines:
+        machine.wait("agent", 60)
+        begin(machine, READ)
+    return machines[0], machines[1]
+
+
+def begin(machine: Machine, program: str) -> None:
+    """Run a program in the guest that does not end."""
+    assert machine.exec(["sh", "-c", f"({program}) >/dev/null 2>&1 </dev/null &"]).exit_code == 0
+
+
+def reads(client: Client) -> dict[str, float]:
+    """Reads a second of each machine."""
+    before = client.usage()
+    time.sleep(LOOK)
+    after = client.usage()
+    counts = [
+        {one.name: sum(disk.reads for disk in one.disks) for one in usage.machines}
+        for usage in (before, after)
+    ]
+    return {name: (counts[1][name] - counts[0][name]) / (after.at - before.at) for name in counts[1]}
+
+
+def test_weights_reservations_and_limits_are_in_effect_at_once(
+    client: Client, pair: tuple[Machine, Machine]
+) -> None:
+    db, web = pair
+    pids = db.info.pid, web.info.pid
+    found = reads(client)
+    assert sum(found.values()) == pytest.approx(LIMIT, rel=0.05)
+    assert found["db"] == pytest.approx(found["web"], rel=0.1)
+    db.set({"disk.weight": 300})
+    found = reads(client)
+    assert found["db"] == pytest.approx(3 * found["web"], rel=0.1)
+    web.set({"disk.reservation": f"{LIMIT // 2}iops"})
+    assert reads(client)["web"] == pytest.approx(LIMIT / 2, rel=0.1)
+    db.set({"disk.limit": "50iops"})
+    assert reads(client)["db"] <= 50 * 1.05
+    with pytest.raises(ResourceError, match="@acme is limited to 400iops"):
+        db.set({"disk.limit": None, "disk.reservation": f"{LIMIT // 2 + 1}iops"})
+    assert (db.refresh().info.pid, web.refresh().info.pid) == pids
+    db.restart().wait("agent", 60)
+    assert db.info.spec["disk"]["limit_iops"] == 50
+    begin(db, READ)
+    assert reads(client)["db"] <= 50 * 1.05
+
+
+def test_why_names_the_limit_and_without_it_the_other_machine(
+    client: Client, pair: tuple[Machine, Machine]
+) -> None:
+    db, _ = pair
+    time.sleep(LOOK)
+    answer = db.why(2)
+    assert (answer.rows[0].cause, answer.objective) == ("limit", "none")
+    assert "nagaya set @acme disk.limit=800iops" in [advice.command for advice in answer.advice]
+    client.tenants.set("acme", {"disk.limit": None})
+    deadline = time.monotonic() + 30
+    while not any(row.whom.startswith("web") for row in db.why(5).rows):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert any("because web was served" in line for line in db.why(10).words)
+    assert any(row.waiter.startswith("web") and row.whom.startswith("db") for row in client.waits(10))
+    assert "nagaya_disk_wait_seconds" in client.metrics()
+
+
+def test_a_limit_of_cpu_holds_at_once(client: Client) -> None:
+    spec = {"name": "box", "memory": "64MiB", "disks": [{"image": "busybox"}]}
+    box = client.machines.create(spec, start=True).wait("agent", 60)
+    begin(box, SPIN)
+    box.set({"cpu.limit": 0.2})
+    usages = [client.usage()]
+    time.sleep(LOOK)
+    usages.append(client.usage())
+    used = [usage.machines[0].cpu_us for usage in usages]
+    assert used[0] is not None
+    assert used[1] is not None
+    assert 0 < (used[1] - used[0]) / 1e6 / (usages[1].at - usages[0].at) <= 0.25
+    assert Path(f"/proc/{box.refresh().info.pid}").exists()
