@@ -50,6 +50,13 @@ class Plane:
         """JSON `[{"worker", "window", "in_flight", "waiting", "nodes": [{"id", "parent", the knobs, "dispatched",
         "bytes", "waiting", "in_flight"}]}]`, a row for each worker that has disks and answers within a second."""
 
+    def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None:
+        """Serve a blk device from other image files: `config` as for `device_add`, with other `layers` alone; `fds` are
+        theirs. The guest waits some milliseconds; what it wrote before is in the old files, durable. Raises
+        `KeyError`, `ValueError` if more would change, and `OSError` if the files cannot be opened: it goes on with
+        the old ones then.
+        """
+
     def query(self) -> str:
         """JSON `{"devices": [{"id", "driver", "worker", "connected", "reads", "writes", "flushes", "discards",
         "read_bytes", "written_bytes", "errors", "inflight", "spaceless",

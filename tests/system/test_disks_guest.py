@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from nagaya._core import qcow2_create
 from nagaya.errors import ConflictError
+from nagaya.images.chain import DiskFiles
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
-from nagaya.sdk import Client, Machine
+from nagaya.sdk import Client, Machine, ensure_daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images, pytest.mark.qemu]
 MIB = 2**20
@@ -64,6 +70,66 @@ def test_a_guest_finds_its_disks_grown_and_reverted_with_their_content(client: C
     for disk in ("data", "box/disk0"):
         report = disks.check(disk).wait()
         assert (report["corruptions"], report["leaks"]) == (0, 0)
+
+
+WRITER = "i=0; while :; do i=$((i + 1)); echo $i > /root/n; sync; echo $i > /root/m; sync; done"
+
+
+def test_a_snapshot_of_a_machine_that_works_is_consistent_and_it_notices_nothing(
+    client: Client, box: Machine, tmp_path: Path
+) -> None:
+    disks = client.disks
+    run(box, f"({WRITER}) >/dev/null 2>&1 & echo before > /root/file; sync")
+    seen = []
+    for number in range(3):
+        taken = disks.snapshot("box/disk0", f"s{number}").snapshots[-1]
+        assert taken["consistency"] == "filesystem"
+        seen.append(int(run(box, "cat /root/m")))
+    disks.snapshot("data", "d0")
+    run(box, "echo later > /root/file; echo two | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; sync")
+    assert seen == sorted(seen) and int(run(box, "cat /root/n")) > seen[-1] > 0
+    assert run(box, "dmesg | grep -ci 'i/o error' || true") == "0"
+    disks.convert("box/disk0", tmp_path / "s1.raw", "raw", snapshot="s1").wait()
+    checked = subprocess.run(
+        ["/usr/sbin/e2fsck", "-fn", tmp_path / "s1.raw"], capture_output=True, text=True, check=False
+    )
+    assert "FILE SYSTEM WAS MODIFIED" not in checked.stdout and checked.returncode in (0, 4), checked.stdout
+    box.stop(20)
+    disks.revert("box/disk0", "s1")
+    again(box)
+    assert run(box, "cat /root/file; head -c 3 /dev/vdb") == "before\ntwo"
+    assert seen[0] <= int(run(box, "cat /root/n")) <= seen[2] + 2
+    box.stop(20)
+    for name in ("s0", "s1", "s2"):
+        disks.delete_snapshot("box/disk0", name).wait()
+    assert disks.get("box/disk0").layers <= 2
+    assert disks.check("box/disk0").wait()["corruptions"] == 0
+
+
+def test_a_daemon_killed_in_a_snapshot_leaves_a_guest_that_writes(client: Client, box: Machine) -> None:
+    record = client.paths.machine(box.id).state / "disk0.json"
+    client.disks.snapshot("box/disk0", "s0")
+    body = json.loads(record.read_text())
+    host = client.host()
+    os.kill(host.daemon_pid, signal.SIGKILL)
+    # As if it had died between the record and the plane: the record has one more layer.
+    files = DiskFiles(
+        record.parent, "disk0", qcow2_create, lambda digest: client.paths.images / f"{digest}.raw"
+    )
+    pushed = files.push(files.record())
+    files.write(pushed)
+    (client.paths.machine(box.id).run / "frozen").touch()
+    ensure_daemon(client.paths)
+    box.wait("agent", 60)
+    run(box, "echo after > /root/file; sync")
+    assert client.disks.get("box/disk0").path.endswith(pushed.top)
+    assert Path(client.disks.get("box/disk0").path).stat().st_blocks > 512
+    assert not (client.paths.machine(box.id).run / "frozen").exists()
+    assert body["snapshots"][0]["name"] == "s0"
+    box.stop(20)
+    client.disks.delete_snapshot("box/disk0", "s0").wait()
+    again(box)
+    assert run(box, "cat /root/file") == "after"
 
 
 def test_a_disk_moves_between_machines_and_a_rebased_root_still_boots(

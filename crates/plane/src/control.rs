@@ -117,6 +117,21 @@ pub enum ToWorker {
     },
 }
 
+impl ToWorker {
+    /// The device that it is about, if it is about one.
+    pub fn device(&self) -> Option<u32> {
+        match self {
+            ToWorker::Open { device, .. }
+            | ToWorker::Faults { device, .. }
+            | ToWorker::Memory { device, .. }
+            | ToWorker::Queue { device, .. }
+            | ToWorker::Stop { device, .. }
+            | ToWorker::Close { device, .. } => Some(*device),
+            ToWorker::Shares { .. } | ToWorker::QueryArbiter { .. } => None,
+        }
+    }
+}
+
 /// Nodes that go into one message: one has at most 700 bytes.
 pub const NODES: usize = 64;
 

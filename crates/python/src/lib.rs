@@ -51,6 +51,11 @@ impl Plane {
         py.detach(|| self.0.device_del(id)).map_err(error)
     }
 
+    fn set_layers(&self, py: Python<'_>, id: &str, config: &str, fds: Vec<RawFd>) -> PyResult<()> {
+        let fds = fds.into_iter().map(duplicate).collect::<io::Result<Vec<OwnedFd>>>()?;
+        py.detach(|| self.0.set_layers(id, config, fds)).map_err(error)
+    }
+
     fn set_faults(&self, py: Python<'_>, id: &str, faults: &str) -> PyResult<()> {
         py.detach(|| self.0.set_faults(id, faults)).map_err(error)
     }

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from nagaya.daemon import livedisk
 from nagaya.daemon.state import MachineRow, State
 from nagaya.daemon.supervised import ALIVE, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
@@ -77,6 +78,7 @@ class Adoption:
             log.warning("the plane cannot be asked for its devices: %s", error)
         await self._reconcile_leases()
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
+        await livedisk.catch_up(self._supervisor)
         await self._renew_shares()
 
     async def _renew_shares(self) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nagaya.daemon.diskfiles import DiskCatalog, has_overlay
-from nagaya.daemon.supervised import DOWN, Supervised
+from nagaya.daemon import livedisk
+from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, keys
+from nagaya.daemon.supervised import DOWN, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
 from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError, UsageError
 from nagaya.images.chain import DiskFiles, Record, Snapshot
@@ -25,7 +25,6 @@ from nagaya.progress import Progress
 from nagaya.spec import NAME_PATTERN, Disk
 from nagaya.units import human_size
 
-SNAPSHOTS_MOST = 256  # of one disk; each is a file
 _OWN = re.compile(r"(?P<machine>[^/]+)/disk(?P<index>\d{1,2})")
 
 
@@ -156,8 +155,16 @@ class Disks:
             )
         target = self.find(name)
         files = target.require_files("snapshotted")
-        async with self._idle(target, f"snapshot {snapshot} is being taken"):
-            await asyncio.to_thread(_take, files, target.key, snapshot)
+        work = f"snapshot {snapshot} is being taken"
+        running = [one for one in target.users if one.row.state in UP]
+        if len(running) != 1:  # nobody runs, or several that only read
+            async with self._idle(target, work):
+                await asyncio.to_thread(_take, files, target.key, snapshot)
+            return await self.show(name)
+        one = running[0]
+        index = next(i for i, key in enumerate(keys(one.row, one.spec)) if key == target.key)
+        with self._catalog.claim(target.key, work):
+            await livedisk.snapshot(self._supervisor, one, index, files, key=target.key, name=snapshot)
         return await self.show(name)
 
     async def revert(self, name: str, snapshot: str) -> DiskInfo:
@@ -389,14 +396,7 @@ def _snapshot(one: Snapshot, record: Record) -> dict[str, Any]:
 
 
 def _take(files: DiskFiles, key: str, name: str) -> None:
-    record = files.record()
-    if any(one.name == name for one in record.snapshots):
-        raise ConflictError(f"disk {key} has a snapshot {name!r} already", disk=key, snapshot=name)
-    if len(record.snapshots) >= SNAPSHOTS_MOST:
-        raise ConflictError(f"disk {key} has {SNAPSHOTS_MOST} snapshots, the most there may be", disk=key)
-    taken = Snapshot(name=name, layer=record.top, created_at=time.time(), consistency="stopped")
-    pushed = files.push(record)
-    files.write(pushed.model_copy(update={"snapshots": (*record.snapshots, taken)}))
+    files.write(livedisk.with_snapshot(files, files.record(), key, name, "stopped"))
 
 
 def _revert(files: DiskFiles, name: str) -> None:

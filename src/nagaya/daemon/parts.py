@@ -16,7 +16,7 @@ from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
-from nagaya.plane.config import Device
+from nagaya.plane.config import Device, Layer
 from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
@@ -67,6 +67,12 @@ class PlaneControl(Protocol):
         Ends when the plane has gone away.
         """
 
+    async def layers(self) -> Mapping[str, tuple[Layer, ...]]:
+        """The image files of each disk that is served, by device id; none if the plane does not run."""
+
+    async def set_layers(self, device_id: str, layers: Sequence[Layer]) -> None:
+        """Serve a disk from other image files from now on; after an error it goes on with the old ones."""
+
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Lay faults upon a disk; None ends them. Raises `NotFoundError` and `UsageError`."""
 
@@ -96,6 +102,12 @@ class Agent(Protocol):
         self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, seconds: float
     ) -> tuple[int, bytes, bytes, bool]:
         """Exit code, stdout, stderr, and whether an output was cut."""
+
+    async def freeze(self) -> int:
+        """Flush and freeze the guest's file systems; how many. `thaw` must follow."""
+
+    async def thaw(self) -> int:
+        """Let the guest write again; how many file systems."""
 
     async def close(self) -> None:
         """Close the connection."""

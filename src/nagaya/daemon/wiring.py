@@ -23,7 +23,7 @@ from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
-from nagaya.plane.config import Device
+from nagaya.plane.config import BlkDevice, Device, Layer
 from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
@@ -148,6 +148,16 @@ class PlaneLink:
         if self._client is not None and self._client.connected:
             async for conditions in self._client.conditions():
                 yield conditions
+
+    async def layers(self) -> Mapping[str, tuple[Layer, ...]]:
+        """The image files of each disk that is served."""
+        client = await self._connection(start=False)
+        devices = [] if client is None else [one.device for one in await client.query_devices()]
+        return {one.id: one.layers for one in devices if isinstance(one, BlkDevice)}
+
+    async def set_layers(self, device_id: str, layers: Sequence[Layer]) -> None:
+        """Serve a disk from other image files."""
+        await (await self._connection()).set_layers(device_id, layers)
 
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Lay faults upon a disk, or end them."""
@@ -314,6 +324,12 @@ class _GuestAgent:
         self, argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, seconds: float
     ) -> tuple[int, bytes, bytes, bool]:
         return await self._client.exec(argv, env=env, stdin=stdin, timeout=seconds)
+
+    async def freeze(self) -> int:
+        return await self._client.fs_freeze()
+
+    async def thaw(self) -> int:
+        return await self._client.fs_thaw()
 
     async def close(self) -> None:
         await self._client.close()

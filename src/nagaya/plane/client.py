@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, R
 
 from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
 from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
-from nagaya.plane.config import Device
+from nagaya.plane.config import Device, Layer
 from nagaya.plane.shares import (
     ArbiterStatus,
     ShareNode,
@@ -170,6 +170,14 @@ class PlaneClient:
     async def query_devices(self) -> list[DeviceStatus]:
         """All devices, in the order in which they were added."""
         return [_device_status(row) for row in _rows(await self._execute("query-devices"))]
+
+    async def set_layers(self, device_id: str, layers: Sequence[Layer]) -> None:
+        """Serve a disk from other image files; what the guest wrote before is durable in the old ones.
+
+        Raises `ConflictError` if one is in use, and `ResourceError` if the host refuses; the disk goes on
+        with the old files then.
+        """
+        await self._execute("set-layers", {"id": device_id, "layers": [asdict(one) for one in layers]})
 
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Lay faults upon a disk, in effect when this returns; None ends them (docs/plane.md).

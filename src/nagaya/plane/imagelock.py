@@ -75,6 +75,18 @@ def lock_image(fd: int, access: Access) -> bool:
     return True
 
 
+def downgrade_image(fd: int) -> None:
+    """Make a writer's lock a reader's, without a moment in which another could become the writer."""
+    for permission in (_WRITE, _RESIZE):
+        _set(fd, fcntl.F_UNLCK, _USED + permission)
+
+
+def upgrade_image(fd: int) -> None:
+    """Undo `downgrade_image`. Nobody can have become a writer meanwhile."""
+    for permission in (_WRITE, _RESIZE):
+        _set(fd, fcntl.F_RDLCK, _USED + permission)
+
+
 def unlock_image(fd: int) -> None:
     """Give the lock up, even while duplicates of `fd` are still open elsewhere."""
     _set(fd, fcntl.F_UNLCK, 0, 0)

@@ -20,7 +20,7 @@ from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer
 from nagaya.plane.hub import ConsoleHub
 from nagaya.plane.shares import share_to_json
 from nagaya.plane.sockets import Listener
-from nagaya.plane.storage import ImageKey, OpenImages
+from nagaya.plane.storage import ImageKey, OpenImages, handed_over
 from nagaya.plane.wire import device_from_json, device_to_json
 from nagaya.qmp import Command, version_info
 
@@ -40,6 +40,7 @@ class Core(arbitration.Core, Protocol):
     def device_add(self, config: str, fds: Sequence[int]) -> None: ...
     def device_del(self, id: str) -> None: ...  # noqa: A002
     def set_faults(self, id: str, faults: str) -> None: ...  # noqa: A002
+    def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None: ...  # noqa: A002
     def query(self) -> str: ...
     def event_fd(self) -> int: ...
     def take_events(self) -> list[str]: ...
@@ -85,6 +86,7 @@ class Service:
             "query-workers": self._query_workers,
             "quit": self._quit,
             "set-faults": lambda arguments: self._finish(self._set_faults(arguments)),
+            "set-layers": lambda arguments: self._finish(self._set_layers(arguments)),
         }
         self._arbitration = Arbitration(core, self._in_core)
         self.commands |= self._arbitration.commands
@@ -203,6 +205,30 @@ class Service:
             raise _os_error(f"faults of {device_id} cannot be set", error) from error
         log.warning("faults on purpose", extra={"device": device_id, "faults": plan})
         self._emit("DEVICE_FAULTS", {"id": device_id, "faults": plan or None})
+        return {}
+
+    async def _set_layers(self, arguments: Mapping[str, object]) -> object:
+        device_id = arguments.get("id")
+        served = self._devices.get(str(device_id))
+        if served is None:
+            raise _no_device(str(device_id))
+        if not isinstance(served.device, BlkDevice) or served.images is None:
+            raise UsageError(f"device {device_id} is no disk")
+        device = device_from_json(device_to_json(served.device) | {"layers": arguments.get("layers")})
+        if not isinstance(device, BlkDevice) or len(arguments) != len(("id", "layers")):
+            raise UsageError("set-layers has the arguments id and layers")
+        with self._claim(device.id), handed_over(served.images, device, self._users_of) as images:
+            config = served.config | _blk_config(device, images)
+            try:
+                await self._in_core(self._core.set_layers, device.id, json.dumps(config), images.fds)
+            except ValueError as error:
+                raise UsageError(f"the core refuses the layers of {device.id}: {error}") from error
+            except OSError as error:
+                raise _os_error(f"the layers of {device.id} cannot be changed", error) from error
+            served.stack.callback(images.close)
+            served.images, served.device, served.config = images, device, config
+        log.info("layers changed", extra={"device": device.id, "layers": [one.path for one in device.layers]})
+        self._emit("DEVICE_LAYERS", {"id": device.id, "layers": [asdict(one) for one in device.layers]})
         return {}
 
     async def _query_faults(self, arguments: Mapping[str, object]) -> object:

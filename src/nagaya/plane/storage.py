@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from nagaya.closing import Closing
 from nagaya.errors import (
@@ -18,7 +19,14 @@ from nagaya.errors import (
     UsageError,
 )
 from nagaya.plane.config import BlkDevice
-from nagaya.plane.imagelock import Access, lock_image, unlock_image, users_of
+from nagaya.plane.imagelock import (
+    Access,
+    downgrade_image,
+    lock_image,
+    unlock_image,
+    upgrade_image,
+    users_of,
+)
 
 ImageKey = tuple[int, int]  # st_dev, st_ino of a file; st_rdev, -1 of a block device
 
@@ -78,6 +86,35 @@ class OpenImages(Closing):
                 unlock_image(fd)
             finally:
                 os.close(fd)
+
+
+@contextlib.contextmanager
+def handed_over(
+    old: OpenImages, device: BlkDevice, devices_of: Callable[[ImageKey], Iterable[str]]
+) -> Iterator[OpenImages]:
+    """The layers of `device`, opened while `old` is still in use; its top may be among them, then only read.
+
+    At the end of the block `old` is closed; after an error the new ones are, and `old` is as it was.
+    """
+    writes = bool(old.fds) and not device.read_only and not device.shared
+    if writes:
+        downgrade_image(old.fds[0])
+    images = None
+    try:
+        images = OpenImages(device, devices_of)
+        if images.worker != old.worker:
+            raise ConflictError(
+                f"the top layer of {device.id} is on another device than before",
+                hint="put it beside the layer below it",
+            )
+        yield images
+    except BaseException:
+        if images is not None:
+            images.close()
+        if writes:
+            upgrade_image(old.fds[0])
+        raise
+    old.close()
 
 
 def access_to(device: BlkDevice, layer: int) -> Access:

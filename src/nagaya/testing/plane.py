@@ -15,7 +15,7 @@ from nagaya.daemon.parts import DiskCounters
 from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
-from nagaya.plane.config import ConsoleDevice, Device
+from nagaya.plane.config import ConsoleDevice, Device, Layer
 from nagaya.plane.shares import (
     ArbiterStatus,
     NodeStatus,
@@ -137,6 +137,17 @@ class FakePlane:
             self._changed.clear()
             yield self._conditions
             await self._changed.wait()
+
+    async def layers(self) -> Mapping[str, tuple[Layer, ...]]:
+        """Of the disks."""
+        disks = {key: one["layers"] for key, one in self.devices.items() if "layers" in one}
+        return {key: tuple(Layer(one["path"], one["format"]) for one in rows) for key, rows in disks.items()}
+
+    async def set_layers(self, device_id: str, layers: Sequence[Layer]) -> None:
+        """Remember them."""
+        devices = self.devices
+        devices[device_id]["layers"] = [asdict(one) for one in layers]
+        self._save(devices)
 
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Remember them."""

@@ -140,6 +140,14 @@ class FakeAgent:
             case _:
                 return 127, b"", f"{argv[0]}: not found\n".encode(), False
 
+    async def freeze(self) -> int:
+        """One file system."""
+        return 1
+
+    async def thaw(self) -> int:
+        """The same."""
+        return 1
+
     async def close(self) -> None:
         """Nothing is open."""
 

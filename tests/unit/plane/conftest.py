@@ -43,6 +43,12 @@ class FakeCore:
             raise ValueError("error_rate is too much")
         self.devices[id][0]["faults"] = plan
 
+    def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None:  # noqa: A002
+        if self.fails is not None:
+            raise self.fails
+        self.device_del(id)
+        self.device_add(config, fds)
+
     def set_shares(self, nodes: str) -> None:
         if self.fails is not None:
             raise self.fails

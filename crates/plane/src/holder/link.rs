@@ -31,6 +31,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Stack of our threads, which call nothing deep; the default of 2 MiB would count against overcommit limits.
 pub const STACK: usize = 256 * 1024;
 
+/// How a wait for answers has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// All have come.
+    All,
+    /// Another worker runs, which has been told everything from the start.
+    Restarted,
+    /// Neither.
+    TimedOut,
+}
+
 /// A worker and what it serves.
 pub struct Link {
     /// Name, as in the configuration of its devices.
@@ -62,8 +73,16 @@ pub struct State {
 }
 
 impl State {
-    /// Queue a message for the worker.
+    /// Queue a message for the worker, unless it is about a device that will be opened anew with all there is to say.
     pub fn tell(&mut self, outgoing: Outgoing) {
+        let shadow = outgoing.message.device().and_then(|device| self.devices.get(&device));
+        if !shadow.is_some_and(|shadow| shadow.switching) {
+            self.say(outgoing);
+        }
+    }
+
+    /// Queue a message for the worker.
+    pub fn say(&mut self, outgoing: Outgoing) {
         // Without a worker there is nobody to tell: the next one gets a snapshot.
         if self.pid != 0 {
             self.outbox.push_back(outgoing);
@@ -133,6 +152,35 @@ impl Link {
             .wait_timeout_while(self.state(), patience, waiting)
             .unwrap_or_else(PoisonError::into_inner);
         state.answers.remove(&serial)
+    }
+
+    /// Wait for the answers to all of `serials` from the worker that is number `generation`.
+    pub fn wait_all(&self, serials: &[u64], generation: u64, patience: Duration) -> Waited {
+        let outcome = |state: &State| {
+            if state.generation != generation {
+                return Some(Waited::Restarted);
+            }
+            serials.iter().all(|serial| state.answers.contains_key(serial)).then_some(Waited::All)
+        };
+        let waiting = |state: &mut State| outcome(state).is_none() && !state.ending;
+        let (mut state, _) = self
+            .answered
+            .wait_timeout_while(self.state(), patience, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        let outcome = outcome(&state).unwrap_or(Waited::TimedOut);
+        for serial in serials {
+            state.answers.remove(serial);
+        }
+        outcome
+    }
+
+    /// Kill the worker; another one follows.
+    pub fn kill(&self) {
+        let state = self.state();
+        if state.pid != 0 {
+            // SAFETY: passes no pointer. The process is our child and not reaped: that happens before `pid` becomes 0.
+            unsafe { libc::kill(state.pid as libc::pid_t, libc::SIGKILL) };
+        }
     }
 
     /// The state of the worker's arbiter, in parts; `None` if it does not tell within `patience`.
@@ -223,6 +271,9 @@ impl Link {
             state.generation += 1;
             let shares: Vec<ShareNode> = state.shares.nodes().cloned().collect();
             state.outbox = share_messages(&shares).collect();
+            for shadow in state.devices.values_mut().filter(|shadow| shadow.switching) {
+                (shadow.switching, shadow.opened) = (false, None);
+            }
             let devices = state.devices.iter().flat_map(|(number, shadow)| shadow.snapshot(*number));
             state.outbox.extend(devices);
             let data = json!({"name": self.name, "pid": state.pid, "generation": state.generation});

@@ -27,6 +27,7 @@ use crate::shares::{ShareNode, Shares};
 mod device;
 mod events;
 mod fds;
+mod layers;
 mod link;
 mod offer;
 mod protocol;

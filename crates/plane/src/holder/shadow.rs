@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
 use crate::control::{QueueSetup, Region, ToWorker};
+use crate::holder::offer::Offer;
 use crate::page::Shared;
 
 /// A message and the fds that go with it, kept open until it is sent.
@@ -45,6 +46,8 @@ pub struct Shadow {
     pub page: Arc<Shared>,
     page_fd: Arc<OwnedFd>,
     backend: Vec<Arc<OwnedFd>>,
+    /// It is being opened anew on other files: until then its worker is told nothing of it.
+    pub switching: bool,
     /// The guest's memory, and the file of each region.
     pub memory: Vec<(Region, Arc<OwnedFd>)>,
     /// By index.
@@ -75,15 +78,13 @@ impl Shadow {
     /// If there are no more fds.
     pub fn new(config: DeviceConfig, page: Arc<Shared>, backend: Vec<OwnedFd>) -> std::io::Result<Shadow> {
         let page_fd = Arc::new(page.as_fd().try_clone_to_owned()?);
-        let witness = match (&config, backend.first()) {
-            (DeviceConfig::Blk(blk), Some(top)) if !blk.read_only => Some(Arc::new(reopen(top)?)),
-            _ => None,
-        };
+        let Files { config, backend, witness } = Files::new(config, backend)?;
         Ok(Shadow {
             config,
             page,
             page_fd,
-            backend: backend.into_iter().map(Arc::new).collect(),
+            backend,
+            switching: false,
             memory: Vec::new(),
             queues: BTreeMap::new(),
             closing: None,
@@ -95,6 +96,30 @@ impl Shadow {
             violations: BTreeMap::new(),
             last_violation: None,
         })
+    }
+
+    /// Serve `files` from now on; returns those of before.
+    pub fn swap(&mut self, files: Files) -> Files {
+        Files {
+            config: std::mem::replace(&mut self.config, files.config),
+            backend: std::mem::replace(&mut self.backend, files.backend),
+            witness: std::mem::replace(&mut self.witness, files.witness),
+        }
+    }
+
+    /// The file that is written.
+    pub fn written(&self) -> Written {
+        Written { page: self.page.clone(), witness: self.witness.clone() }
+    }
+
+    /// What it offers to frontends.
+    ///
+    /// # Errors
+    /// If an image's size cannot be told.
+    pub fn offer(&self) -> std::io::Result<Offer> {
+        let backend: Vec<OwnedFd> =
+            self.backend.iter().map(|fd| fd.try_clone()).collect::<std::io::Result<_>>()?;
+        Offer::of(&self.config, &backend)
     }
 
     /// Count a violation.
@@ -154,6 +179,40 @@ impl Shadow {
     }
 }
 
+/// What a device is served from.
+pub struct Files {
+    config: DeviceConfig,
+    backend: Vec<Arc<OwnedFd>>,
+    witness: Option<Arc<OwnedFd>>,
+}
+
+impl Files {
+    /// For a device of `config`.
+    ///
+    /// # Errors
+    /// If there are no more fds.
+    pub fn new(config: DeviceConfig, backend: Vec<OwnedFd>) -> std::io::Result<Files> {
+        let witness = match (&config, backend.first()) {
+            (DeviceConfig::Blk(blk), Some(top)) if !blk.read_only => Some(Arc::new(reopen(top)?)),
+            _ => None,
+        };
+        Ok(Files { config, backend: backend.into_iter().map(Arc::new).collect(), witness })
+    }
+}
+
+/// The file of a disk that is written.
+pub struct Written {
+    page: Arc<Shared>,
+    witness: Option<Arc<OwnedFd>>,
+}
+
+impl Written {
+    /// Make durable what was written to it. True if that failed, which the device's page keeps.
+    pub fn sync(&self) -> bool {
+        self.witness.as_ref().is_some_and(|witness| sync(&self.page, witness))
+    }
+}
+
 /// A flush of which nobody knows how it ended.
 pub struct Doubt {
     page: Arc<Shared>,
@@ -163,16 +222,22 @@ pub struct Doubt {
 impl Doubt {
     /// Ask the kernel, which may take as long as a flush; what failed is noted in the device's page. True if it did.
     pub fn resolve(&self) -> bool {
-        // SAFETY: passes no pointer.
-        let failed = unsafe { libc::fdatasync(self.witness.as_raw_fd()) } < 0;
-        if failed {
-            let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-            self.page.flush_error.store(errno.unsigned_abs(), Relaxed);
-        }
+        let failed = sync(&self.page, &self.witness);
         self.page.flushing.store(0, Relaxed);
         self.page.syncing.store(0, Relaxed);
         failed
     }
+}
+
+/// Sync `file`; true, and a note in `page`, if that fails.
+fn sync(page: &Shared, file: &OwnedFd) -> bool {
+    // SAFETY: passes no pointer.
+    let failed = unsafe { libc::fdatasync(file.as_raw_fd()) } < 0;
+    if failed {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        page.flush_error.store(errno.unsigned_abs(), Relaxed);
+    }
+    failed
 }
 
 /// Another open file of the same inode, with an error state of its own.

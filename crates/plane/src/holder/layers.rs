@@ -1,0 +1,167 @@
+//! Other image files below a disk that runs: a snapshot puts an empty one on top, a merge takes some away.
+//!
+//! To the worker it is a device that goes and comes back: its queues are stopped, it is closed, opened on the new files,
+//! and its queues go on where they were. The guest's requests wait meanwhile, as while a worker is replaced. If the
+//! worker dies on the way, the next one opens the new files by itself.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use serde_json::json;
+
+use crate::config::DeviceConfig;
+use crate::control::ToWorker;
+use crate::holder::events::lock;
+use crate::holder::link::{Link, State, Waited};
+use crate::holder::offer::Offer;
+use crate::holder::shadow::{Files, Outgoing, Shadow, Written};
+use crate::holder::{PATIENCE, Plane, PlaneError};
+
+impl Plane {
+    /// Serve the disk from other files from now on: `json` is its configuration with other `layers`, `fds` are theirs.
+    /// What the guest has written so far is in the old files, durable, when this returns, and all that follows in the
+    /// new ones.
+    ///
+    /// # Errors
+    /// If there is no such disk, more than its layers would change, or the files cannot be opened: it goes on with
+    /// the old ones then.
+    pub fn set_layers(&self, id: &str, json: &str, fds: Vec<OwnedFd>) -> Result<(), PlaneError> {
+        let config = DeviceConfig::parse(json).map_err(PlaneError::Config)?;
+        if config.id() != id || fds.len() != config.backend_fds() {
+            return Err(PlaneError::Config(format!("{} files for the layers of {id}", fds.len())));
+        }
+        let offer = Offer::of(&config, &fds)?;
+        let link = {
+            let inner = lock(&self.inner);
+            let device = inner.devices.get(id).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;
+            (device.link.clone(), device.number)
+        };
+        let (link, number) = (&link.0, link.1);
+        self.check(link, number, &config, &offer)?;
+        let switch = Switch { link, number };
+        // Most of it while the guest still works: little is left for when it waits.
+        let ahead = switch.sync_ahead();
+        if switch.run(Files::new(config, fds)?)? || ahead {
+            self.events.push("DEVICE_FLUSH_FAILED", json!({"id": id}));
+        }
+        Ok(())
+    }
+
+    /// Nothing that a guest knows of its disk may change.
+    fn check(
+        &self,
+        link: &Link,
+        number: u32,
+        config: &DeviceConfig,
+        offer: &Offer,
+    ) -> Result<(), PlaneError> {
+        let state = link.state();
+        let shadow =
+            state.devices.get(&number).ok_or_else(|| PlaneError::NoDevice(config.id().to_owned()))?;
+        let (DeviceConfig::Blk(now), DeviceConfig::Blk(new)) = (&shadow.config, config) else {
+            return Err(PlaneError::Config(format!("device {} is no disk", config.id())));
+        };
+        let mut same = new.clone();
+        same.layers.clone_from(&now.layers);
+        same.direct = now.direct;
+        same.shares.clone_from(&now.shares);
+        if same != *now {
+            return Err(PlaneError::Config(format!("more than the layers of {} would change", config.id())));
+        }
+        if shadow.offer()?.config != offer.config {
+            return Err(PlaneError::Config(format!("the new layers of {} are of another size", config.id())));
+        }
+        Ok(())
+    }
+}
+
+/// One change of files.
+struct Switch<'a> {
+    link: &'a Link,
+    number: u32,
+}
+
+impl Switch<'_> {
+    fn sync_ahead(&self) -> bool {
+        let old = self.link.state().devices.get(&self.number).map(Shadow::written);
+        old.is_some_and(|old| old.sync())
+    }
+
+    /// Change to `files`. On an error the device is back on the old ones. True if those have lost writes, which
+    /// the device's page keeps.
+    fn run(&self, files: Files) -> io::Result<bool> {
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "the device has gone");
+        let begun = self.link.change(|state| {
+            let written = state.devices.get(&self.number)?.written();
+            Some((written, self.begin(state, files)?))
+        });
+        let (written, (old, stops, generation)) = begun.ok_or_else(gone)?;
+        let lost = self.carry_out(&stops, generation, &written);
+        let opened = self.link.wait_opened(self.number, PATIENCE);
+        let Err(error) = opened else { return Ok(lost) };
+        self.link.change(|state| {
+            if let Some(shadow) = state.devices.get_mut(&self.number) {
+                shadow.swap(old);
+            }
+            self.reopen(state);
+        });
+        self.link.wait_opened(self.number, PATIENCE)?;
+        Err(error)
+    }
+
+    /// The new files are the device's from here on, whoever opens it next.
+    fn begin(&self, state: &mut State, files: Files) -> Option<(Files, Vec<u64>, u64)> {
+        let shadow = state.devices.get_mut(&self.number)?;
+        let old = shadow.swap(files);
+        shadow.switching = true;
+        let queues: Vec<u16> = shadow.queues.keys().copied().collect();
+        let stop = |queue| {
+            let serial = state.next_serial();
+            self.say(state, ToWorker::Stop { device: self.number, queue, serial });
+            serial
+        };
+        let stops = queues.into_iter().map(stop).collect();
+        Some((old, stops, state.generation))
+    }
+
+    /// Stop, close, sync and open; a worker that cannot come to an end is killed, which ends in the same. True if
+    /// writes were lost.
+    fn carry_out(&self, stops: &[u64], generation: u64, written: &Written) -> bool {
+        let mut waited = self.link.wait_all(stops, generation, PATIENCE);
+        if waited == Waited::All {
+            let close = self.link.change(|state| {
+                let serial = state.next_serial();
+                if state.generation == generation {
+                    self.say(state, ToWorker::Close { device: self.number, serial });
+                }
+                serial
+            });
+            waited = self.link.wait_all(&[close], generation, PATIENCE);
+        }
+        if waited == Waited::TimedOut {
+            self.link.kill();
+            self.link.wait_all(&[u64::MAX], generation, PATIENCE);
+        }
+        // No flush of the guest reaches the old files any more, and none is answered before this.
+        let lost = written.sync();
+        self.link.change(|state| {
+            if state.generation == generation {
+                self.reopen(state);
+            }
+        });
+        lost
+    }
+
+    /// Have the worker open the device as it is now, with memory and queues.
+    fn reopen(&self, state: &mut State) {
+        let Some(shadow) = state.devices.get_mut(&self.number) else { return };
+        shadow.switching = false;
+        shadow.opened = None;
+        let messages = shadow.snapshot(self.number);
+        messages.into_iter().for_each(|message| state.tell(message));
+    }
+
+    fn say(&self, state: &mut State, message: ToWorker) {
+        state.say(Outgoing { message, fds: Vec::new() });
+    }
+}
