@@ -23,6 +23,16 @@ from nagaya.plane import worker
 from nagaya.testing.scratch import make_directory
 
 DISK_BYTES = 16 << 20
+# A worker that computes for ever the first time, and is what its arguments say afterwards.
+HANGS_ONCE = """
+import os, sys
+mark, *command = sys.argv[1:]
+if not os.path.exists(mark):
+    open(mark, "w").close()
+    while True:
+        pass
+os.execv(command[0], command)
+"""
 
 
 @pytest.fixture
@@ -86,6 +96,25 @@ def test_events_tell_of_each_worker(plane: _core.Plane, directory: Path, vub: Pa
         time.sleep(0.005)
     assert names.count("WORKER_EXITED") == 1 and names.count("WORKER_STARTED") == 2
     assert names.index("DEVICE_CONNECTED") < names.index("DEVICE_DISCONNECTED")
+
+
+def test_a_worker_that_hangs_is_replaced(directory: Path, vub: Path) -> None:
+    image = directory / "disk.raw"
+    image.touch()
+    os.truncate(image, DISK_BYTES)
+    mark, program = directory / "mark", directory / "worker.py"
+    program.write_text(HANGS_ONCE)
+    own = [str(mark), sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)]
+    plane = _core.Plane([sys.executable, "-I", "-S", str(program), *own])
+    try:
+        path = _serve(plane, directory, {"raw": image})  # the second worker opens it
+        subprocess.run([vub, "config", "--socket", path], check=True, capture_output=True)
+        events = [json.loads(event) for event in plane.take_events()]
+        exits = [event["data"] for event in events if event["event"] == "WORKER_EXITED"]
+        assert [one["error"] for one in exits] == ["it computes and does not answer"]
+        assert not exits[0]["expected"]
+    finally:
+        plane.close()
 
 
 def _serve(plane: _core.Plane, directory: Path, layers: dict[str, Path]) -> Path:

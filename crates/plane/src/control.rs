@@ -110,6 +110,8 @@ pub enum ToWorker {
         /// What is new.
         nodes: Vec<ShareNode>,
     },
+    /// Answer, to show that you do.
+    Ping,
     /// Tell the state of the arbiter.
     QueryArbiter {
         /// Comes back in the answer.
@@ -127,7 +129,7 @@ impl ToWorker {
             | ToWorker::Queue { device, .. }
             | ToWorker::Stop { device, .. }
             | ToWorker::Close { device, .. } => Some(*device),
-            ToWorker::Shares { .. } | ToWorker::QueryArbiter { .. } => None,
+            ToWorker::Shares { .. } | ToWorker::QueryArbiter { .. } | ToWorker::Ping => None,
         }
     }
 }
@@ -167,6 +169,8 @@ pub enum FromWorker {
         /// Index in the available ring of the first entry not taken.
         base: u16,
     },
+    /// The answer to a ping.
+    Pong,
     /// The faults are in effect.
     FaultsSet {
         /// Of the request.

@@ -8,12 +8,11 @@ All addresses are guest-physical, all sizes bytes. Nothing else in the tree hold
     VIRTIO_MMIO            virtio-mmio devices, a page each
     IOAPIC, LAPIC          in the kernel's irqchip
     HIGH_RAM     4 GiB     the rest of RAM
-    PCI_MMIO64             BARs of 64 bits, after RAM, 1 TiB aligned
 """
 
 from __future__ import annotations
 
-KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PAGE = 4 * KIB
 
 # RAM
@@ -63,11 +62,6 @@ SERIAL_IRQS = (4, 3)
 GED_IRQ = 9
 VIRTIO_MMIO_IRQS = (5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 FIRST_MSI_GSI = 24
-
-
-def pci_mmio64(ram: int) -> int:
-    """Where BARs of 64 bits begin in a machine with `ram` bytes."""
-    return -(-(HIGH_RAM + ram) // TIB) * TIB
 
 
 def ram_ranges(ram: int) -> tuple[tuple[int, int], ...]:

@@ -13,7 +13,7 @@ from nagaya.errors import ResourceError
 from nagaya.hw import layout
 from nagaya.hw.acpi import AcpiConfig, build
 
-WINDOWS = ((layout.PCI_MMIO32, layout.PCI_MMIO32_SIZE), (layout.pci_mmio64(layout.GIB), layout.GIB))
+WINDOWS = ((layout.PCI_MMIO32, layout.PCI_MMIO32_SIZE), (1 << 40, layout.GIB))
 LARGE = AcpiConfig(300, WINDOWS, [(layout.VIRTIO_MMIO, 5)], serial_ports=2)
 SMALL = AcpiConfig(1, serial_ports=0)
 

@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::clock;
 use crate::config::DeviceConfig;
 use crate::control::{Channel, FromWorker, NODES, ToWorker};
 use crate::holder::events::{Events, lock};
 use crate::holder::shadow::{Outgoing, Shadow};
+use crate::holder::watch::{LOOK, Verdict, Watch};
 use crate::shares::{ShareNode, Shares};
 
 /// A worker that dies sooner than this after its start is in a crash loop.
@@ -279,7 +281,7 @@ impl Link {
             let data = json!({"name": self.name, "pid": state.pid, "generation": state.generation});
             self.events.push("WORKER_STARTED", data);
         });
-        let outcome = self.converse(&ours);
+        let outcome = self.converse(&ours, child.id());
         drop(ours);
         let pid = child.id();
         let status = self.reap(&mut child);
@@ -337,16 +339,23 @@ impl Link {
         child.wait()
     }
 
-    /// Send and listen until the worker closes the socket or is to end.
-    fn converse(&self, channel: &Channel) -> io::Result<()> {
+    /// Send and listen until the worker closes the socket, hangs or is to end.
+    fn converse(&self, channel: &Channel, pid: u32) -> io::Result<()> {
+        let mut watch = Watch::new(Instant::now());
         loop {
+            match watch.look(Instant::now(), clock::cpu_time(pid)?) {
+                Verdict::Fine => {}
+                Verdict::Ask => self.state().tell(Outgoing { message: ToWorker::Ping, fds: Vec::new() }),
+                Verdict::Hung => return Err(io::Error::other("it computes and does not answer")),
+            }
             let full = self.send(channel)?;
             if self.state().ending {
                 return Ok(());
             }
-            self.poll(Some((channel, full)), Duration::from_secs(3600));
+            self.poll(Some((channel, full)), LOOK);
             loop {
                 match channel.receive::<FromWorker>() {
+                    Ok(Some((FromWorker::Pong, _))) => watch.answered(),
                     Ok(Some((message, _))) => self.hear(message),
                     Ok(None) => return Ok(()),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -405,6 +414,7 @@ impl Link {
                 state.answers.insert(serial, base);
                 self.answered.notify_all();
             }
+            FromWorker::Pong => {} // the watch has heard it
             FromWorker::FaultsSet { serial } => {
                 state.answers.insert(serial, 0);
                 self.answered.notify_all();

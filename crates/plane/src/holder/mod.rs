@@ -34,6 +34,7 @@ mod protocol;
 mod relay;
 mod session;
 mod shadow;
+mod watch;
 
 /// How long a worker may take to forget a device that is idle; it may have to be started first.
 const PATIENCE: Duration = Duration::from_secs(30);

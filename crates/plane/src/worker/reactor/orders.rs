@@ -36,6 +36,7 @@ impl Reactor {
             ToWorker::Stop { device, queue, serial } => self.stop(device, queue, serial),
             ToWorker::Close { device, serial } => self.close(device, serial),
             ToWorker::Shares { nodes } => self.sharing.set(self.now, &nodes),
+            ToWorker::Ping => self.outbox.push_back(FromWorker::Pong),
             ToWorker::QueryArbiter { serial } => self.tell_arbiter(serial),
         }
     }
