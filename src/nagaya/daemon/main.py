@@ -21,6 +21,7 @@ from nagaya.daemon.conditions import mind_disks
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
+from nagaya.daemon.objectives import mind_objectives
 from nagaya.daemon.operations import Operations
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import State
@@ -85,6 +86,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             await adoption.settle()
             supervisor.spawn(mind_plane(supervisor))
             supervisor.spawn(mind_disks(supervisor))
+            supervisor.spawn(mind_objectives(supervisor))
             supervisor.spawn(balance(supervisor))
             supervisor.spawn(supervisor.leases.mind())
             yield daemon

@@ -58,6 +58,9 @@ class PlaneControl(Protocol):
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiter of each physical disk."""
 
+    def objectives(self) -> AsyncIterator[tuple[str, bool]]:
+        """Nodes whose latency objective is met again, or not any more; ends when the plane has gone."""
+
     async def waits(self, since: int) -> Sequence[WaitRow]:
         """Who waited how long and on what, in the last `since` seconds."""
 

@@ -54,7 +54,7 @@ def _machine(
     return MachineUsage(
         id=one.row.id,
         name=one.name,
-        state=str(one.row.state),
+        state=str(one.state),
         weight=one.spec.disk.weight,
         cpu_us=used[0],
         memory=used[1],

@@ -137,6 +137,14 @@ class PlaneLink:
         client = await self._connection(start=False)
         return () if client is None else await client.query_arbiter()
 
+    async def objectives(self) -> AsyncIterator[tuple[str, bool]]:
+        """Objectives that are met or missed."""
+        await self._connected.wait()
+        if self._client is not None and self._client.connected:
+            async for event in self._client.events():
+                if event.name == "ARBITER_OBJECTIVE":
+                    yield str(event.facts["id"]), bool(event.facts["met"])
+
     async def waits(self, since: int) -> Sequence[WaitRow]:
         """Who waited; nobody if the plane does not run."""
         client = await self._connection(start=False)

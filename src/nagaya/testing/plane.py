@@ -37,6 +37,7 @@ class FakePlane:
         self._file = paths.run / "fake-plane.json"
         self._shares_file = paths.run / "fake-shares.json"
         self._waits_file = paths.run / "fake-waits.json"
+        self._judged: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
         self._consoles: dict[str, asyncio.Server] = {}
         self._lost = asyncio.Event()
         self._changed = asyncio.Event()
@@ -110,6 +111,15 @@ class FakePlane:
         nodes = [NodeStatus(**asdict(node), **idle, objective="none") for node in self.shares.values()]
         nodes = [node for node in nodes if "/" not in node.id or node.id in devices]
         return [ArbiterStatus("disk-0:0", 8, 2000, 0, 0, CAPACITY_IOPS, 0, tuple(nodes))]
+
+    def judge(self, node_id: str, met: bool) -> None:
+        """As if the arbiter had found that an objective is met, or is not."""
+        self._judged.put_nowait((node_id, met))
+
+    async def objectives(self) -> AsyncIterator[tuple[str, bool]]:
+        """What `judge` said."""
+        while True:
+            yield await self._judged.get()
 
     async def waits(self, since: int) -> Sequence[WaitRow]:
         """What a test wrote into `fake-waits.json`, whenever it was."""

@@ -23,6 +23,7 @@ from nagaya.units import human_time
 if TYPE_CHECKING:
     from nagaya.sdk import Client
 
+DOWN = ("stopped", "failed")
 _WEIGHTS = (1, 10000)
 
 
@@ -235,7 +236,7 @@ class WhyScreen(ModalScreen[None]):
 
 def summary(answer: UsageAnswer, found: list[Row]) -> list[str]:
     """A line on all machines, and one for each disk of the host."""
-    running = sum(row.state in ("running", "paused") for row in found)
+    running = sum(row.state not in DOWN for row in found)
     cpu = sum(row.cpu or 0 for row in found)
     lines = [f"{len(found)} machines, {running} running, {cpu:.2f} CPUs"]
     return [*lines, *(_arbiter(arbiter) for arbiter in answer.arbiters)]
@@ -257,6 +258,6 @@ def _cells(row: Row) -> list[Text]:
     cells = []
     for column in COLUMNS:
         style = "red" if column.name == "p99" and row.objective == "missed" else ""
-        style = "dim" if row.state not in ("running", "paused", "starting", "stopping") else style
+        style = "dim" if row.state in DOWN else style
         cells.append(_cell(column.text(row), column, style))
     return cells
