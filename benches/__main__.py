@@ -11,6 +11,10 @@ BENCHES = {
     "boot": "benches.guest.boot",
     "idle": "benches.guest.idle",
     "disk": "benches.disk.run",
+    "disk-cached": "benches.disk.run --disk cached",
+    "disk-null": "benches.disk.run --disk null",
+    "disk-qcow2": "benches.disk.run --disk qcow2",
+    "disk-first-writes": "benches.disk.run --disk first-writes",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",
@@ -29,7 +33,8 @@ def main(names: list[str]) -> int:
     missed = []
     for name in names or list(BENCHES):
         print(f"\n== {name}", flush=True)
-        rows = importlib.import_module(BENCHES[name]).main()
+        module, *arguments = BENCHES[name].split()
+        rows = importlib.import_module(module).main(arguments)
         missed += [
             f"{name}: {row.name} beside {peer}" for row in rows for peer in row.targets if not row.meets(peer)
         ]

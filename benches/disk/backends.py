@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from benches.disk.disks import Disk
 
 from nagaya import _core
 from nagaya.plane import worker
@@ -95,35 +97,48 @@ class Fio:
         return Sample(side["iops"], cpu * 1e6 / side["total_ios"], p99_us)
 
 
+class Fresh:
+    """A backend started anew for each measurement, on a disk made anew."""
+
+    def __init__(self, backend: Callable[[], AbstractContextManager[Client]]) -> None:
+        self._backend = backend
+
+    def measure(self, load: Load) -> Sample:
+        with self._backend() as client:
+            return client.measure(load)
+
+
 @contextmanager
-def our_plane(vub: Path, file: Path, directory: Path, direct: bool) -> Iterator[Client]:
+def our_plane(vub: Path, disk: Disk, directory: Path) -> Iterator[Client]:
     """The Rust plane with one worker, as the holder runs it."""
     path = directory / "ours.sock"
     plane = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
-    fd = os.open(file, os.O_RDWR | (os.O_DIRECT if direct else 0))
+    flags = os.O_RDWR | (os.O_DIRECT if disk.direct else 0)
+    fds = [os.open(file, flags if top == 0 else os.O_RDONLY) for top, file in enumerate(disk.files)]
     try:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(1)
             config = {
                 "driver": "blk", "id": "bench", "worker": "bench", "queues": 1, "queue_size": 256,
-                "read_only": False, "serial": "", "direct": direct, "layers": [{"format": "raw"}],
+                "read_only": False, "serial": "", "direct": disk.direct, "layers": disk.layers,
             }  # fmt: skip
-            plane.device_add(json.dumps(config), [listener.fileno(), fd])
+            plane.device_add(json.dumps(config), [listener.fileno(), *fds])
         yield Client(vub, path, _worker_pid(plane))
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
         plane.close()
+        path.unlink()
 
 
 @contextmanager
-def qemu_storage_daemon(vub: Path, file: Path, directory: Path, direct: bool) -> Iterator[Client]:
+def qemu_storage_daemon(vub: Path, disk: Disk, directory: Path) -> Iterator[Client]:
     """The peer in its best configuration: io_uring, and an iothread, which polls adaptively."""
     path = directory / "qsd.sock"
-    blockdev = f"driver=file,node-name=file,filename={file},aio=io_uring,cache.direct={_on(direct)}"
-    export = f"type=vhost-user-blk,id=export,node-name=file,addr.type=unix,addr.path={path}"
+    export = f"type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={path}"
     export += ",writable=on,num-queues=1,iothread=iothread"
-    command = ["qemu-storage-daemon", "--object", "iothread,id=iothread", "--blockdev", blockdev]
+    command = ["qemu-storage-daemon", "--object", "iothread,id=iothread", "--blockdev", disk.blockdev]
     process = subprocess.Popen([*command, "--export", export])
     try:
         _await_socket(path, process)
@@ -131,6 +146,7 @@ def qemu_storage_daemon(vub: Path, file: Path, directory: Path, direct: bool) ->
     finally:
         process.terminate()
         process.wait()
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -200,7 +216,3 @@ def _await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{process.args!r}: no socket {path}, exit status {process.returncode}")
         time.sleep(0.01)
-
-
-def _on(value: bool) -> str:
-    return "on" if value else "off"

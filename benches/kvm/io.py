@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benches._table import Row, print_table
 from benches.disk.backends import benched_file, our_plane, qemu_storage_daemon
+from benches.disk.disks import raw
 from benches.kvm._guests import payload, run_ours, run_qemu
 from nagaya.kvm.config import DeviceConfig
 
@@ -42,9 +43,9 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         file = stack.enter_context(
             benched_file(options.file or directory / "disk.raw", options.size_mib * MIB)
         )
-        direct, unused = not options.cached, Path()
-        stack.enter_context(our_plane(unused, file, directory, direct))
-        stack.enter_context(qemu_storage_daemon(unused, file, directory, direct))
+        served, unused = raw(file, direct=not options.cached), Path()
+        stack.enter_context(our_plane(unused, served, directory))
+        stack.enter_context(qemu_storage_daemon(unused, served, directory))
         disk = DeviceConfig("bench", "blk", str(directory / "ours.sock"))
         for turn in range(options.rounds):
             for index, (op, depth, sleeps) in enumerate(LOADS):
@@ -61,7 +62,9 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row(_name(*load), ours[index], {PEER: theirs[index]}, "IOPS", "higher", {PEER: TARGETS[load[1]]})
         for index, load in enumerate(LOADS)
     ]
-    print_table(f"Block I/O of a guest, 4 KiB random, {'direct' if direct else 'from the page cache'}", rows)
+    print_table(
+        f"Block I/O of a guest, 4 KiB random, {'from the page cache' if options.cached else 'direct'}", rows
+    )
     return rows
 
 
