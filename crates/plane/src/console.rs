@@ -1,19 +1,24 @@
 //! virtio-console with several ports (virtio 1.3, 5.3): the console, and the guest agent's port.
 //!
-//! Each port has a stream socket to the host's side. Flow is controlled both ways: bytes are taken from the guest only
-//! when the socket has room, and from the socket only when the guest has the port open and a buffer for them.
+//! Each port has a socket of packets to the host's side ([`port`]). Flow is controlled both ways: bytes are taken from the
+//! guest only when the socket has room, and from the socket only when the guest has the port open and a buffer for them.
 //! What must survive a crash of the worker is in the device's page: which ports the guest has opened, which control
-//! messages it has not been sent, and how much of the chain being transmitted is already in the socket.
+//! messages it has not been sent, and where both streams of each port are.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+mod port;
+
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
 
-use io_uring::{opcode, types};
+use io_uring::opcode;
 
 use crate::chain::{self, Buffers};
 use crate::config::ConsoleConfig;
+use crate::page::JUMP;
 use crate::worker::device::{Context, Device, Fault, IGNORED};
 use crate::worker::queue::Violation;
+
+use port::{Held, Port};
 
 /// VIRTIO_CONSOLE_F_MULTIPORT (5.3.3).
 pub const FEATURE_MULTIPORT: u64 = 1 << 1;
@@ -40,24 +45,6 @@ pub fn config_space(config: &ConsoleConfig) -> Vec<u8> {
     let mut space = vec![0; 12];
     space[4..8].copy_from_slice(&(config.ports.len() as u32).to_le_bytes());
     space
-}
-
-struct Port {
-    name: String,
-    console: bool,
-    socket: OwnedFd,
-    /// The host's end is closed: what the guest sends is dropped.
-    hung_up: bool,
-    /// The chain being transmitted, when the socket is full.
-    held: Option<Held>,
-    /// A poll for POLLIN or POLLOUT is in the ring.
-    polling_in: bool,
-    polling_out: bool,
-}
-
-struct Held {
-    head: u16,
-    rest: Vec<libc::iovec>,
 }
 
 /// The device.
@@ -92,47 +79,37 @@ impl Console {
     /// Serve the ports; `sockets` are their host sides.
     pub fn new(config: &ConsoleConfig, sockets: Vec<OwnedFd>) -> Console {
         let ports = config.ports.iter().zip(sockets);
-        let ports = ports.map(|(port, socket)| Port {
-            name: port.name.clone(),
-            console: port.console,
-            socket,
-            hung_up: false,
-            held: None,
-            polling_in: false,
-            polling_out: false,
-        });
+        let ports = ports.map(|(port, socket)| Port::new(port.name.clone(), port.console, socket));
         Console { ports: ports.collect(), buffers: Buffers::default() }
     }
 
     /// Guest to host.
     fn transmit(&mut self, context: &mut Context<'_>, index: u16, number: usize) -> Result<bool, Violation> {
         let Some(port) = self.ports.get_mut(number) else { return Ok(false) };
-        let sent = &context.page.ports[number].sent;
+        let position = &context.page.ports[number].to_host;
         for _ in 0..BUDGET {
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
-            let held = match port.held.take() {
+            let chain = queue.completed();
+            let mut held = match port.held.take() {
                 Some(held) => held,
                 None => {
                     let Some(head) = queue.take(&mut self.buffers)? else { return Ok(false) };
-                    let mut rest = std::mem::take(&mut self.buffers.readable);
-                    let before = sent.load(Relaxed);
-                    if before & 0xffff == u64::from(head) {
-                        chain::skip_front(&mut rest, (before >> 16) as usize);
-                    }
-                    Held { head, rest }
+                    let at = position.of(chain).unwrap_or_else(|| position.last() + JUMP);
+                    position.set(chain, at);
+                    Held { head, at, rest: std::mem::take(&mut self.buffers.readable) }
                 }
             };
             let before = chain::total(&held.rest);
-            let sending = port.send(held, sent).inspect_err(|_| queue.give_up())?;
-            let after = port.held.as_ref().map_or(0, |held| chain::total(&held.rest));
-            context.page.written_bytes.fetch_add(before - after, Relaxed);
-            let Some(head) = sending else {
+            let all = port.send(&mut held).inspect_err(|_| queue.give_up())?;
+            context.page.written_bytes.fetch_add(before - chain::total(&held.rest), Relaxed);
+            if !all {
+                port.held = Some(held);
                 queue.park();
                 port.poll(context, number, libc::POLLOUT);
                 return Ok(false);
-            };
-            sent.store(0, Relaxed);
-            queue.complete(head, 0)?;
+            }
+            position.set(chain.wrapping_add(1), held.at);
+            queue.complete(held.head, 0)?;
             context.page.writes.fetch_add(1, Relaxed);
         }
         Ok(true)
@@ -141,6 +118,7 @@ impl Console {
     /// Host to guest.
     fn receive(&mut self, context: &mut Context<'_>, index: u16, number: usize) -> Result<bool, Violation> {
         let Some(port) = self.ports.get_mut(number) else { return Ok(false) };
+        let position = &context.page.ports[number].to_guest;
         for _ in 0..BUDGET {
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
             let open = context.page.ports[number].guest_open.load(Relaxed) == 1
@@ -152,14 +130,22 @@ impl Console {
                 queue.park();
                 return Ok(false);
             }
-            if !port.readable() {
+            let chain = queue.completed();
+            let at = position.of(chain).unwrap_or_else(|| position.last());
+            position.set(chain, at);
+            let Some(packet) = port.next_packet(at) else {
                 queue.park();
                 port.poll(context, number, libc::POLLIN);
                 return Ok(false);
-            }
+            };
             let Some(head) = queue.take(&mut self.buffers)? else { return Ok(false) };
-            let length = port.receive(&self.buffers.writable).inspect_err(|_| queue.give_up())?;
+            let length = port.receive(&packet, &self.buffers.writable).inspect_err(|_| queue.give_up())?;
+            let end = packet.from + u64::from(length);
+            position.set(chain.wrapping_add(1), end);
             queue.complete(head, length)?;
+            if end >= packet.end {
+                port.drop_packet();
+            }
             context.page.reads.fetch_add(1, Relaxed);
             context.page.read_bytes.fetch_add(length.into(), Relaxed);
         }
@@ -237,84 +223,6 @@ impl Console {
     }
 }
 
-impl Port {
-    /// Send what is left of `held`. `None` if the socket is full, and then it is held further.
-    fn send(
-        &mut self,
-        mut held: Held,
-        sent: &std::sync::atomic::AtomicU64,
-    ) -> Result<Option<u16>, Violation> {
-        while !held.rest.is_empty() && !self.hung_up {
-            // SAFETY: all zeroes is a valid msghdr; the buffers are guest memory, where the kernel says EFAULT.
-            let result = unsafe {
-                let mut header: libc::msghdr = std::mem::zeroed();
-                header.msg_iov = held.rest.as_mut_ptr();
-                header.msg_iovlen = held.rest.len();
-                libc::sendmsg(self.socket.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-            };
-            if result >= 0 {
-                let before = sent.load(Relaxed);
-                let offset = if before & 0xffff == u64::from(held.head) { before >> 16 } else { 0 };
-                sent.store((offset + result as u64) << 16 | u64::from(held.head), Relaxed);
-                chain::skip_front(&mut held.rest, result as usize);
-                continue;
-            }
-            match errno() {
-                libc::EAGAIN | libc::EINTR => {
-                    self.held = Some(held);
-                    return Ok(None);
-                }
-                libc::EFAULT => return Err(memory_lost()),
-                _ => self.hung_up = true,
-            }
-        }
-        Ok(Some(held.head))
-    }
-
-    fn readable(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one pollfd, no waiting.
-        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
-    }
-
-    fn receive(&mut self, buffers: &[libc::iovec]) -> Result<u32, Violation> {
-        if buffers.is_empty() {
-            return Err(Violation::new("console-buffer", "a receive buffer that is not writable"));
-        }
-        // SAFETY: as in `send`.
-        let result = unsafe {
-            let mut header: libc::msghdr = std::mem::zeroed();
-            header.msg_iov = buffers.as_ptr().cast_mut();
-            header.msg_iovlen = buffers.len();
-            libc::recvmsg(self.socket.as_raw_fd(), &mut header, libc::MSG_DONTWAIT)
-        };
-        match result {
-            0 => self.hung_up = true,
-            1.. => return Ok(result as u32),
-            _ => match errno() {
-                libc::EFAULT => return Err(memory_lost()),
-                libc::EAGAIN | libc::EINTR => {}
-                _ => self.hung_up = true,
-            },
-        }
-        Ok(0)
-    }
-
-    /// Have the ring tell us when the socket is ready.
-    fn poll(&mut self, context: &Context<'_>, number: usize, events: libc::c_short) {
-        let out = events == libc::POLLOUT;
-        let armed = if out { &mut self.polling_out } else { &mut self.polling_in };
-        if std::mem::replace(armed, true) {
-            return;
-        }
-        let token = context.io(2 * number as u16 + u16::from(out));
-        let poll = opcode::PollAdd::new(types::Fd(self.socket.as_raw_fd()), events as u32).build();
-        // SAFETY: names no memory; the socket is open as long as the device, which the reactor keeps until its
-        // operations are done.
-        unsafe { context.uring.push(poll.user_data(token)) };
-    }
-}
-
 impl Device for Console {
     fn serve(&mut self, context: &mut Context<'_>, index: u16) -> Result<bool, Violation> {
         match role(index) {
@@ -329,7 +237,7 @@ impl Device for Console {
         let number = usize::from(value / 2);
         let Some(port) = self.ports.get_mut(number) else { return Ok(()) };
         let out = value % 2 == 1;
-        *(if out { &mut port.polling_out } else { &mut port.polling_in }) = false;
+        port.polled(out);
         context.wake.push(to_guest(number) + u16::from(out));
         Ok(())
     }
@@ -339,8 +247,8 @@ impl Device for Console {
         if let Role::Transmit(number) = role(index)
             && let Some(held) = self.ports.get_mut(number).and_then(|port| port.held.take())
         {
-            context.page.ports[number].sent.store(0, Relaxed);
-            let Some(queue) = context.queue(index) else { return };
+            let Some(queue) = context.queues[usize::from(index)].as_mut() else { return };
+            context.page.ports[number].to_host.set(queue.completed().wrapping_add(1), held.at);
             // Nothing more can be done about a ring that has gone.
             let _ = queue.complete(held.head, 0);
         }
@@ -357,12 +265,4 @@ impl Device for Console {
             }
         }
     }
-}
-
-fn errno() -> i32 {
-    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
-}
-
-fn memory_lost() -> Violation {
-    Violation::new("memory-lost", "the frontend has truncated guest memory")
 }

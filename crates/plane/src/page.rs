@@ -76,9 +76,51 @@ pub struct PortState {
     pub guest_open: AtomicU32,
     /// Control messages that the guest has not been sent yet, a bit each.
     pub pending: AtomicU32,
-    /// Bytes already taken from the chain at the head of the transmit queue, and that chain:
-    /// `offset << 16 | head`, or 0 if `offset` is.
-    pub sent: AtomicU64,
+    /// Where in the stream to the host the chains of the transmit queue begin.
+    pub to_host: Position,
+    /// Where in the stream to the guest the chains of the receive queue begin.
+    pub to_guest: Position,
+}
+
+/// Who begins anew begins so much further in the stream to the host: what is left of a chain that a driver before it
+/// never got back lies before that. More than a chain can have.
+pub const JUMP: u64 = 1 << 32;
+
+/// Where in a stream of bytes a queue is, to the byte, whenever its worker dies.
+///
+/// The queue serves one chain after the other, so the number of completed ones (the used ring's index) names the next.
+/// There is a place for even numbers and one for odd ones: before chain n completes, where n + 1 begins is written
+/// to the place that n does not use. So whichever number a new worker finds in the ring, its place is right.
+#[repr(C)]
+#[derive(Default)]
+pub struct Position {
+    /// `position << 16 | number`.
+    places: [AtomicU64; 2],
+}
+
+impl Position {
+    /// Where chain `number` begins; `None` if that is not known.
+    pub fn of(&self, number: u16) -> Option<u64> {
+        let place = self.places[usize::from(number % 2)].load(Relaxed);
+        (place & 0xffff == u64::from(number)).then_some(place >> 16)
+    }
+
+    /// Chain `number` begins at `position`.
+    pub fn set(&self, number: u16, position: u64) {
+        // A worker may be killed at any instruction: program order is enough.
+        self.places[usize::from(number % 2)].store(position << 16 | u64::from(number), Release);
+    }
+
+    /// The queue begins anew, at `position`, whether its driver counts from 0 or goes on after 65535.
+    pub fn restart(&self, position: u64) {
+        self.set(0, position);
+        self.set(u16::MAX, position);
+    }
+
+    /// The last position that is known of any chain.
+    pub fn last(&self) -> u64 {
+        self.places.iter().map(|place| place.load(Relaxed) >> 16).max().unwrap_or(0)
+    }
 }
 
 /// Most mappings that a [`MappingLog`] holds: at 64 KiB a cluster, 256 MiB of first writes.
@@ -219,6 +261,65 @@ pub fn sealed_memfd(name: &std::ffi::CStr, size: u64) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A stream through a queue whose workers die between any two of their steps: the receiver drops what it has had,
+    /// and has each byte once. `steps` is how far each worker gets with its chain before it is killed.
+    fn carry(steps: &[usize], lengths: &[u64]) -> Vec<u64> {
+        let page = Shared::create().unwrap();
+        let position = &page.ports[0].to_host;
+        let (mut completed, mut chain) = (0_u16, 0);
+        let (mut had, mut got) = (0, Vec::new());
+        let content = |chain: usize| {
+            let begin: u64 = lengths[..chain].iter().sum();
+            begin..begin + lengths[chain]
+        };
+        for steps in steps {
+            if chain == lengths.len() {
+                break;
+            }
+            let at = position.of(completed).expect("known since the beginning");
+            let end = at + lengths[chain];
+            for step in 0..*steps {
+                match step {
+                    0 => {
+                        // The worker sends all of it; the receiver's view of the stream.
+                        for (place, byte) in (at..end).zip(content(chain)) {
+                            if place >= had {
+                                got.push(byte);
+                                had = place + 1;
+                            }
+                        }
+                    }
+                    1 => position.set(completed.wrapping_add(1), end),
+                    2 => (completed, chain) = (completed.wrapping_add(1), chain + 1),
+                    _ => break,
+                }
+            }
+        }
+        got
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn each_byte_arrives_once_wherever_workers_die(
+            steps in proptest::collection::vec(0_usize..4, 1..300),
+            lengths in proptest::collection::vec(0_u64..5, 1..50),
+        ) {
+            let got = carry(&steps, &lengths);
+            proptest::prop_assert!(got.iter().copied().eq(0..got.len() as u64), "{got:?}");
+        }
+    }
+
+    #[test]
+    fn a_place_of_another_number_is_not_believed() {
+        let page = Shared::create().unwrap();
+        let position = &page.ports[0].to_host;
+        assert_eq!((position.of(0), position.of(1)), (Some(0), None));
+        position.set(65535, 7);
+        position.set(0, 9);
+        assert_eq!((position.of(65535), position.of(0), position.of(2)), (Some(7), Some(9), None));
+        assert_eq!(position.last(), 9);
+    }
 
     #[test]
     fn both_sides_see_one_page() {

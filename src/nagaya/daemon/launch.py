@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nagaya.daemon.diskfiles import DiskCatalog, has_overlay
-from nagaya.daemon.leases import Leases
+from nagaya.daemon.leases import Leases, claims_of
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow
 from nagaya.daemon.tenants import Tenants, path_of, share_nodes
@@ -24,6 +24,8 @@ from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceErr
 from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
+from nagaya.plane.imagelock import Access
+from nagaya.resources.leases import inode_of
 from nagaya.spec import Disk, MachineSpec
 from nagaya.units import human_size
 
@@ -82,6 +84,7 @@ class Launcher:
         """Lease the images and have the plane serve all devices; if one fails, none is left."""
         devices = self.devices(row, machine)
         try:
+            await asyncio.to_thread(self._spare_base_images, row.name, devices)
             await self.leases.take(row.id, row.name, devices)
             await _all(self.parts.plane.device_add(device) for device in devices)
         except BaseException as error:
@@ -125,6 +128,22 @@ class Launcher:
     async def _remove_device(self, device_id: str) -> None:
         with contextlib.suppress(NotFoundError):
             await self.parts.plane.device_del(device_id)
+
+    def _spare_base_images(self, name: str, devices: Iterable[Device]) -> None:
+        """Raise `ConflictError` if a disk would write an image of the store, under whatever name."""
+        raw = [one for one in devices if isinstance(one, BlkDevice) and one.layers[0].format == "raw"]
+        written = [claim for claim in claims_of(raw) if claim.access is not Access.READER]
+        if not written:
+            return
+        bases = {inode_of(str(blob)) for blob in self.paths.images.glob("*.raw")}
+        for claim in written:
+            if claim.inode in bases:
+                raise ConflictError(
+                    f"{name} cannot write {claim.path} ({claim.disk}): it is a base image of the store, on "
+                    "which other disks depend",
+                    hint="name it as `image`, for a disk of its own on it, or say `read_only: true`",
+                    path=claim.path,
+                )
 
     def _make_disks(self, row: MachineRow, spec: MachineSpec) -> None:
         self.paths.machine(row.id).state.mkdir(mode=0o700, parents=True, exist_ok=True)

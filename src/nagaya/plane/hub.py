@@ -27,6 +27,7 @@ _RATE = (
     16 * 2**20
 )  # bytes per second of one console: a guest that never stops printing costs a share of one CPU
 _BURST_SECONDS = 1 / 16
+_TURN = 4096  # bytes that a turn of reading counts at least: a guest may print byte by byte
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class ConsolePort:
         if isinstance(guest, Listener):
             await self._serve(guest, self._next_guest)
         else:
-            await adopt(self._guest, guest)
+            adopt(self._guest, guest)
         await self._serve(listener, lambda: Peer(self, _CLIENT_BUFFER))
 
     async def _serve(self, listener: Listener, peer: Callable[[], Peer]) -> None:
@@ -138,7 +139,7 @@ class ConsolePort:
         if self.terminal is not None:
             self.terminal.show(chunk)
         self._log.write(chunk)
-        self._throttle(len(chunk))
+        self._throttle(max(len(chunk), _TURN))
 
     def _type(self, typed: bytes) -> None:
         self.input_bytes += len(typed)
@@ -179,7 +180,7 @@ class AgentPort:
 
     async def open(self, guest: socket.socket, listener: Listener) -> None:
         """Start to serve; `guest`, the host's end of the port, is owned from now on."""
-        await adopt(self._guest, guest)
+        adopt(self._guest, guest)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: Peer(self, _CLIENT_BUFFER), sock=listener.socket)
 
@@ -235,8 +236,9 @@ class ConsoleHub:
             self._stack.push_async_callback(self.console.close)
             await self.console.open(console_listener, guest)
             self.agent = AgentPort(self.device)
+            agent_guest = self._stream()
             self._stack.push_async_callback(self.agent.close)
-            await self.agent.open(self._stream(), agent_listener)
+            await self.agent.open(agent_guest, agent_listener)
         except BaseException:
             await self.close()
             raise
@@ -274,7 +276,7 @@ class ConsoleHub:
         return self._stack.enter_context(serial)
 
     def _stream(self) -> socket.socket:
-        host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.guest_ends.append(guest)
         self._stack.callback(host.close)  # for when nobody comes to own it
         return host

@@ -8,6 +8,8 @@ import os
 import socket
 from typing import Protocol, cast
 
+from nagaya.plane.packets import PacketTransport
+
 
 class PeerOwner(Protocol):
     """What a `Peer` calls, always from the event loop."""
@@ -56,6 +58,8 @@ class Peer(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return b""
         self.set_reading(False)
+        if isinstance(self._transport, PacketTransport):
+            return self._transport.read_rest(limit)
         stream = self._transport.get_extra_info("socket").fileno()
         rest = bytearray()
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
@@ -89,7 +93,6 @@ class Peer(asyncio.Protocol):
         self._owner.peer_lost(self)
 
 
-async def adopt(peer: Peer, stream: socket.socket) -> None:
-    """Let `peer` speak over the connected `stream`, which it owns from now on."""
-    stream.setblocking(False)
-    await asyncio.get_running_loop().create_unix_connection(lambda: peer, sock=stream)
+def adopt(peer: Peer, port: socket.socket) -> None:
+    """Let `peer` speak over a port's packets; `port` is owned from now on."""
+    PacketTransport(port, peer)

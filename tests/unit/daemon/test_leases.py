@@ -218,6 +218,25 @@ def test_a_lease_of_another_host_is_believed_after_a_reboot_too(stage: Stage, im
     stage.play(second)
 
 
+def test_a_base_image_is_never_written_under_whatever_name(stage: Stage) -> None:
+    alias = stage.paths.cache / "alias"
+
+    async def scene(daemon: Daemon) -> None:
+        base = await daemon.parts.images.build("small", {"kind": "fake"}, lambda _step, _fraction: None)
+        alias.hardlink_to(base.path)
+        disks: list[dict[str, object]] = [{"path": str(base.path)}, {"path": str(alias), "shared": True}]
+        for number, disk in enumerate(disks):
+            name = f"w{number}"
+            await daemon.supervisor.create(spec(name, disk))
+            with pytest.raises(ConflictError, match=rf"{name} cannot write .* is a base image of the store"):
+                await daemon.supervisor.start(name)
+        await daemon.supervisor.create(spec("r", {"path": str(alias), "read_only": True}))
+        await daemon.supervisor.start("r")
+        assert holders(daemon) == [("r", "alias", "reader")]
+
+    stage.play(scene)
+
+
 def test_a_job_of_the_daemon_keeps_machines_out_and_is_kept_out(stage: Stage, image: str) -> None:
     async def scene(daemon: Daemon) -> None:
         await daemon.supervisor.create(spec("a", {"path": image}))

@@ -24,25 +24,50 @@ pytestmark = pytest.mark.anyio
 RATE = 16 * 2**20
 
 
+class Port:
+    """The guest's end of a port, as a worker has it: packets with the position of their first byte."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self.socket = stream
+        self.socket.setblocking(False)
+        self.sent = 0  # a worker that follows a killed one begins earlier
+        self._had = 0
+        self._rest = b""
+
+    def say(self, text: bytes) -> None:
+        """One packet."""
+        self.socket.send(self.sent.to_bytes(8, "little") + text)
+        self.sent += len(text)
+
+    async def say_all(self, text: bytes) -> None:
+        for at in range(0, len(text), 32768):
+            piece = text[at : at + 32768]
+            await asyncio.get_running_loop().sock_sendall(
+                self.socket, self.sent.to_bytes(8, "little") + piece
+            )
+            self.sent += len(piece)
+
+    async def read(self, size: int) -> bytes:
+        async with asyncio.timeout(5):
+            while len(self._rest) < size:
+                packet = await asyncio.get_running_loop().sock_recv(self.socket, 65536)
+                assert int.from_bytes(packet[:8], "little") == self._had
+                self._had += len(packet) - 8
+                self._rest += packet[8:]
+        got, self._rest = self._rest[:size], self._rest[size:]
+        return got
+
+
 class Guest:
     """The guest's ends of the two ports, as the Rust half has them."""
 
     def __init__(self, hub: ConsoleHub) -> None:
-        self.console, self.agent = (end.dup() for end in hub.guest_ends)
+        self.console, self.agent = (Port(end.dup()) for end in hub.guest_ends)
         hub.release_guest_ends()
-        self.console.setblocking(False)
-        self.agent.setblocking(False)
 
     async def print(self, text: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.console, text)
+        await self.console.say_all(text)
         await asyncio.sleep(0.01)
-
-    async def read(self, port: socket.socket, size: int) -> bytes:
-        got = b""
-        async with asyncio.timeout(5):
-            while len(got) < size:
-                got += await asyncio.get_running_loop().sock_recv(port, size - len(got))
-        return got
 
 
 @contextlib.asynccontextmanager
@@ -55,8 +80,8 @@ async def plugged(device: ConsoleDevice) -> AsyncIterator[tuple[ConsoleHub, Gues
             yield hub, guest
         finally:
             await hub.close()
-            guest.console.close()
-            guest.agent.close()
+            guest.console.socket.close()
+            guest.agent.socket.close()
 
 
 @contextlib.asynccontextmanager
@@ -88,6 +113,20 @@ async def exactly(reader: asyncio.StreamReader, expected: bytes) -> None:
     assert await asyncio.wait_for(reader.readexactly(len(expected)), 5) == expected
 
 
+async def test_what_a_killed_worker_had_said_already_is_said_once(console: ConsoleDevice) -> None:
+    async with plugged(console) as (_, guest), attached(console.console_socket) as (reader, _):
+        await guest.print(b"one two")
+        guest.console.sent = 4
+        await guest.print(b"two three")
+        guest.console.sent = 0
+        await guest.print(b"one")
+        guest.console.sent = 2**32
+        await guest.print(b"!")
+        await exactly(reader, b"one two three!")
+        assert reader.at_eof() is False
+    assert contents(console.log) == b"one two three!"
+
+
 async def test_everybody_sees_the_output_and_everybody_types(console: ConsoleDevice) -> None:
     async with (
         plugged(console) as (hub, guest),
@@ -98,9 +137,9 @@ async def test_everybody_sees_the_output_and_everybody_types(console: ConsoleDev
         await exactly(first, b"login: ")
         await exactly(second, b"login: ")
         first_keys.write(b"ro")
-        assert await guest.read(guest.console, 2) == b"ro"
+        assert await guest.console.read(2) == b"ro"
         second_keys.write(b"ot\r")
-        assert await guest.read(guest.console, 3) == b"ot\r"
+        assert await guest.console.read(3) == b"ot\r"
         assert hub.describe() == {
             "id": "m1/console",
             "pty": hub.console.terminal and hub.console.terminal.path,
@@ -140,7 +179,7 @@ async def test_output_is_logged_without_anybody_attached(console: ConsoleDevice)
 
 async def test_a_guests_last_words_are_logged(console: ConsoleDevice) -> None:
     async with plugged(console) as (hub, guest):
-        guest.console.send(b"Kernel panic\n")
+        guest.console.say(b"Kernel panic\n")
         await hub.close()  # before the event loop has looked at the stream
     assert contents(console.log) == b"Kernel panic\n"
 
@@ -179,7 +218,7 @@ async def test_a_guest_that_never_stops_is_slowed_and_the_log_stays_capped(conso
         longest = 0.0
         block = b"y" * 65536
         while time.monotonic() < started + 1:
-            await asyncio.get_running_loop().sock_sendall(guest.console, block)
+            await guest.console.say_all(block)
             before = time.monotonic()
             await asyncio.sleep(0)
             longest = max(longest, time.monotonic() - before)
@@ -202,8 +241,8 @@ async def test_typing_to_a_guest_that_does_not_read_waits_with_the_typist(consol
                         await writer.drain()
         accepted = hub.console.input_bytes
         assert accepted < 2**20
-        assert await guest.read(guest.console, accepted) == b"k" * accepted
-        await guest.read(guest.console, 16384)  # and it flows again
+        assert await guest.console.read(accepted) == b"k" * accepted
+        await guest.console.read(16384)  # and it flows again
 
 
 async def test_the_pty_is_one_more_client(console: ConsoleDevice) -> None:
@@ -213,7 +252,7 @@ async def test_the_pty_is_one_more_client(console: ConsoleDevice) -> None:
         await guest.print(b"# ")
         assert os.read(user, 10) == b"# "
         os.write(user, b"ls\r")
-        assert await guest.read(guest.console, 3) == b"ls\r"
+        assert await guest.console.read(3) == b"ls\r"
         os.close(user)
 
 
@@ -230,17 +269,17 @@ async def test_the_agent_has_one_client_at_a_time(console: ConsoleDevice) -> Non
     async with plugged(console) as (hub, guest):
         async with attached(console.agent_socket) as (reader, writer):
             writer.write(b"ping")
-            assert await guest.read(guest.agent, 4) == b"ping"
+            assert await guest.agent.read(4) == b"ping"
             async with attached(console.agent_socket) as (busy, _):
                 assert await asyncio.wait_for(busy.read(), 5) == b""
-            await asyncio.get_running_loop().sock_sendall(guest.agent, b"pong")
+            await guest.agent.say_all(b"pong")
             await exactly(reader, b"pong")
             assert hub.describe()["agent_busy"]
         await asyncio.sleep(0.01)
-        await asyncio.get_running_loop().sock_sendall(guest.agent, b"too late")
+        await guest.agent.say_all(b"too late")
         await asyncio.sleep(0.01)
         async with attached(console.agent_socket) as (reader, _):
-            await asyncio.get_running_loop().sock_sendall(guest.agent, b"fresh")
+            await guest.agent.say_all(b"fresh")
             await exactly(reader, b"fresh")
 
 

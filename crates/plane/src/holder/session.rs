@@ -20,7 +20,7 @@ use crate::holder::link::{Link, State, ask_to_stop};
 use crate::holder::offer::Offer;
 use crate::holder::shadow::RunningQueue;
 use crate::inflight;
-use crate::page::sealed_memfd;
+use crate::page::{JUMP, sealed_memfd};
 
 /// Most memory regions: the crate takes no more in one message; QEMU starts with fewer than ten.
 pub const MAX_REGIONS: usize = 32;
@@ -111,7 +111,8 @@ impl Session {
             for port in &shadow.page.ports {
                 port.guest_open.store(0, Relaxed);
                 port.pending.store(0, Relaxed);
-                port.sent.store(0, Relaxed);
+                port.to_host.restart(port.to_host.last() + JUMP);
+                port.to_guest.restart(port.to_guest.last());
             }
             let message = shadow.memory_message(device);
             state.tell(message);

@@ -341,6 +341,11 @@ impl VirtQueue {
         self.queue.next_avail()
     }
 
+    /// Chains completed, modulo 2^16, as the driver sees it.
+    pub fn completed(&self) -> u16 {
+        self.queue.next_used()
+    }
+
     /// Chains taken and not completed.
     pub fn taken(&self) -> u16 {
         self.taken

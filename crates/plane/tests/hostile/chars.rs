@@ -1,7 +1,5 @@
 //! A hostile driver of the console and of the random number generator.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nagaya_client::{Descriptor, Device, Queue};
@@ -86,24 +84,15 @@ fn assert_carries(chars: &mut Chars) {
     guest.control(0, PORT_READY, 1);
     guest.control(0, PORT_OPEN, 1);
     let host = &mut chars.ports[0];
-    drain(host);
+    host.drain();
     assert!(guest.send(TRANSMIT, b"from the guest"));
-    let mut got = [0; 14];
-    host.read_exact(&mut got).unwrap();
-    assert_eq!(&got, b"from the guest");
-    host.write_all(b"from the host").unwrap();
+    assert_eq!(host.receive(PATIENCE).as_deref(), Some(&b"from the guest"[..]));
+    host.send(b"from the host");
     let mut came = Vec::new();
     while !came.ends_with(b"from the host") {
         // What attacks have left comes first.
         came.extend(guest.receive(RECEIVE, 64).expect("bytes from the host"));
     }
-}
-
-/// Take what attacks have left in the socket.
-fn drain(host: &mut UnixStream) {
-    host.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    while matches!(host.read(&mut [0; 0x1_0000]), Ok(1..)) {}
-    host.set_read_timeout(Some(PATIENCE)).unwrap();
 }
 
 #[test]
@@ -158,13 +147,13 @@ fn a_receive_buffer_that_cannot_be_written_breaks_its_queue() {
     let before = house.violations("console");
     let guest = Guest::new(&chars, 6);
     guest.control(0, PORT_OPEN, 1);
-    chars.ports[0].write_all(b"x").unwrap();
+    chars.ports[0].send(b"x");
     let addr = guest.device.memory.start() + 0x10_0000;
     guest.queues[RECEIVE].ring.set_desc(0, Descriptor { addr, len: 64, flags: 0, next: 0 });
     guest.queues[RECEIVE].push(0).unwrap();
     wait_for_violation(&house, before);
     drop(guest);
-    drain(&mut chars.ports[0]);
+    chars.ports[0].drain();
     assert_carries(&mut chars);
     house.assert_one_worker();
 }
@@ -201,6 +190,50 @@ fn a_host_that_hangs_up_does_not_hold_up_the_guest() {
         assert!(guest.send(TRANSMIT, &[b'x'; 4096]), "bytes for a host that has gone are dropped");
     }
     house.assert_one_worker();
+}
+
+/// The bytes of a stream: what is at a place follows from the place.
+fn stream(from: u64, len: usize) -> Vec<u8> {
+    (from..from + len as u64).map(|place| (place * 7 + place / 251) as u8).collect()
+}
+
+#[test]
+fn no_byte_is_lost_or_repeated_either_way_when_workers_die() {
+    let house = House::new();
+    let mut chars = house.console("console");
+    let guest = Guest::new(&chars, 6);
+    guest.control(0, PORT_OPEN, 1);
+    let host = &mut chars.ports[0];
+    let (mut said, mut heard, mut typed, mut came) = (0, 0, 0, 0);
+    for round in 0..60 {
+        let kill = || {
+            std::thread::sleep(Duration::from_micros(round * 37 % 700));
+            house.kill_worker();
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(kill);
+            for size in [1, 16, 3000, 40_000] {
+                let bytes = stream(said, size);
+                assert!(guest.send(TRANSMIT, &bytes), "{size} bytes were not taken");
+                said += size as u64;
+                while heard < said {
+                    let bytes = host.receive(PATIENCE).expect("what the guest said");
+                    assert!(bytes == stream(heard, bytes.len()), "lost or repeated at {heard}");
+                    heard += bytes.len() as u64;
+                }
+            }
+            for size in [1, 200, 4096] {
+                host.send(&stream(typed, size));
+                typed += size as u64;
+                while came < typed {
+                    let bytes = guest.receive(RECEIVE, 100).expect("what the host typed");
+                    assert!(bytes == stream(came, bytes.len()), "lost or repeated at {came}");
+                    came += bytes.len() as u64;
+                }
+            }
+        });
+    }
+    assert!(host.receive(Duration::from_millis(50)).is_none(), "something was repeated at the end");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,8 @@ use nagaya_client::{Blk, BlkOptions};
 use nagaya_plane::holder::{Plane, PlaneError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::hostport::HostPort;
 
 /// Bytes of a test's disk: small, so that random requests meet.
 pub const DISK_LEN: u64 = 8 << 20;
@@ -41,7 +43,7 @@ pub struct Disk {
 pub struct Chars {
     pub socket: PathBuf,
     /// Our ends of the ports.
-    pub ports: Vec<UnixStream>,
+    pub ports: Vec<HostPort>,
 }
 
 /// How a disk's image is used.
@@ -91,11 +93,11 @@ impl House {
 
     /// Add a console with two ports, as a machine's.
     pub fn console(&self, id: &str) -> Chars {
-        let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().expect("sockets")).unzip();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..2).map(|_| HostPort::pair()).unzip();
         let ports =
             json!([{ "name": "", "console": true }, { "name": "org.qemu.guest_agent.0", "console": false }]);
         let config = json!({ "driver": "console", "id": id, "worker": "one", "ports": ports });
-        let socket = self.add_device(id, &config, theirs.into_iter().map(OwnedFd::from));
+        let socket = self.add_device(id, &config, theirs.into_iter());
         Chars { socket, ports: ours }
     }
 
@@ -185,6 +187,16 @@ impl House {
         let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
         let devices = state["devices"].as_array().expect("devices");
         devices.iter().find(|device| device["id"] == id).unwrap_or_else(|| panic!("no device {id}")).clone()
+    }
+
+    /// Kill the worker, and return when there is another.
+    pub fn kill_worker(&self) {
+        let (pid, generation) = self.current_worker();
+        // SAFETY: passes no pointer; the process is a child of this one and not yet waited for.
+        unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        while self.current_worker().1 == generation {
+            thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Process and generation of the worker.

@@ -8,6 +8,7 @@ mod chains;
 mod chars;
 mod faults;
 mod floods;
+mod hostport;
 mod house;
 mod kill;
 mod memory;
