@@ -39,6 +39,17 @@ class Plane:
         "torn_write_rate": 0.0, "stuck": false, "full": false, "operations": ["read" | "write" | "flush" | "discard", ...],
         "seed": 0}`; no operations are all. Raises `KeyError` if there is no such device."""
 
+    def job_start(self, config: str, fds: Sequence[int]) -> None:
+        """Begin host work, `{"driver": "copy", "id", "worker", "direct": true, "layers": [...], "shares": [...]}`,
+        fds `[layer 0, layer 1, ..., target]`: what the layers hold is copied to the target, which is made as large.
+        Returns when the worker has opened them; raises `OSError` if it cannot. The event `JOB_ENDED` (`id`, `errno`,
+        0 if all is done) tells the end; until `job_end` it is kept, and goes on if its worker dies. `query` has it
+        among the devices, with `copied` and `to_copy` in bytes.
+        """
+
+    def job_end(self, id: str) -> None:
+        """Forget a job, also before its end. Raises `KeyError` if there is no such job."""
+
     def set_shares(self, nodes: str) -> None:
         """Share all disks by `nodes` from now on, in all workers, also those to come: JSON
         `[{"id", "parent": null, "reservation_iops": 0, "reservation": 0, "limit_iops": null, "limit": null,

@@ -29,6 +29,8 @@ pub enum DeviceConfig {
     Console(ConsoleConfig),
     /// virtio-rng.
     Rng(RngConfig),
+    /// No device of a guest: host work on disks.
+    Copy(CopyConfig),
 }
 
 /// How the bytes of an image file are to be read. Always stated, never probed.
@@ -132,6 +134,42 @@ pub struct BlkConfig {
     pub shares: Vec<ShareNode>,
 }
 
+/// A copy of a disk's content to a raw file or a block device; its fds are the source's layers that have a file, top
+/// first, then the target.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyConfig {
+    /// Unique among the devices; also its place in the arbiter's tree.
+    pub id: String,
+    /// Devices with the same name share a worker process.
+    pub worker: String,
+    /// Past the host's page cache, where the file systems can.
+    #[serde(default = "yes")]
+    pub direct: bool,
+    /// The source's layers, top first. None is written.
+    pub layers: Vec<Layer>,
+    /// What is said of the arbiter's tree; see [`BlkConfig::shares`].
+    #[serde(default, skip_serializing)]
+    pub shares: Vec<ShareNode>,
+}
+
+impl CopyConfig {
+    /// The source as a disk.
+    pub fn source(&self) -> BlkConfig {
+        BlkConfig {
+            id: self.id.clone(),
+            worker: self.worker.clone(),
+            queues: one(),
+            queue_size: queue_size(),
+            read_only: true,
+            serial: String::new(),
+            direct: self.direct,
+            layers: self.layers.clone(),
+            shares: Vec::new(),
+        }
+    }
+}
+
 /// A port of a console.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -211,6 +249,10 @@ impl DeviceConfig {
                 }
             }
             DeviceConfig::Rng(_) => {}
+            DeviceConfig::Copy(copy) => {
+                bound("layers", copy.layers.len(), 1, MAX_LAYERS)?;
+                check_models(&copy.layers)?;
+            }
         }
         Ok(())
     }
@@ -219,6 +261,7 @@ impl DeviceConfig {
     pub fn shares(&self) -> &[ShareNode] {
         match self {
             DeviceConfig::Blk(blk) => &blk.shares,
+            DeviceConfig::Copy(copy) => &copy.shares,
             _ => &[],
         }
     }
@@ -229,6 +272,7 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => &blk.id,
             DeviceConfig::Console(console) => &console.id,
             DeviceConfig::Rng(rng) => &rng.id,
+            DeviceConfig::Copy(copy) => &copy.id,
         }
     }
 
@@ -238,22 +282,25 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => &blk.worker,
             DeviceConfig::Console(console) => &console.worker,
             DeviceConfig::Rng(rng) => &rng.worker,
+            DeviceConfig::Copy(copy) => &copy.worker,
         }
     }
 
-    /// "blk", "console" or "rng".
+    /// "blk", "console", "rng" or "copy".
     pub fn driver(&self) -> &'static str {
         match self {
             DeviceConfig::Blk(_) => "blk",
             DeviceConfig::Console(_) => "console",
             DeviceConfig::Rng(_) => "rng",
+            DeviceConfig::Copy(_) => "copy",
         }
     }
 
     /// Number of fds beside the listener.
     pub fn backend_fds(&self) -> usize {
         match self {
-            DeviceConfig::Blk(blk) => blk.layers.iter().filter(|layer| layer.format.has_file()).count(),
+            DeviceConfig::Blk(blk) => files(&blk.layers),
+            DeviceConfig::Copy(copy) => files(&copy.layers) + 1,
             DeviceConfig::Console(console) => console.ports.len(),
             DeviceConfig::Rng(_) => 0,
         }
@@ -266,8 +313,13 @@ impl DeviceConfig {
             // Receive and transmit of each port, and of the control messages (virtio 1.3, 5.3.2).
             DeviceConfig::Console(console) => 2 * (console.ports.len() + 1),
             DeviceConfig::Rng(_) => 1,
+            DeviceConfig::Copy(_) => 0,
         }
     }
+}
+
+fn files(layers: &[Layer]) -> usize {
+    layers.iter().filter(|layer| layer.format.has_file()).count()
 }
 
 /// A disk without a file is one layer, and says how it behaves.

@@ -202,6 +202,13 @@ pub enum FromWorker {
         /// Which of the two.
         met: bool,
     },
+    /// A device that works by itself has ended.
+    Ended {
+        /// Which device.
+        device: u32,
+        /// Why, or 0 if all is done.
+        errno: i32,
+    },
     /// A guest or a frontend broke a rule; the queue, or the whole device, is not served any more.
     Violation {
         /// Which device.

@@ -40,6 +40,10 @@ pub struct DevicePage {
     pub flushing: AtomicU32,
     /// Syncs of the disk's own that are under way, likewise.
     pub syncing: AtomicU32,
+    /// Bytes that a copy has behind it, and that it has in all.
+    pub copied: AtomicU64,
+    /// See `copied`.
+    pub to_copy: AtomicU64,
     /// Ports of a console.
     pub ports: [PortState; MAX_PORTS],
     /// Mappings of an overlay that its file does not have yet.

@@ -10,6 +10,9 @@ use crate::arbiter::Knobs;
 /// Longest way from a disk to the top: the chain of an id's prefixes and of parents that were said.
 pub const MAX_DEPTH: usize = 8;
 
+/// Weight of host work.
+const HOST_WEIGHT: u32 = 10;
+
 /// A node: a tenant (`@acme`), a machine (`m1`), a disk (`m1/disk0`), or host work (`%copy`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct ShareNode {
@@ -68,9 +71,10 @@ impl Shares {
         said.or_else(|| id.rsplit_once('/').map(|(prefix, _)| prefix))
     }
 
-    /// What `id` gets; what nodes get by default, if nothing was said.
+    /// What `id` gets; if nothing was said, what nodes get by default, and host work a small part of that.
     pub fn knobs(&self, id: &str) -> Knobs {
-        self.0.get(id).map(|node| node.knobs).unwrap_or_default()
+        let weight = if id.starts_with('%') && !id.contains('/') { HOST_WEIGHT } else { 100 };
+        self.0.get(id).map_or(Knobs { weight, ..Knobs::default() }, |node| node.knobs)
     }
 
     /// From the top down to `id`.

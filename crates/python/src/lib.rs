@@ -60,6 +60,15 @@ impl Plane {
         py.detach(|| self.0.set_faults(id, faults)).map_err(error)
     }
 
+    fn job_start(&self, py: Python<'_>, config: &str, fds: Vec<RawFd>) -> PyResult<()> {
+        let fds = fds.into_iter().map(duplicate).collect::<io::Result<Vec<OwnedFd>>>()?;
+        py.detach(|| self.0.job_start(config, fds)).map_err(error)
+    }
+
+    fn job_end(&self, py: Python<'_>, id: &str) -> PyResult<()> {
+        py.detach(|| self.0.job_end(id)).map_err(error)
+    }
+
     fn set_shares(&self, py: Python<'_>, nodes: &str) -> PyResult<()> {
         py.detach(|| self.0.set_shares(nodes)).map_err(error)
     }

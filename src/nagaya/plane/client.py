@@ -14,7 +14,7 @@ from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, R
 
 from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
 from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
-from nagaya.plane.config import Device, Layer
+from nagaya.plane.config import CopyJob, Device, Layer
 from nagaya.plane.shares import (
     ArbiterStatus,
     ShareNode,
@@ -23,7 +23,7 @@ from nagaya.plane.shares import (
     share_to_json,
     wait_from_json,
 )
-from nagaya.plane.wire import device_from_json, device_to_json
+from nagaya.plane.wire import device_from_json, device_to_json, job_to_json
 
 _HINT = (
     "the plane's holder (python -m nagaya.plane) is not there; the daemon starts one, see its log plane.log"
@@ -57,6 +57,18 @@ class DeviceStatus:
     @property
     def id(self) -> str:
         return self.device.id
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """Host work on disks. Progress is in bytes; `error` is set if the job has concluded before its end."""
+
+    id: str
+    kind: str
+    status: str  # created, running, pending or aborting for a moment, concluded
+    current_bytes: int
+    total_bytes: int
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +178,32 @@ class PlaneClient:
         """Who waited how long and on what in the last seconds, an hour at most; of all, or below one node."""
         arguments = {"id": node_id, "since": since_seconds}
         return [wait_from_json(row) for row in _rows(await self._execute("query-waits", arguments))]
+
+    async def job_start(self, job: CopyJob) -> None:
+        """Begin host work; its end is told by the event JOB_STATUS_CHANGE with the status concluded.
+
+        Raises `ConflictError` if there is such a job or a machine has one of the images open,
+        `NotFoundError` for a missing image, `ResourceError` when the host refuses.
+        """
+        await self._execute("job-start", job_to_json(job))
+
+    async def job_cancel(self, job_id: str) -> None:
+        """Give a job up, if it has not concluded; what it has copied stays. Raises `NotFoundError`."""
+        await self._execute("job-cancel", {"id": job_id})
+
+    async def query_jobs(self) -> list[JobStatus]:
+        """The jobs that are under way, and the last 32 that have concluded."""
+        return [
+            JobStatus(
+                row["id"],
+                row["type"],
+                row["status"],
+                row["current-progress"],
+                row["total-progress"],
+                row["error"],
+            )
+            for row in _rows(await self._execute("query-jobs"))
+        ]
 
     async def query_devices(self) -> list[DeviceStatus]:
         """All devices, in the order in which they were added."""

@@ -95,4 +95,20 @@ class RngDevice:
     driver: Literal["rng"] = "rng"
 
 
+@dataclass(frozen=True, slots=True)
+class CopyJob:
+    """Host work: what a disk of `layers` holds is copied to `target`, which is made as large as that.
+
+    No machine may have one of them open for writing. Its requests are those of `%copy/<id>` in the arbiter's
+    tree.
+    """
+
+    id: str
+    layers: tuple[Layer, ...]  # the top one first; none is written
+    target: str  # a raw file that exists, or a block device
+    direct: bool = True
+    shares: tuple[ShareNode, ...] = ()  # `%copy` has weight 10 if nothing is said
+    kind: Literal["copy"] = "copy"
+
+
 Device = BlkDevice | ConsoleDevice | RngDevice

@@ -14,14 +14,15 @@ from typing import Protocol, TypeVar
 
 from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
-from nagaya.plane import arbitration
+from nagaya.plane import arbitration, jobs
 from nagaya.plane.arbitration import Arbitration
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Device
 from nagaya.plane.hub import ConsoleHub
+from nagaya.plane.jobs import Jobs
 from nagaya.plane.shares import share_to_json
 from nagaya.plane.sockets import Listener
 from nagaya.plane.storage import ImageKey, OpenImages, handed_over
-from nagaya.plane.wire import device_from_json, device_to_json
+from nagaya.plane.wire import device_from_json, device_to_json, layer_to_core
 from nagaya.qmp import Command, version_info
 
 CHARS_WORKER = "chars"  # consoles and rng share one worker; their work is small
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Core(arbitration.Core, Protocol):
+class Core(arbitration.Core, jobs.Core, Protocol):
     """What the service needs of `nagaya._core.Plane`; the contract is in `_core.pyi`."""
 
     def device_add(self, config: str, fds: Sequence[int]) -> None: ...
@@ -89,7 +90,8 @@ class Service:
             "set-layers": lambda arguments: self._finish(self._set_layers(arguments)),
         }
         self._arbitration = Arbitration(core, self._in_core)
-        self.commands |= self._arbitration.commands
+        self._host_work = Jobs(core, self._in_core, emit, self._users_of, self._finish)
+        self.commands |= self._arbitration.commands | self._host_work.commands
 
     @property
     def device_count(self) -> int:
@@ -108,6 +110,7 @@ class Service:
         """Let running commands finish, then remove all devices."""
         if self._jobs:
             await asyncio.wait(self._jobs)
+        await self._host_work.close()
         for served in list(self._devices.values()):
             try:
                 await self._remove(served)
@@ -305,7 +308,7 @@ class Service:
     def _forward_events(self) -> None:
         for text in self._core.take_events():
             event = json.loads(text)
-            if self._arbitration.hear(event["event"], event["data"]):
+            if any(part.hear(event["event"], event["data"]) for part in (self._arbitration, self._host_work)):
                 continue
             log.info("event of the core", extra={"event_name": event["event"], "facts": event["data"]})
             self._emit(event["event"], event["data"])
@@ -319,12 +322,8 @@ def _blk_config(device: BlkDevice, images: OpenImages) -> dict[str, object]:
         "read_only": device.read_only,
         "serial": device.serial,
         "direct": images.direct,
-        "layers": [_layer_config(layer) for layer in device.layers],
+        "layers": [layer_to_core(layer) for layer in device.layers],
     }
-
-
-def _layer_config(layer: Layer) -> dict[str, object]:
-    return {"format": layer.format} | ({} if layer.model is None else {"model": asdict(layer.model)})
 
 
 def _no_device(device_id: str) -> NagayaError:

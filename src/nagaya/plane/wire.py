@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from nagaya.errors import UsageError
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, Model, RngDevice, Speed
+from nagaya.plane.config import BlkDevice, ConsoleDevice, CopyJob, Device, Layer, Model, RngDevice, Speed
 from nagaya.plane.shares import shares_from_json
 
 _DRIVERS: dict[object, type[BlkDevice] | type[ConsoleDevice] | type[RngDevice]] = {
@@ -46,6 +46,28 @@ def device_from_json(arguments: Mapping[str, object]) -> Device:
     device: Device = _build(cls, arguments)
     _check(device)
     return device
+
+
+def job_to_json(job: CopyJob) -> dict[str, object]:
+    """The arguments of `job-start` for `job`."""
+    return asdict(job)
+
+
+def job_from_json(arguments: Mapping[str, object]) -> CopyJob:
+    """The job that `arguments` describe. Raises `UsageError` naming the field, its value and the bound."""
+    kind = arguments.get("kind")
+    if kind != "copy":
+        raise UsageError(f"kind {kind!r} of a job is unknown", hint="it is copy")
+    job: CopyJob = _build(CopyJob, arguments)
+    if not _ID.fullmatch(job.id):
+        raise UsageError(f"job id {job.id!r} does not match {_ID.pattern}")
+    _check_path("target", job.target)
+    return job
+
+
+def layer_to_core(layer: Layer) -> dict[str, object]:
+    """A layer as the Rust core has it: it gets a file descriptor instead of the path."""
+    return {"format": layer.format} | ({} if layer.model is None else {"model": asdict(layer.model)})
 
 
 def _build(cls: Any, arguments: Mapping[str, object]) -> Any:

@@ -49,6 +49,15 @@ class FakeCore:
         self.device_del(id)
         self.device_add(config, fds)
 
+    def job_start(self, config: str, fds: Sequence[int]) -> None:
+        if self.fails is not None:
+            raise self.fails
+        parsed = json.loads(config)
+        self.devices[parsed["id"]] = (parsed, [os.dup(fd) for fd in fds])
+
+    def job_end(self, id: str) -> None:  # noqa: A002
+        self.device_del(id)
+
     def set_shares(self, nodes: str) -> None:
         if self.fails is not None:
             raise self.fails
@@ -58,7 +67,8 @@ class FakeCore:
         return json.dumps([{"worker": "disk-8:0", "window": 16, "nodes": []}])
 
     def query(self) -> str:
-        devices = [{"id": id_, "connected": True, "reads": 7, "violations": {}} for id_ in self.devices]
+        counters = {"connected": True, "reads": 7, "violations": {}, "copied": 4096, "to_copy": 8192}
+        devices = [{"id": id_} | counters for id_ in self.devices]
         workers = [{"name": "chars", "pid": 12, "generation": 1, "devices": list(self.devices)}]
         return json.dumps({"devices": devices, "workers": workers})
 

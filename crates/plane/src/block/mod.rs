@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use crate::uring::Uring;
 
+pub mod copy;
 pub mod device;
 pub mod faults;
 pub mod flushes;

@@ -76,7 +76,7 @@ impl RawDisk {
         let (ring, file) = (uring.clone(), self.file.clone());
         let (bounces, bouncing) = (self.bounces.clone(), self.bouncing.clone());
         uring.tasks.spawn_local(async move {
-            let buffer = Aligned::new();
+            let buffer = Aligned::new(BOUNCE_SIZE);
             loop {
                 let Some(request) = bounces.borrow_mut().pop_front() else { break };
                 let result = match &buffer {
@@ -188,21 +188,23 @@ async fn bounced(uring: &Uring, file: &File, buffer: &Aligned, request: &Request
     done as i32
 }
 
-/// Memory for direct I/O: `BOUNCE_SIZE` bytes.
-struct Aligned {
+/// Memory for direct I/O.
+pub(super) struct Aligned {
     pointer: NonNull<u8>,
     layout: Layout,
 }
 
 impl Aligned {
-    fn new() -> Option<Aligned> {
-        let layout = Layout::from_size_align(BOUNCE_SIZE, BOUNCE_ALIGNMENT).ok()?;
+    /// `size` bytes, not 0, all zero; `None` if there are none left.
+    pub fn new(size: usize) -> Option<Aligned> {
+        let layout = Layout::from_size_align(size, BOUNCE_ALIGNMENT).ok()?;
         // SAFETY: the size is not 0.
         let pointer = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         Some(Aligned { pointer, layout })
     }
 
-    fn pointer(&self) -> *mut u8 {
+    /// Where they are.
+    pub fn pointer(&self) -> *mut u8 {
         self.pointer.as_ptr()
     }
 }

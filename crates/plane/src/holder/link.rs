@@ -100,7 +100,9 @@ impl State {
 
     /// Whether it serves disks, which are what there is to arbitrate.
     pub fn has_disks(&self) -> bool {
-        self.devices.values().any(|shadow| matches!(shadow.config, DeviceConfig::Blk(_)))
+        self.devices
+            .values()
+            .any(|shadow| matches!(shadow.config, DeviceConfig::Blk(_) | DeviceConfig::Copy(_)))
     }
 
     /// A number for a request that will be answered.
@@ -394,6 +396,13 @@ impl Link {
                         json!({"id": shadow.config.id(), "queue": null, "kind": "open", "detail": detail});
                     self.events.push("DEVICE_VIOLATION", data);
                 }
+                if error.is_some()
+                    && shadow.opened.is_some()
+                    && matches!(shadow.config, DeviceConfig::Copy(_))
+                {
+                    let data = json!({"id": shadow.config.id(), "errno": libc::EIO});
+                    self.events.push("JOB_ENDED", data);
+                }
                 shadow.opened = Some(error.map_or(Ok(()), Err));
                 self.answered.notify_all();
             }
@@ -406,6 +415,10 @@ impl Link {
                 let Some(shadow) = state.devices.get(&device) else { return };
                 let data = json!({"id": shadow.config.id(), "errno": errno});
                 self.events.push("DEVICE_FLUSH_FAILED", data);
+            }
+            FromWorker::Ended { device, errno } => {
+                let Some(shadow) = state.devices.get(&device) else { return };
+                self.events.push("JOB_ENDED", json!({"id": shadow.config.id(), "errno": errno}));
             }
             FromWorker::Stopped { serial, base } => {
                 for shadow in state.devices.values_mut() {

@@ -27,6 +27,7 @@ use crate::shares::{ShareNode, Shares};
 mod device;
 mod events;
 mod fds;
+mod jobs;
 mod layers;
 mod link;
 mod offer;
@@ -68,6 +69,8 @@ struct Inner {
     devices: BTreeMap<String, Device>,
     /// Devices that are on their way in or out, whose names are not to be taken, and their workers.
     reserved: BTreeMap<String, String>,
+    /// Jobs, with their workers and their numbers there.
+    jobs: BTreeMap<String, (Arc<Link>, u32)>,
     links: BTreeMap<String, (Arc<Link>, JoinHandle<()>)>,
     shares: Shares,
     next_number: u32,
@@ -106,7 +109,10 @@ impl Plane {
         let worker = config.worker().to_owned();
         let shadow = Shadow::new(config, page, backend)?;
         let undo = self.share(shadow.config.shares())?;
-        let (link, number) = self.reserve(&id, &worker)?;
+        let (link, number) = match self.reserve(&id, &worker) {
+            Ok(reserved) => reserved,
+            Err(error) => return self.share(&undo).and(Err(error)),
+        };
         let added = self.start(&id, number, (&link, offer), listener, shadow);
         let mut inner = lock(&self.inner);
         inner.reserved.remove(&id);
@@ -131,7 +137,7 @@ impl Plane {
     /// Keep the name for a device on its way in; its worker, started if there is none, and its number there.
     fn reserve(&self, id: &str, worker: &str) -> Result<(Arc<Link>, u32), PlaneError> {
         let mut inner = lock(&self.inner);
-        if inner.devices.contains_key(id) || inner.reserved.contains_key(id) {
+        if inner.devices.contains_key(id) || inner.jobs.contains_key(id) || inner.reserved.contains_key(id) {
             return Err(PlaneError::Config(format!("there is a device {id} already")));
         }
         if !inner.links.contains_key(worker) {
@@ -178,15 +184,20 @@ impl Plane {
         };
         let (link, number) = (device.link.clone(), device.number);
         device.stop();
+        Ok(self.forget(id, &link, number)?)
+    }
+
+    /// Have the worker close what nobody uses any more, and free its name.
+    fn forget(&self, id: &str, link: &Arc<Link>, number: u32) -> io::Result<()> {
         let serial = link.change(|state| ask_to_close(state, number));
         let closed = serial.is_none_or(|serial| link.wait(serial, PATIENCE).is_some());
         link.change(|state| state.devices.remove(&number));
         lock(&self.inner).reserved.remove(id);
-        self.end_idle_link(&link);
+        self.end_idle_link(link);
         if closed {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("device {id} does not come to an end")).into())
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("device {id} does not come to an end")))
     }
 
     /// Lay faults upon a disk, as `json` has them ([`FaultPlan`]); `null` ends them. They are in effect when this
@@ -318,6 +329,12 @@ impl Plane {
                 eprintln!("plane: {error}");
             }
         }
+        let jobs: Vec<String> = lock(&self.inner).jobs.keys().cloned().collect();
+        for id in jobs {
+            if let Err(error) = self.job_end(&id) {
+                eprintln!("plane: {error}");
+            }
+        }
         let links = std::mem::take(&mut lock(&self.inner).links);
         for (link, thread) in links.into_values() {
             link.end();
@@ -354,6 +371,8 @@ fn describe(shadow: &Shadow) -> Value {
         "errors": page.errors.load(Relaxed),
         "inflight": page.inflight.load(Relaxed),
         "spaceless": page.spaceless.load(Relaxed),
+        "copied": page.copied.load(Relaxed),
+        "to_copy": page.to_copy.load(Relaxed),
         "flush_error": page.flush_error.load(Relaxed),
         "faults": shadow.faults,
         "faulted": page.faults.load(Relaxed),

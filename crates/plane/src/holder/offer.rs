@@ -39,7 +39,7 @@ impl Offer {
                 (block::device::features(blk), block::device::config_space(blk, size))
             }
             DeviceConfig::Console(console) => (console::FEATURE_MULTIPORT, console::config_space(console)),
-            DeviceConfig::Rng(_) => (0, Vec::new()),
+            DeviceConfig::Rng(_) | DeviceConfig::Copy(_) => (0, Vec::new()),
         };
         Ok(Offer { features: common | features, queues: config.queues() as u16, config: space })
     }

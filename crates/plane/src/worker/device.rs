@@ -26,6 +26,8 @@ pub enum Kind {
     Space = 5,
     /// A flush of a device has failed, with this result.
     FlushFailed = 6,
+    /// A device that works by itself has ended, with this result.
+    Ended = 7,
 }
 
 /// A completion's token: kind, place of the device in the reactor, and which of those that had this place.
@@ -63,6 +65,7 @@ impl Token {
             3 => Kind::Call,
             5 => Kind::Space,
             6 => Kind::FlushFailed,
+            7 => Kind::Ended,
             _ => Kind::None,
         };
         Token { kind, epoch: (token >> 32) as u32 % EPOCHS, slot: (token >> 16) as u16, value: token as u16 }
@@ -106,6 +109,11 @@ impl Context<'_> {
         self.uring.post(Token { kind: Kind::FlushFailed, ..self.token }.pack(), error);
     }
 
+    /// Have the holder told that the device's work is done (0), or why it cannot be, a negated errno.
+    pub fn tell_ended(&self, error: i32) {
+        self.uring.post(Token { kind: Kind::Ended, ..self.token }.pack(), error);
+    }
+
     /// Token of the device's completion `value`.
     pub fn io(&self, value: u16) -> u64 {
         Token { kind: Kind::Io, value, ..self.token }.pack()
@@ -114,6 +122,9 @@ impl Context<'_> {
 
 /// A device, whose queues belong to the reactor.
 pub trait Device {
+    /// The device is in the reactor's table: one that works by itself may begin.
+    fn opened(&mut self, _context: &mut Context<'_>) {}
+
     /// Take chains from queue `index`, at most a turn's worth, so that no guest holds up another. True if the queue
     /// is to be served again in the next turn.
     ///
@@ -139,6 +150,11 @@ pub trait Device {
 
     /// The device goes; its queues have been stopped. Cancel what the ring still waits for.
     fn closing(&mut self, _context: &mut Context<'_>) {}
+
+    /// Whether the kernel has let go of all that the device has: it can be dropped after `closing`.
+    fn is_idle(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

@@ -7,12 +7,13 @@ use std::rc::Rc;
 
 use crate::arbiter::{Arbiter, Leaf};
 use crate::block::Disk;
+use crate::block::copy::Copy;
 use crate::block::device::Blk;
 use crate::block::model::ModelDevices;
 use crate::block::qcow2::{Layer, Qcow2Disk};
 use crate::block::raw::RawDisk;
 use crate::clock::Nanos;
-use crate::config::{BlkConfig, DeviceConfig, Format};
+use crate::config::{BlkConfig, CopyConfig, DeviceConfig, Format};
 use crate::console::Console;
 use crate::memory::Memory;
 use crate::page::Shared;
@@ -35,6 +36,8 @@ pub struct Entry {
     pub seen_taken: usize,
     /// Its guest's memory.
     pub memory: Option<Rc<Memory>>,
+    /// Set while the holder waits for the device to be idle and gone: the serial of its request.
+    pub closing: Option<u64>,
     device: Box<dyn Device>,
     page: Rc<Shared>,
     /// Memory that was replaced while requests were in flight on it.
@@ -63,14 +66,19 @@ impl Entry {
             }
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
             DeviceConfig::Rng(_) => Box::new(Rng::default()),
+            DeviceConfig::Copy(copy) => {
+                let (from, to) = open_copy((uring, models), copy, fds.map(File::from).collect(), &page)?;
+                let copy = Copy::new(from, to, leaf).ok_or(io::ErrorKind::OutOfMemory)?;
+                Box::new(copy)
+            }
         };
         // What was in flight in a crashed worker is counted again when it is taken again.
         page.inflight.store(0, std::sync::atomic::Ordering::Relaxed);
         page.spaceless.store(0, std::sync::atomic::Ordering::Relaxed);
         let queues = (0..config.queues()).map(|_| None).collect();
         let disk = leaf.map(|_| config.id().to_owned());
-        let (memory, retired) = (None, Vec::new());
-        Ok(Entry { number, epoch, disk, queues, seen_taken: 0, memory, device, page, retired })
+        let (memory, closing, retired) = (None, None, Vec::new());
+        Ok(Entry { number, epoch, disk, queues, seen_taken: 0, memory, closing, device, page, retired })
     }
 
     /// Call `run` with the device and its context.
@@ -86,6 +94,11 @@ impl Entry {
         let mut context =
             Context { uring, queues: &mut self.queues, page: &self.page, token, arbiter, now, wake };
         run(self.device.as_mut(), &mut context)
+    }
+
+    /// Whether nothing is left to wait for before it can be dropped.
+    pub fn is_idle(&self) -> bool {
+        self.device.is_idle()
     }
 
     /// Requests taken and not answered, of all queues.
@@ -119,6 +132,26 @@ impl Entry {
             self.retired.clear();
         }
     }
+}
+
+/// The disk that is copied, and the one that it is copied to, as large as that.
+fn open_copy(
+    (uring, models): (&Rc<Uring>, &mut ModelDevices),
+    config: &CopyConfig,
+    mut files: Vec<File>,
+    page: &Rc<Shared>,
+) -> io::Result<(Box<dyn Disk>, Box<dyn Disk>)> {
+    let file = files.pop().ok_or_else(|| io::Error::other("a copy without a target"))?;
+    let from = open_disk((uring, models), &config.source(), files, page)?;
+    if file.metadata()?.is_file() && file.metadata()?.len() < from.size() {
+        file.set_len(from.size())?;
+    }
+    let to = RawDisk::open(uring, file, config.direct)?;
+    if to.size() < from.size() {
+        let reason = format!("the target has {} bytes, the source {}", to.size(), from.size());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    Ok((from, Box::new(to)))
 }
 
 fn open_disk(

@@ -127,6 +127,7 @@ impl Reactor {
             Kind::Call => self.called(token),
             Kind::Space => self.tell_space(token, result == 1),
             Kind::FlushFailed => self.tell_flush_failed(token, -result),
+            Kind::Ended => self.tell_ended(token, -result),
             Kind::None => {}
         }
         Ok(())
@@ -226,6 +227,7 @@ impl Reactor {
                 queue.announce(&self.uring, token.pack());
             }
             self.finish_stops(slot);
+            self.finish_close(slot);
         }
         self.touched = touched;
     }
@@ -371,6 +373,14 @@ impl Reactor {
             && entry.epoch == token.epoch
         {
             self.outbox.push_back(FromWorker::Space { device: entry.number, enough });
+        }
+    }
+
+    fn tell_ended(&mut self, token: Token, errno: i32) {
+        if let Some(entry) = self.devices.get(usize::from(token.slot)).and_then(Option::as_ref)
+            && entry.epoch == token.epoch
+        {
+            self.outbox.push_back(FromWorker::Ended { device: entry.number, errno });
         }
     }
 

@@ -2,6 +2,7 @@
 //! the worker is killed. Counted in completed requests of a simulated device, so that a busy host changes little.
 
 mod crash;
+mod jobs;
 mod knobs;
 mod stop;
 mod yard;

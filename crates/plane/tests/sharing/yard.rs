@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nagaya_client::{Blk, BlkOptions, Request};
-use nagaya_plane::holder::Plane;
+use nagaya_plane::holder::{Plane, PlaneError};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -36,9 +36,7 @@ impl Yard {
 
     /// Add a disk on the simulated device of the yard: 4 requests at once, 1 ms each.
     pub fn simulated(&self, id: &str) -> PathBuf {
-        let model =
-            json!({"size": DISK_LEN, "parallel": 4, "read_us": 1000, "write_us": 1000, "flush_us": 1000});
-        self.add(id, &json!({"format": "simulated", "model": model}), &[])
+        self.add(id, &simulated_layer(), &[])
     }
 
     /// Add a disk on a file of its own.
@@ -64,7 +62,50 @@ impl Yard {
         self.plane.device_del(id).expect("device_del");
     }
 
-    fn path(&self, id: &str) -> PathBuf {
+    /// Begin a copy of files to another, which need not exist.
+    pub fn copy(
+        &self,
+        id: &str,
+        layers: &[(&str, &PathBuf)],
+        target: &Path,
+        shares: &Value,
+    ) -> Result<(), PlaneError> {
+        let formats: Vec<_> = layers.iter().map(|(format, _)| json!({"format": format})).collect();
+        let files: Vec<_> = layers.iter().map(|(_, path)| File::open(path).expect("layer")).collect();
+        self.start_copy(id, &formats, files, target, shares)
+    }
+
+    /// Begin a copy of a disk on the simulated device.
+    pub fn copy_simulated(&self, id: &str, target: &Path) {
+        self.start_copy(id, &[simulated_layer()], Vec::new(), target, &json!([])).expect("job_start");
+    }
+
+    fn start_copy(
+        &self,
+        id: &str,
+        layers: &[Value],
+        mut files: Vec<File>,
+        target: &Path,
+        shares: &Value,
+    ) -> Result<(), PlaneError> {
+        let target = File::options().read(true).write(true).create(true).truncate(false).open(target);
+        files.push(target.expect("target"));
+        let config = json!({"driver": "copy", "id": id, "worker": "one", "layers": layers, "shares": shares});
+        self.plane.job_start(&config.to_string(), files.into_iter().map(OwnedFd::from).collect())
+    }
+
+    pub fn end_job(&self, id: &str) {
+        self.plane.job_end(id).expect("job_end");
+    }
+
+    /// What the plane tells of a device or a job; `null` if there is none.
+    pub fn device(&self, id: &str) -> Value {
+        let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
+        let devices = state["devices"].as_array().expect("devices");
+        devices.iter().find(|device| device["id"] == id).cloned().unwrap_or_default()
+    }
+
+    pub fn path(&self, id: &str) -> PathBuf {
         self.directory.path().join(id.replace('/', "-"))
     }
 
@@ -105,6 +146,11 @@ impl Yard {
         unsafe { libc::kill(worker as i32, libc::SIGKILL) };
         self.worker(worker)
     }
+}
+
+fn simulated_layer() -> Value {
+    let model = json!({"size": DISK_LEN, "parallel": 4, "read_us": 1000, "write_us": 1000, "flush_us": 1000});
+    json!({"format": "simulated", "model": model})
 }
 
 /// A machine that keeps `depth` reads in flight.

@@ -49,6 +49,7 @@ impl Reactor {
         } else {
             self.devices[slot] = Some(entry);
         }
+        self.with(slot as u16, |device, context| device.opened(context));
     }
 
     fn set_faults(&mut self, device: u32, plan: Option<FaultPlan>) {
@@ -127,17 +128,32 @@ impl Reactor {
     }
 
     fn close(&mut self, device: u32, serial: u64) {
-        if let Some(slot) = self.slots.remove(&device) {
-            self.with(slot, |device, context| device.closing(context));
-            let Some(entry) = self.devices[usize::from(slot)].take() else { return };
-            self.taken -= entry.seen_taken;
-            if let Some(disk) = &entry.disk {
-                self.sharing.leave(self.now, disk);
-            }
-            // What names the device's fds must be with the kernel before they are closed. If it cannot be, the
-            // next turn ends the worker.
-            let _ = self.uring.submit();
+        let Some(slot) = self.slots.remove(&device) else {
+            return self.outbox.push_back(FromWorker::Closed { serial });
+        };
+        self.with(slot, |device, context| device.closing(context));
+        if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
+            entry.closing = Some(serial);
         }
-        self.outbox.push_back(FromWorker::Closed { serial });
+        self.finish_close(slot);
+    }
+
+    /// Drop a device that is to be closed, as soon as the kernel has let go of what it has.
+    pub(super) fn finish_close(&mut self, slot: u16) {
+        let Some(entry) =
+            self.devices[usize::from(slot)].take_if(|entry| entry.closing.is_some() && entry.is_idle())
+        else {
+            return;
+        };
+        self.taken -= entry.seen_taken;
+        if let Some(disk) = &entry.disk {
+            self.sharing.leave(self.now, disk);
+        }
+        // What names the device's fds must be with the kernel before they are closed. If it cannot be, the
+        // next turn ends the worker.
+        let _ = self.uring.submit();
+        if let Some(serial) = entry.closing {
+            self.outbox.push_back(FromWorker::Closed { serial });
+        }
     }
 }

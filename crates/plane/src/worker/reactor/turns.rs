@@ -54,11 +54,13 @@ impl Reactor {
         }
     }
 
-    /// Where the arbiter knows the requests of a device, if it is a disk.
+    /// Where the arbiter knows the requests of a device, if it is a disk or works on disks.
     pub(super) fn join(&mut self, config: &DeviceConfig) -> Option<Leaf> {
-        let DeviceConfig::Blk(blk) = config else { return None };
-        let joined = self.sharing.join(self.now, &blk.id);
-        joined.inspect_err(|error| eprintln!("plane worker: {}: {error}", blk.id)).ok()
+        if !matches!(config, DeviceConfig::Blk(_) | DeviceConfig::Copy(_)) {
+            return None;
+        }
+        let joined = self.sharing.join(self.now, config.id());
+        joined.inspect_err(|error| eprintln!("plane worker: {}: {error}", config.id())).ok()
     }
 
     /// Tell the holder the state of the arbiter.
