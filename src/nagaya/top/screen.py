@@ -43,7 +43,7 @@ class Top(App[None]):
         Binding("plus,equals_sign", "weigh(2)", "weight x2", key_display="+"),
         Binding("minus", "weigh(0.5)", "/2", key_display="-"),
         Binding("s", "prompt", "set"),
-        *(Binding(key, f"order('{name}')", name, show=name != "flight") for key, name in SORT_KEYS.items()),
+        *(Binding(key, f"order('{name}')", name, show=False) for key, name in SORT_KEYS.items()),
     ]
     ENABLE_COMMAND_PALETTE = False
 
@@ -52,7 +52,7 @@ class Top(App[None]):
         self._client = client
         self._interval = interval
         self._order = order
-        self._before: UsageAnswer | None = None
+        self._last: UsageAnswer | None = None
         self._rows: dict[str, Row] = {}
         self._asking = False
 
@@ -192,13 +192,17 @@ class Top(App[None]):
         self.call_from_thread(checked)
 
     def _take(self, answer: UsageAnswer) -> None:
-        self._rows = {row.id: row for row in rows(self._before or answer, answer)}
-        self._before = answer
-        self.query_one("#summary", Static).update(Text("\n".join(summary(answer, list(self._rows.values())))))
-        self._draw()
+        self._rows = {row.id: row for row in rows(self._last or answer, answer)}
+        self._last = answer
+        with self.batch_update():
+            self._draw()
 
     def _draw(self) -> None:
         """Only what differs is written, so that nothing flickers; the cursor stays on its machine."""
+        if self._last is None:
+            return
+        lines = summary(self._last, list(self._rows.values()), self._order)
+        self.query_one("#summary", Static).update(Text("\n".join(lines)))
         table = self._table()
         wanted = ordered(self._rows.values(), self._order)
         chosen = self.chosen()
@@ -234,19 +238,21 @@ class WhyScreen(ModalScreen[None]):
             yield Static(Text("\n".join(parts)))
 
 
-def summary(answer: UsageAnswer, found: list[Row]) -> list[str]:
+def summary(answer: UsageAnswer, found: list[Row], order: str) -> list[str]:
     """A line on all machines, and one for each disk of the host."""
     running = sum(row.state not in DOWN for row in found)
     cpu = sum(row.cpu or 0 for row in found)
-    lines = [f"{len(found)} machines, {running} running, {cpu:.2f} CPUs"]
+    keys = " ".join(SORT_KEYS)
+    lines = [f"{len(found)} machines, {running} running, {cpu:.2f} CPUs; by {order} (keys {keys} sort)"]
     return [*lines, *(_arbiter(arbiter) for arbiter in answer.arbiters)]
 
 
 def _arbiter(arbiter: ArbiterUsage) -> str:
     capacity = f"{arbiter.capacity_iops}iops as measured" if arbiter.capacity_iops else "not measured yet"
+    target = f", target {human_time(arbiter.target_us)}" if arbiter.target_us else ""
     return (
-        f"{arbiter.worker}: {arbiter.in_flight} in flight of {arbiter.window}, {arbiter.waiting} waiting, "
-        f"target {human_time(arbiter.target_us)}, {capacity}"
+        f"{arbiter.worker}: {arbiter.in_flight} in flight of {arbiter.window}, {arbiter.waiting} waiting"
+        f"{target}, {capacity}"
     )
 
 
