@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.unit.hw.virtio_slot import Slot
 
 from nagaya.testing.wires import FakeBoard, FakeInterrupts
 
@@ -19,3 +20,10 @@ def interrupts() -> Iterator[FakeInterrupts]:
 @pytest.fixture
 def board() -> FakeBoard:
     return FakeBoard()
+
+
+@pytest.fixture
+def slot() -> Iterator[Slot]:
+    one = Slot()
+    yield one
+    one.close()
