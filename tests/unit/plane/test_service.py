@@ -26,6 +26,7 @@ from nagaya.plane.client import PlaneClient, PlaneEvent
 from nagaya.plane.conditions import DiskCondition
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, RngDevice
 from nagaya.plane.holder import serve
+from nagaya.plane.imagelock import Access, is_free
 from nagaya.plane.sockets import Listener
 
 if TYPE_CHECKING:
@@ -296,3 +297,30 @@ async def test_what_is_the_matter_with_a_disk_is_followed(
         assert await anext(conditions) == {disk.id: DiskCondition(flush_failed=True)}
         await client.device_del(disk.id)
         assert await anext(conditions) == {}
+
+
+async def test_other_layers_take_over_the_locks_and_give_them_back_on_a_refusal(
+    core: FakeCore, directory: Path, make_disk: MakeDisk
+) -> None:
+    async with plane(core, directory) as client:
+        disk, fresh = make_disk(images=["top", "base"]), make_disk(images=["new", "top", "base"])
+        await client.device_add(disk)
+        before = open_files()
+        core.fails = OSError(22, "no overlay of ours")
+        with pytest.raises(ResourceError, match="no overlay of ours"):
+            await client.set_layers(disk.id, fresh.layers)
+        core.fails = None
+        assert open_files() == before
+        assert [is_free(layer.path, Access.READER) for layer in fresh.layers] == [True, False, True]
+        await client.set_layers(disk.id, fresh.layers)
+        assert [is_free(layer.path, Access.READER) for layer in fresh.layers] == [False, True, True]
+        assert not is_free(disk.layers[0].path, Access.WRITER)
+        (status,) = await client.query_devices()
+        assert status.device == fresh
+        assert len(core.devices[disk.id][1]) == len(fresh.layers)
+        with pytest.raises(NotFoundError):
+            await client.set_layers("m9/disk0", fresh.layers)
+        with pytest.raises(UsageError, match="layers"):
+            await client.set_layers(disk.id, [])
+        await client.device_del(disk.id)
+        assert all(is_free(layer.path, Access.WRITER) for layer in fresh.layers)

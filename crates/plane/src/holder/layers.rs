@@ -1,8 +1,8 @@
 //! Other image files below a disk that runs: a snapshot puts an empty one on top, a merge takes some away.
 //!
 //! To the worker it is a device that goes and comes back: its queues are stopped, it is closed, opened on the new files,
-//! and its queues go on where they were. The guest's requests wait meanwhile, as while a worker is replaced. If the
-//! worker dies on the way, the next one opens the new files by itself.
+//! and its queues go on where they were. The guest's requests wait meanwhile, as while a worker is replaced. A worker that
+//! dies on the way leaves a log of what belongs into the old files, so the next one serves those first.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -75,6 +75,9 @@ impl Plane {
     }
 }
 
+/// Workers that may die over one change.
+const ATTEMPTS: usize = 20;
+
 /// One change of files.
 struct Switch<'a> {
     link: &'a Link,
@@ -90,66 +93,88 @@ impl Switch<'_> {
     /// Change to `files`. On an error the device is back on the old ones. True if those have lost writes, which
     /// the device's page keeps.
     fn run(&self, files: Files) -> io::Result<bool> {
-        let gone = || io::Error::new(io::ErrorKind::NotFound, "the device has gone");
-        let begun = self.link.change(|state| {
-            let written = state.devices.get(&self.number)?.written();
-            Some((written, self.begin(state, files)?))
-        });
-        let (written, (old, stops, generation)) = begun.ok_or_else(gone)?;
-        let lost = self.carry_out(&stops, generation, &written);
-        let opened = self.link.wait_opened(self.number, PATIENCE);
-        let Err(error) = opened else { return Ok(lost) };
-        self.link.change(|state| {
-            if let Some(shadow) = state.devices.get_mut(&self.number) {
-                shadow.swap(old);
+        let (mut files, mut lost) = (Some(files), false);
+        for _ in 0..ATTEMPTS {
+            let (written, stops, generation) =
+                self.link.change(|state| self.begin(state)).ok_or_else(gone)?;
+            if !self.close(&stops, generation)? {
+                continue;
             }
-            self.reopen(state);
-        });
-        self.link.wait_opened(self.number, PATIENCE)?;
-        Err(error)
+            // No flush of the guest reaches the old files any more, and none is answered before this.
+            lost |= written.sync();
+            let Some(old) = self.link.change(|state| self.swap(state, generation, &mut files))? else {
+                continue;
+            };
+            let Err(error) = self.link.wait_opened(self.number, PATIENCE) else { return Ok(lost) };
+            self.link.change(|state| {
+                if let Some(shadow) = state.devices.get_mut(&self.number) {
+                    shadow.swap(old);
+                }
+                self.reopen(state);
+            });
+            self.link.wait_opened(self.number, PATIENCE)?;
+            return Err(error);
+        }
+        let reason = format!("worker {} dies whenever the device is closed", self.link.name);
+        Err(io::Error::new(io::ErrorKind::Interrupted, reason))
     }
 
-    /// The new files are the device's from here on, whoever opens it next.
-    fn begin(&self, state: &mut State, files: Files) -> Option<(Files, Vec<u64>, u64)> {
+    /// Ask for the device's queues to be stopped.
+    fn begin(&self, state: &mut State) -> Option<(Written, Vec<u64>, u64)> {
         let shadow = state.devices.get_mut(&self.number)?;
-        let old = shadow.swap(files);
         shadow.switching = true;
+        let written = shadow.written();
         let queues: Vec<u16> = shadow.queues.keys().copied().collect();
         let stop = |queue| {
             let serial = state.next_serial();
-            self.say(state, ToWorker::Stop { device: self.number, queue, serial });
+            state.say(order(ToWorker::Stop { device: self.number, queue, serial }));
             serial
         };
         let stops = queues.into_iter().map(stop).collect();
-        Some((old, stops, state.generation))
+        Some((written, stops, state.generation))
     }
 
-    /// Stop, close, sync and open; a worker that cannot come to an end is killed, which ends in the same. True if
-    /// writes were lost.
-    fn carry_out(&self, stops: &[u64], generation: u64, written: &Written) -> bool {
+    /// Have its worker, number `generation`, close the device once its queues have stopped. False if there is another
+    /// worker meanwhile, which serves the device as before: what the dead one had yet to write is its to write, into the
+    /// files that it was for.
+    fn close(&self, stops: &[u64], generation: u64) -> io::Result<bool> {
         let mut waited = self.link.wait_all(stops, generation, PATIENCE);
         if waited == Waited::All {
-            let close = self.link.change(|state| {
+            let serial = self.link.change(|state| {
                 let serial = state.next_serial();
                 if state.generation == generation {
-                    self.say(state, ToWorker::Close { device: self.number, serial });
+                    state.say(order(ToWorker::Close { device: self.number, serial }));
                 }
                 serial
             });
-            waited = self.link.wait_all(&[close], generation, PATIENCE);
+            waited = self.link.wait_all(&[serial], generation, PATIENCE);
         }
         if waited == Waited::TimedOut {
             self.link.kill();
-            self.link.wait_all(&[u64::MAX], generation, PATIENCE);
+            let reason = format!("worker {} does not finish what is in flight", self.link.name);
+            return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
         }
-        // No flush of the guest reaches the old files any more, and none is answered before this.
-        let lost = written.sync();
-        self.link.change(|state| {
-            if state.generation == generation {
-                self.reopen(state);
-            }
-        });
-        lost
+        Ok(waited == Waited::All)
+    }
+
+    /// The device is closed: have it opened on `files`. Returns the old ones; `None` if there is another worker.
+    fn swap(
+        &self,
+        state: &mut State,
+        generation: u64,
+        files: &mut Option<Files>,
+    ) -> io::Result<Option<Files>> {
+        if state.generation != generation {
+            return Ok(None);
+        }
+        let shadow = state.devices.get_mut(&self.number).ok_or_else(gone)?;
+        if !shadow.page.mappings.is_empty() {
+            self.reopen(state);
+            return Err(io::Error::other("what the guest has written cannot be brought into the old files"));
+        }
+        let old = files.take().map(|files| shadow.swap(files));
+        self.reopen(state);
+        Ok(old)
     }
 
     /// Have the worker open the device as it is now, with memory and queues.
@@ -160,8 +185,12 @@ impl Switch<'_> {
         let messages = shadow.snapshot(self.number);
         messages.into_iter().for_each(|message| state.tell(message));
     }
+}
 
-    fn say(&self, state: &mut State, message: ToWorker) {
-        state.say(Outgoing { message, fds: Vec::new() });
-    }
+fn order(message: ToWorker) -> Outgoing {
+    Outgoing { message, fds: Vec::new() }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the device has gone")
 }
