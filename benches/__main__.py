@@ -15,6 +15,7 @@ BENCHES = {
     "disk-null": "benches.disk.run --disk null",
     "disk-qcow2": "benches.disk.run --disk qcow2",
     "disk-first-writes": "benches.disk.run --disk first-writes",
+    "arbitration": "benches.arbitration.run",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",

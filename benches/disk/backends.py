@@ -141,7 +141,7 @@ def qemu_storage_daemon(vub: Path, disk: Disk, directory: Path) -> Iterator[Clie
     command = ["qemu-storage-daemon", "--object", "iothread,id=iothread", "--blockdev", disk.blockdev]
     process = subprocess.Popen([*command, "--export", export])
     try:
-        _await_socket(path, process)
+        await_socket(path, process)
         yield Client(vub, path, process.pid)
     finally:
         process.terminate()
@@ -210,7 +210,7 @@ def _worker_pid(plane: _core.Plane) -> int:
     raise RuntimeError("the plane has no worker after 10 s")
 
 
-def _await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:
+def await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 10
     while not path.exists():
         if process.poll() is not None or time.monotonic() > deadline:

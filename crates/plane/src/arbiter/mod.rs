@@ -200,7 +200,7 @@ impl Arbiter {
         }
         let entry = self.entries[request.0 as usize];
         self.settle(now, entry.leaf);
-        self.window.leave(entry.cost, entry.bytes);
+        self.window.leave(now, entry.cost, entry.bytes);
         self.in_flight -= 1;
         let latency = now.saturating_sub(entry.offered);
         let node = &mut self.nodes[entry.leaf as usize];
@@ -281,7 +281,7 @@ impl Arbiter {
             bound = bound.min(goal.window);
         }
         self.window.bound = bound;
-        self.window.adapt(now);
+        self.window.adapt(now, self.waiting);
         if now >= self.period_at {
             self.period_at = now + waits::PERIOD;
             self.close_period(now);

@@ -25,13 +25,21 @@ const GAIN_QUIET: f64 = 0.3;
 /// The size is varied by so much, up and down: as a natural logarithm.
 const SWING: f64 = 0.2;
 
-/// How far it moves after a pair of trials for each unit of gain: faster while it goes one way, slower when it goes
-/// to and fro; then there are also more and more spans between the trials in which the size is not varied.
+/// How far it moves for each unit of gain, when that is clear, and at most: faster while it goes one way, slower when
+/// it goes to and fro; then there are also more and more spans between the trials in which the size is not varied.
 const STEP: f64 = 0.4;
-const GAIN_WEIGHT: f64 = 0.5;
+const LONGEST_STEP: f64 = 0.4;
 const SLOWEST: f64 = 0.25;
 const FASTEST: f64 = 4.0;
 const LONGEST_HOLD: u32 = 16;
+
+/// So many pairs of trials must agree, within the error of their mean, or so many are there.
+const PAIRS: u32 = 2;
+const MOST_PAIRS: u32 = 12;
+
+/// While the window holds more than half of all that is asked for, there is little left to put in order: it must be
+/// worth as much as for a quiet one.
+const LITTLE_LEFT: f64 = 0.5;
 
 /// A window that is never full shrinks by so much in the time of a trial.
 const SHRINK: f64 = 0.02;
@@ -64,6 +72,41 @@ struct Trial {
     most: u64,
     /// For how long there was room in the window and nothing to fill it.
     idle: Nanos,
+    /// The longest time without an answer.
+    gap: Nanos,
+}
+
+impl Trial {
+    /// Whether answers came all the time: not if whoever calls us had no CPU for a while.
+    fn is_even(&self, time: Nanos) -> bool {
+        self.answers < TRIAL_ANSWERS || self.gap < time / 8
+    }
+}
+
+/// Gains that were measured, one for each pair of trials.
+#[derive(Default, Clone, Copy)]
+struct Gains {
+    count: u32,
+    sum: f64,
+    squares: f64,
+}
+
+impl Gains {
+    fn add(&mut self, gain: f64) {
+        let gain = gain.clamp(-1.0, 1.5);
+        self.count += 1;
+        self.sum += gain;
+        self.squares += gain * gain;
+    }
+
+    /// By how much their mean is more than `wanted`, if that is clear or has been looked at for long enough.
+    fn beyond(&self, wanted: f64) -> Option<f64> {
+        let count = f64::from(self.count);
+        let mean = self.sum / count;
+        let error = ((self.squares / count - mean * mean).max(0.0) / count).sqrt();
+        let clear = self.count >= PAIRS && (mean - wanted).abs() > error;
+        (clear || self.count >= MOST_PAIRS).then_some(mean - wanted)
+    }
 }
 
 /// What is tried now.
@@ -87,7 +130,8 @@ pub(super) struct Window {
     trial: Trial,
     /// The last step was upwards, and the factor of the next.
     upwards: bool,
-    gain: f64,
+    gains: Gains,
+    answered: Nanos,
     pace: f64,
     /// Spans without trials between two pairs.
     holds: u32,
@@ -111,7 +155,8 @@ impl Window {
             phase: Phase::Smaller,
             trial: Trial { since: now, ..Trial::default() },
             upwards: false,
-            gain: 0.0,
+            gains: Gains::default(),
+            answered: now,
             pace: 1.0,
             holds: 0,
             idle_since: Some(now),
@@ -153,7 +198,9 @@ impl Window {
     }
 
     /// It comes back.
-    pub fn leave(&mut self, cost: u32, bytes: u64) {
+    pub fn leave(&mut self, now: Nanos, cost: u32, bytes: u64) {
+        let before = std::mem::replace(&mut self.answered, now).max(self.trial.since);
+        self.trial.gap = self.trial.gap.max(now.saturating_sub(before));
         self.trial.fewest = self.trial.fewest.min(self.requests);
         self.in_flight -= u64::from(cost);
         self.requests -= 1;
@@ -171,8 +218,8 @@ impl Window {
         }
     }
 
-    /// A tick has passed.
-    pub fn adapt(&mut self, now: Nanos) {
+    /// A tick has passed; so many requests wait.
+    pub fn adapt(&mut self, now: Nanos, waiting: usize) {
         let time = now - self.trial.since;
         if time < TRIAL || (self.trial.answers < TRIAL_ANSWERS && time < LONGEST_TRIAL) {
             return;
@@ -193,11 +240,14 @@ impl Window {
                 }
                 Phase::Hold(0)
             }
+            _ if !trial.is_even(time) => Phase::Hold(0),
             Phase::Hold(0) => Phase::Smaller,
             Phase::Hold(more) => Phase::Hold(more - 1),
             Phase::Smaller => Phase::Larger(throughput),
             Phase::Larger(smaller) => {
-                self.step(now, (throughput / smaller).ln() / (2.0 * SWING));
+                self.gains.add((throughput / smaller).ln() / (2.0 * SWING));
+                let each = trial.cost as f64 / trial.answers as f64 / UNIT as f64;
+                self.step(now, (waiting as f64 + f64::from(self.requests)) * each);
                 if self.holds == 0 { Phase::Smaller } else { Phase::Hold(self.holds - 1) }
             }
         };
@@ -217,11 +267,12 @@ impl Window {
         }
     }
 
-    /// `gain`: by how many percent the throughput has grown with a window that was 1% larger.
-    fn step(&mut self, now: Nanos, gain: f64) {
-        let wanted = if now < self.quiet_until { GAIN_QUIET } else { GAIN };
-        self.gain += (gain.clamp(-1.0, 1.5) - self.gain) * GAIN_WEIGHT;
-        let worth = self.gain - wanted;
+    /// Move, if the gains say where to. `asked`: what is at the device and waits, in requests of 4 KiB.
+    fn step(&mut self, now: Nanos, asked: f64) {
+        let little_left = self.centre > asked * LITTLE_LEFT;
+        let wanted = if now < self.quiet_until || little_left { GAIN_QUIET } else { GAIN };
+        let Some(worth) = self.gains.beyond(wanted) else { return };
+        self.gains = Gains::default();
         if std::mem::replace(&mut self.upwards, worth > 0.0) == self.upwards {
             self.pace = (self.pace * 1.3).min(FASTEST);
             self.holds /= 2;
@@ -229,8 +280,8 @@ impl Window {
             self.pace = (self.pace / 2.0).max(SLOWEST);
             self.holds = (self.holds * 2 + 1).min(LONGEST_HOLD);
         }
-        let centre = self.centre.min(self.bound * 2.0) * (worth * STEP * self.pace).exp();
-        self.centre = centre.clamp(LEAST, MOST);
+        let step = (worth * STEP * self.pace).clamp(-LONGEST_STEP, LONGEST_STEP);
+        self.centre = (self.centre.min(self.bound * 2.0) * step.exp()).clamp(LEAST, MOST);
     }
 
     /// Its size in requests of 4 KiB, without the trials' swing.

@@ -59,6 +59,31 @@ fn weights_share_a_device_and_new_weights_hold_at_once() {
 }
 
 #[test]
+fn shares_hold_while_the_host_has_no_cpu_for_us_now_and_then() {
+    for seed in 1..4 {
+        let mut simulator = Simulator::new(Device { paused: 20, ..Device::ssd(8) }, seed);
+        let clients: Vec<usize> = [("a", 1), ("b", 2), ("c", 4)]
+            .into_iter()
+            .map(|(id, share)| {
+                let leaf = simulator.node(id, weight(100 * share));
+                simulator.start(Client::reads(leaf, 32))
+            })
+            .collect();
+        simulator.run(SECOND);
+        for second in 1..6 {
+            simulator.run(SECOND);
+            let rates: Vec<f64> = clients
+                .iter()
+                .map(|client| simulator.rate(*client, second * SECOND, simulator.now))
+                .collect();
+            for (rate, share) in rates.iter().zip([1.0, 2.0, 4.0]) {
+                near(*rate, rates.iter().sum::<f64>() * share / 7.0, 3.0);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_tenants_share_is_shared_by_its_machines() {
     let mut simulator = Simulator::new(Device::ssd(8), 2);
     simulator.node("@acme", weight(100));

@@ -41,12 +41,14 @@ pub struct Device {
     pub byte: f64,
     /// Service times vary by so many percent up and down.
     pub jitter: u64,
+    /// In so many percent of all spans of 5 ms whoever calls the arbiter gets no CPU and hears of nothing.
+    pub paused: u64,
 }
 
 impl Device {
     /// `channels` at a time, each in 100 µs.
     pub fn ssd(channels: usize) -> Device {
-        Device { channels, service: 100_000, byte: 0.0, jitter: 30 }
+        Device { channels, service: 100_000, byte: 0.0, jitter: 30, paused: 0 }
     }
 }
 
@@ -141,6 +143,10 @@ impl Simulator {
             && at <= end
         {
             self.events.pop();
+            if let Some(end) = self.pause_at(at) {
+                self.at(end, event);
+                continue;
+            }
             self.now = at;
             match event {
                 Event::Arrive { client } => self.arrive(client),
@@ -174,6 +180,16 @@ impl Simulator {
             .collect();
         times.sort_unstable();
         times.get(times.len() * percent / 100).copied().unwrap_or(0)
+    }
+
+    /// When the pause ends that falls on `time`.
+    fn pause_at(&self, time: Nanos) -> Option<Nanos> {
+        const SPAN: Nanos = 5 * MS;
+        let hash = (time / SPAN)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(29)
+            .wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        ((hash >> 33) % 100 < self.device.paused).then_some((time / SPAN + 1) * SPAN)
     }
 
     fn arrive(&mut self, number: usize) {

@@ -1,5 +1,6 @@
 //! Random reads or writes at a fixed depth: rate, latency, and CPU time of this client.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,15 @@ pub fn run(options: &Options) -> io::Result<Value> {
     let mut blk = open(options, depth, block)?;
     let bytes = blk.capacity()? * SECTOR;
     let span = options.number("span", bytes)?.min(bytes);
+    let rate = options.number("rate", 0)?;
+    let slice_ms = options.number("slice-ms", 0)?;
+    let start = Instant::now() + Duration::from_secs_f64(options.float("warm-up", 0.0)?);
     let mut bench = Bench {
+        start,
+        pause: if rate > 0 { Duration::from_secs(u64::from(depth)) / rate as u32 } else { Duration::ZERO },
+        pausing: VecDeque::new(),
+        slice: (slice_ms > 0).then(|| Duration::from_millis(slice_ms)),
+        slices: Vec::new(),
         started: vec![Instant::now(); usize::from(depth)],
         latencies: Histogram::default(),
         random: options.number("seed", 1)? | 1,
@@ -40,14 +49,14 @@ pub fn run(options: &Options) -> io::Result<Value> {
         polling,
     };
     let cpu = cpu_seconds();
-    let start = Instant::now();
-    bench.work(depth, Duration::from_secs_f64(options.float("seconds", 2.0)?))?;
+    bench.work(depth, start + Duration::from_secs_f64(options.float("seconds", 2.0)?))?;
     let seconds = start.elapsed().as_secs_f64();
     let ios = bench.latencies.count;
     Ok(json!({
         "ios": ios,
         "seconds": seconds,
         "iops": ios as f64 / seconds,
+        "slices": bench.slices,
         "client_cpu_seconds": cpu_seconds() - cpu,
         "latency_us": {
             "p50": bench.latencies.quantile(0.5),
@@ -66,13 +75,20 @@ struct Bench {
     write: bool,
     polling: bool,
     random: u64,
+    /// Answers before are not counted.
+    start: Instant,
+    /// A slot asks again so long after it asked last, but not before its answer: those that wait, the next one first.
+    pause: Duration,
+    pausing: VecDeque<(Instant, u16)>,
+    /// Answers in each span of this length since the start.
+    slice: Option<Duration>,
+    slices: Vec<u64>,
     started: Vec<Instant>,
     latencies: Histogram,
 }
 
 impl Bench {
-    fn work(&mut self, depth: u16, time: Duration) -> io::Result<()> {
-        let end = Instant::now() + time;
+    fn work(&mut self, depth: u16, end: Instant) -> io::Result<()> {
         for slot in 0..depth {
             self.submit(slot);
         }
@@ -84,23 +100,72 @@ impl Bench {
                     return Err(io::Error::other(format!("status {} of a request", done.status)));
                 }
                 let now = *now.get_or_insert_with(Instant::now);
-                self.latencies.add(now - self.started[usize::from(done.slot)]);
+                self.count(now, done.slot);
                 if now < end {
-                    self.submit(done.slot);
+                    self.again(now, done.slot);
                 }
             }
-            if self.blk.in_flight() == 0 {
+            if self.blk.in_flight() == 0 && self.pausing.is_empty() {
                 return Ok(());
             }
+            let asked = self.ask_after_pauses(end);
             match now {
                 Some(_) => self.blk.kick()?,
+                None if asked => self.blk.kick()?,
                 None if self.polling => std::hint::spin_loop(),
-                None if self.blk.wait(PATIENCE)? => {}
-                None => {
-                    return Err(io::Error::other(format!("no completion for {} s", PATIENCE.as_secs())));
-                }
+                None => self.rest()?,
             }
         }
+    }
+
+    fn count(&mut self, now: Instant, slot: u16) {
+        let Some(since) = now.checked_duration_since(self.start) else { return };
+        self.latencies.add(now - self.started[usize::from(slot)]);
+        if let Some(slice) = self.slice {
+            let slice = (since.as_nanos() / slice.as_nanos()) as usize;
+            self.slices.resize(self.slices.len().max(slice + 1), 0);
+            self.slices[slice] += 1;
+        }
+    }
+
+    fn again(&mut self, now: Instant, slot: u16) {
+        let next = self.started[usize::from(slot)] + self.pause;
+        if self.pause.is_zero() || next <= now {
+            self.submit(slot);
+        } else {
+            self.pausing.push_back((next, slot));
+        }
+    }
+
+    /// Whether somebody's pause was over. At the end all are.
+    fn ask_after_pauses(&mut self, end: Instant) -> bool {
+        if self.pausing.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        if now >= end {
+            self.pausing.clear();
+        }
+        let mut asked = false;
+        while let Some((next, slot)) = self.pausing.front().copied()
+            && next <= now
+        {
+            self.pausing.pop_front();
+            self.submit(slot);
+            asked = true;
+        }
+        asked
+    }
+
+    /// Sleep until there is an answer, or a pause is over.
+    fn rest(&mut self) -> io::Result<()> {
+        let next = self.pausing.front().map(|(next, _)| next.saturating_duration_since(Instant::now()));
+        if self.blk.in_flight() == 0 {
+            std::thread::sleep(next.unwrap_or_default());
+        } else if !self.blk.wait(next.unwrap_or(PATIENCE))? && next.is_none() {
+            return Err(io::Error::other(format!("no completion for {} s", PATIENCE.as_secs())));
+        }
+        Ok(())
     }
 
     fn submit(&mut self, slot: u16) {
