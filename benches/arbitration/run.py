@@ -162,28 +162,20 @@ def _during(
 
 def _rows(samples: Samples) -> list[Row]:
     rows = []
-    for name, bound in (
-        ("weights 1:2:4", 3.0),
-        ("a second after 4:2:1", 3.0),
-        ("IOPS reserved", 3.0),
-        ("limit of", 2.0),
-    ):
-        for key in [key for key in samples if name in key]:
-            peers = (
-                {peer: samples[f"file: weights, {peer}"] for peer in QSD}
-                if key == "file: weights 1:2:4"
-                else {}
-            )
-            bounds = {BOUND: [bound] * len(samples[key])}
-            rows.append(Row(f"{key}, off by", samples[key], bounds | peers, "%", "lower", {BOUND: 1.0}))
+    bounds = {"weights 1:2:4": 3.0, "a second after 4:2:1": 3.0, "IOPS reserved": 3.0, "limit of": 2.0}
+    for name, bound in bounds.items():
+        for key in [key for key in samples if name in key and "qsd" not in key]:
+            peers = {BOUND: [bound] * len(samples[key])}
+            if key == "file: weights 1:2:4":
+                peers |= {peer: samples[f"file: weights, {peer}"] for peer in QSD}
+            rows.append(Row(f"{key}, off by", samples[key], peers, "%", "lower", {BOUND: 1.0}))
     for where in [where for where in DEVICES if f"{where}: total of one" in samples]:
-        peers = QSD if where == "file" else {}
         for ours in ("ours", "ours, objective"):
-            rows += _latency_rows(samples, where, ours, peers)
+            rows += _latency_rows(samples, where, ours, list(QSD) if where == "file" else [])
     return rows
 
 
-def _latency_rows(samples: Samples, where: str, ours: str, peers: Mapping[str, bool]) -> list[Row]:
+def _latency_rows(samples: Samples, where: str, ours: str, peers: Sequence[str]) -> list[Row]:
     def theirs(what: str) -> Samples:
         return {peer: samples[f"{where}: {peer} {what}"] for peer in peers}
 
