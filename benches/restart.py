@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benches._table import Row, print_table
@@ -20,7 +21,7 @@ ROUNDS = 7
 TARGET = 1000.0  # ms until adopted
 
 
-def main() -> list[Row]:
+def main(argv: Sequence[str] = ()) -> list[Row]:
     """Print the table and return its rows."""
     adopted, answering = [], []
     with own_nagaya() as client:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ STATUS = "systemd.show_status=1"
 WHOLE = 200.0  # ms, the promise of the BusyBox figure
 
 
-def main() -> list[Row]:
+def main(argv: Sequence[str] = ()) -> list[Row]:
     """Print the table and return its rows."""
     with own_nagaya() as client:
         busybox = [_ours(client, "busybox", "128MiB", MARKER) for _ in range(ROUNDS + 4)]

@@ -10,6 +10,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benches._table import Row, print_table
@@ -22,7 +23,7 @@ LOOPS = ("integer", "memory", "sha256")
 TARGETS = {"integer": 1 / 0.99, "sha256": 1 / 0.99}
 
 
-def main() -> list[Row]:
+def main(argv: Sequence[str] = ()) -> list[Row]:
     """Print the table and return its rows."""
     with tempfile.TemporaryDirectory() as directory, own_nagaya() as client:
         binary = Path(directory) / "workload"

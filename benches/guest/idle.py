@@ -6,6 +6,7 @@ Ours counts the daemon, the plane's holder and workers, and the zygote: with one
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -18,7 +19,7 @@ ROUNDS = 5
 TARGET = 8.0  # MiB for each machine after the first
 
 
-def main() -> list[Row]:
+def main(argv: Sequence[str] = ()) -> list[Row]:
     """Print the table and return its rows."""
     ours, machine = [], []
     for _ in range(ROUNDS):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benches._table import Row, print_table
@@ -25,7 +26,7 @@ ROUNDS = 9
 MEMORY_MIB = 128
 
 
-def main() -> list[Row]:
+def main(argv: Sequence[str] = ()) -> list[Row]:
     """Print the table and return its rows."""
     with tempfile.TemporaryDirectory(prefix="ngb", dir="/tmp") as directory, own_nagaya() as client:
         Path(directory).chmod(0o755)
