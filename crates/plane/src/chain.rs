@@ -3,7 +3,7 @@
 use std::fmt;
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Most buffers of one chain: the kernel takes no more in one readv (UIO_MAXIOV), and no driver that we know
 /// comes near: a chain is at most as long as its queue, 1024, less the header.
@@ -82,22 +82,28 @@ impl Buffers {
                 return Err(ChainError::Empty);
             }
             complete = !descriptor.has_next();
-            let (target, access) = if descriptor.is_write_only() {
-                (&mut self.writable, Permissions::Write)
+            let target = if descriptor.is_write_only() {
+                &mut self.writable
             } else if self.writable.is_empty() {
-                (&mut self.readable, Permissions::Read)
+                &mut self.readable
             } else {
                 return Err(ChainError::Order);
             };
-            // A buffer may span regions of guest memory; each piece is contiguous here.
-            let slices = memory.get_slices(descriptor.addr(), descriptor.len() as usize, access);
-            for slice in slices.map_err(|_| ChainError::OutOfRange)? {
-                let slice = slice.map_err(|_| ChainError::OutOfRange)?;
+            // A buffer may span regions of guest memory; each piece is contiguous here. By hand: vm-memory's
+            // iterator was 15% of the samples of a worker with a null disk, for what is nearly always one piece.
+            let (mut address, mut left) = (descriptor.addr(), descriptor.len() as usize);
+            while left > 0 {
+                let place = GuestMemoryBackend::to_region_addr(memory, address);
+                let (region, start) = place.ok_or(ChainError::OutOfRange)?;
+                let length = left.min((region.len() - start.raw_value()) as usize);
+                let slice = region.get_slice(start, length).map_err(|_| ChainError::OutOfRange)?;
                 if target.len() >= MAX_BUFFERS {
                     return Err(ChainError::TooLong);
                 }
                 let base = slice.ptr_guard_mut().as_ptr();
                 target.push(libc::iovec { iov_base: base.cast(), iov_len: slice.len() });
+                left -= length;
+                address = GuestAddress(address.raw_value().wrapping_add(length as u64));
             }
         }
         if complete { Ok(()) } else { Err(ChainError::Broken) }
@@ -195,7 +201,7 @@ mod tests {
     };
     use virtio_queue::desc::split::Descriptor;
     use virtio_queue::{Queue, QueueOwnedT, QueueT};
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     const SIZE: u16 = 16;
     const TABLE: u64 = 0x1000;

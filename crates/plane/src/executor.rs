@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -16,7 +16,34 @@ type Task = Pin<Box<dyn Future<Output = ()>>>;
 #[derive(Default)]
 pub struct Executor {
     slots: RefCell<Slots>,
-    ready: Arc<Mutex<VecDeque<usize>>>,
+    ready: Arc<Ready>,
+}
+
+/// Slots of tasks that can go on.
+#[derive(Default)]
+struct Ready {
+    queue: Mutex<VecDeque<usize>>,
+    /// How many there are, for those who only look: a loop that polls does so all the time.
+    length: AtomicUsize,
+}
+
+impl Ready {
+    fn push(&self, slot: usize) {
+        let mut queue = lock(&self.queue);
+        queue.push_back(slot);
+        self.length.store(queue.len(), Ordering::Release);
+    }
+
+    fn pop(&self) -> Option<usize> {
+        let mut queue = lock(&self.queue);
+        let slot = queue.pop_front();
+        self.length.store(queue.len(), Ordering::Release);
+        slot
+    }
+
+    fn len(&self) -> usize {
+        self.length.load(Ordering::Acquire)
+    }
 }
 
 #[derive(Default)]
@@ -34,7 +61,7 @@ struct Slot {
 struct Alarm {
     slot: usize,
     queued: AtomicBool,
-    ready: Arc<Mutex<VecDeque<usize>>>,
+    ready: Arc<Ready>,
 }
 
 impl Wake for Alarm {
@@ -44,7 +71,7 @@ impl Wake for Alarm {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            lock(&self.ready).push_back(self.slot);
+            self.ready.push(self.slot);
         }
     }
 }
@@ -74,18 +101,15 @@ impl Executor {
 
     /// Polls each task that is ready now, once. Those made ready meanwhile wait for the next call.
     pub fn run_ready(&self) {
-        let turns = lock(&self.ready).len();
-        for _ in 0..turns {
-            let Some(slot) = lock(&self.ready).pop_front() else {
-                return;
-            };
+        for _ in 0..self.ready.len() {
+            let Some(slot) = self.ready.pop() else { return };
             self.poll(slot);
         }
     }
 
     /// Whether a task waits to be polled.
     pub fn has_ready(&self) -> bool {
-        !lock(&self.ready).is_empty()
+        self.ready.len() > 0
     }
 
     /// Drops all tasks where they are.

@@ -72,6 +72,12 @@ impl DevicePage {
     }
 }
 
+/// Add to a counter of the page. Its worker alone writes it, so this is a load and a store, without a locked
+/// instruction.
+pub fn add(counter: &AtomicU64, count: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(count), Relaxed);
+}
+
 /// What a worker has to know of a port after another one crashed.
 #[repr(C)]
 #[derive(Default)]

@@ -12,6 +12,7 @@ use crate::block::request::{MAX_ZERO_SECTORS, Parsed, Status, parse};
 use crate::block::{Disk, Operation, Request, SECTOR, UNFLUSHED};
 use crate::chain::{Buffers, write_front};
 use crate::config::BlkConfig;
+use crate::page::add;
 use crate::worker::device::{Context, Device, Fault};
 use crate::worker::queue::Violation;
 
@@ -227,7 +228,7 @@ impl Blk {
             && operation != Operation::Flush
             && features & (1 << VIRTIO_BLK_F_FLUSH) == 0;
         slot.torn = false;
-        context.page.inflight.fetch_add(1, Relaxed);
+        add(&context.page.inflight, 1);
         self.start(context, number);
     }
 
@@ -315,7 +316,7 @@ impl Blk {
         let (result, length) = (slot.error, slot.request.length);
         slot.leave(context);
         self.free.push(number);
-        context.page.inflight.fetch_sub(1, Relaxed);
+        add(&context.page.inflight, 1u64.wrapping_neg());
         self.feed(context);
         if result < 0 {
             context.page.errors.fetch_add(1, Relaxed);
@@ -460,18 +461,18 @@ fn count(context: &Context<'_>, operation: Operation, length: u64) {
     let page = context.page;
     match operation {
         Operation::Read => {
-            page.reads.fetch_add(1, Relaxed);
-            page.read_bytes.fetch_add(length, Relaxed);
+            add(&page.reads, 1);
+            add(&page.read_bytes, length);
         }
         Operation::Write => {
-            page.writes.fetch_add(1, Relaxed);
-            page.written_bytes.fetch_add(length, Relaxed);
+            add(&page.writes, 1);
+            add(&page.written_bytes, length);
         }
         Operation::Flush => {
-            page.flushes.fetch_add(1, Relaxed);
+            add(&page.flushes, 1);
         }
         Operation::Discard | Operation::WriteZeroes { .. } => {
-            page.discards.fetch_add(1, Relaxed);
+            add(&page.discards, 1);
         }
     }
 }
