@@ -1,4 +1,4 @@
-"""The daemon is killed at every step of a create, start, stop and delete; the next one finishes or undoes it.
+"""The daemon is killed at every step of a command; the next one finishes or undoes it.
 
 Fakes below, so that what is tested is the order of the daemon's own steps; processes and files are real.
 """
@@ -61,10 +61,12 @@ def wait_for_end(pid: int) -> None:
 def live_through(step: str, paths: Paths) -> None:
     """A machine's whole life with a daemon that dies at `step`, and as much of it again with the next."""
     with Client(paths) as client:
-        for act in ("create", "start", "stop", "start", "delete"):
+        for act in ("create", "start", "set", "stop", "start", "delete"):
             try:
                 if act == "create":
                     client.machines.create(SPEC)
+                elif act == "set":
+                    client.machines.get("web").set({"disk.weight": 400, "cpu.weight": 200})
                 elif act == "delete":
                     client.machines.get("web").delete(force=True)
                 else:
@@ -104,7 +106,9 @@ def check(client: Client, paths: Paths, step: str) -> None:
     machine = client.machines.get("web")
     if step.startswith("stop:"):
         machine.wait("stopped", 20)
-    expected = "running" if step.startswith("start:") else "stopped"
+    expected = "running" if step.startswith(("start:", "set:")) else "stopped"
+    if step.startswith("set:"):
+        assert (machine.info.spec["disk"]["weight"], weight(paths, machine.id)) == (400, 400)
     assert (machine.refresh().state, machine.info.cause) == (expected, "")
     names = {"disk0", "console", "rng"} if expected == "running" else set()
     assert devices(paths) == {f"{machine.id}/{name}" for name in names}
@@ -122,6 +126,12 @@ def check(client: Client, paths: Paths, step: str) -> None:
 def devices(paths: Paths) -> set[str]:
     file = paths.run / "fake-plane.json"
     return set(json.loads(file.read_text())) if file.exists() else set()
+
+
+def weight(paths: Paths, node: str) -> int:
+    """What the plane has been told."""
+    nodes = json.loads((paths.run / "fake-shares.json").read_text())
+    return next(int(one["weight"]) for one in nodes if one["id"] == node)
 
 
 def directories(paths: Paths) -> list[str]:

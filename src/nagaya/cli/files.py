@@ -24,6 +24,7 @@ _DONE = {
     "create": "created and started",
     "start": "started",
     "change": "changed and started",
+    "set": "changed while it runs",
     "recreate": "restarted with its new description",
     "delete": "deleted",
 }

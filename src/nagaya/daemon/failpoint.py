@@ -17,6 +17,8 @@ Step = Literal[
     "start:devices",
     "start:engine",
     "start:running",
+    "set:recorded",
+    "set:applied",
     "stop:recorded",
     "stop:asked",
     "stop:ended",

@@ -32,7 +32,7 @@ async def mind_objectives(supervisor: Supervisor) -> None:
 
 
 async def _tell(supervisor: Supervisor, node: str, met: bool, noted: dict[str, float]) -> None:
-    name = supervisor.shares.name(node)
+    name = supervisor.shares.names()(node)
     supervisor.events.publish({"event": "objective", "id": node, "name": name, "met": met})
     machine = node.partition("/")[0]
     one = next((one for one in supervisor.all() if one.row.id == machine), None)

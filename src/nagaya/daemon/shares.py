@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from nagaya import settings, validation
+from nagaya.daemon import failpoint
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Supervised
 from nagaya.daemon.tenants import Tenants, share_node, share_nodes
-from nagaya.errors import ConflictError, NagayaError, SpecError, UsageError
+from nagaya.engines.engine import Machine
+from nagaya.errors import ConflictError, NagayaError, ResourceError, SpecError, UsageError
 from nagaya.models.shares import Change, ChangesAnswer, TenantInfo
 from nagaya.plane.shares import ShareNode
 from nagaya.resources.reservations import admit
@@ -57,14 +60,17 @@ class Shares:
     def __init__(self, supervisor: Supervisor, tenants: Tenants) -> None:
         self._supervisor = supervisor
         self.tenants = tenants
+        self._admitting = asyncio.Lock()  # from the arithmetic until what it allowed is in effect
 
-    def name(self, node_id: str) -> str:
-        """What people call a node: `db`, `db/disk0`, `@acme`."""
-        machine, slash, disk = node_id.partition("/")
-        for one in self._supervisor.all():
-            if one.row.id == machine:
-                return f"{one.name}{slash}{disk}"
-        return node_id
+    def names(self) -> Callable[[str], str]:
+        """What people call a node now: `db`, `db/disk0`, `@acme`."""
+        known = {one.row.id: one.name for one in self._supervisor.all()}
+
+        def name(node_id: str) -> str:
+            machine, slash, disk = node_id.partition("/")
+            return f"{known.get(machine, machine)}{slash}{disk}"
+
+        return name
 
     async def set(self, name: str, changed: Settings, *, dry_run: bool = False) -> ChangesAnswer:
         """Set fields of a machine's specification, all or none, live where it runs.
@@ -102,11 +108,12 @@ class Shares:
             )
         engine = self._supervisor.engine_of(one) if up else self._supervisor.parts.engine(spec)
         engine.check(spec)
-        if up and any(field.startswith(_SHARES) for field in found):
-            await self.admit(one, spec, self._nodes(one))
         changes = [Change(field, *values, "live" if up else "start") for field, values in found.items()]
-        if found and not dry_run:
-            await self._commit(one, spec, changes)
+        async with self._admitting:
+            if up and any(field.startswith(_SHARES) for field in found):
+                await self._admit(one, spec, self._nodes(one))
+            if found and not dry_run:
+                await self._commit(one, spec, changes)
         return changes
 
     async def set_tenant(self, name: str, changed: Settings, *, dry_run: bool = False) -> ChangesAnswer:
@@ -116,11 +123,12 @@ class Shares:
         after = _tenant_with(before, changed)
         found = differences(before.to_json(), after.to_json())
         nodes = [share_node(f"@{name}", None, tenant.disk) for tenant in (after, before)]
-        admit(await self._supervisor.parts.plane.arbiters(), nodes[:1], nodes[1:], self.name)
-        if found and not dry_run:
-            await self.tenants.save(after)
-            if any(one.row.state in ALIVE for one in self._members(name)):
-                await self._tell_tenant(before, nodes)
+        async with self._admitting:
+            admit(await self._supervisor.parts.plane.arbiters(), nodes[:1], nodes[1:], self.names())
+            if found and not dry_run:
+                await self.tenants.save(after)
+                if any(one.row.state in ALIVE for one in self._members(name)):
+                    await self._tell_tenant(before, nodes)
         changes = [Change(field, *values, "live") for field, values in found.items()]
         return ChangesAnswer(f"@{name}", changes, dry_run, time.monotonic() - began)
 
@@ -135,17 +143,33 @@ class Shares:
         used = {one.spec.tenant for one in self._supervisor.all() if one.spec.tenant}
         return [self.tenant(name) for name in sorted(used.union(self.tenants.names()))]
 
-    async def admit(self, one: Supervised, spec: MachineSpec, before: Sequence[ShareNode] = ()) -> None:
-        """Raise `ResourceError` unless the disks can keep what `spec` reserves; its devices are there."""
-        nodes = share_nodes(one.row.id, spec, self.tenants)
-        if any(node.reservation or node.reservation_iops for node in nodes):
-            admit(await self._supervisor.parts.plane.arbiters(), nodes, before, self.name)
+    async def add_devices(self, one: Supervised, machine: Machine) -> None:
+        """Have the plane serve a machine's disks, if they can keep what it reserves; else none is left.
+
+        Only with its devices is it known on which disks of the host a machine is. Raises `ResourceError`.
+        """
+        launcher = self._supervisor.launcher
+        if not any(node.reservation or node.reservation_iops for node in self._nodes(one)):
+            await launcher.add_devices(one.row, machine)
+            return
+        async with self._admitting:
+            await launcher.add_devices(one.row, machine)
+            try:
+                await self._admit(one, one.spec, ())
+            except ResourceError:
+                await launcher.remove_devices(one.row, one.spec)
+                raise
 
     async def renew(self, machines: Iterable[Supervised]) -> None:
         """Tell the plane the knobs of machines again: an earlier daemon may have died in between."""
         nodes = {node.id: node for one in machines for node in self._nodes(one)}
         if nodes:
             await self._supervisor.parts.plane.set_shares(list(nodes.values()))
+
+    async def _admit(self, one: Supervised, spec: MachineSpec, before: Sequence[ShareNode]) -> None:
+        nodes = share_nodes(one.row.id, spec, self.tenants)
+        if any(node.reservation or node.reservation_iops for node in nodes):
+            admit(await self._supervisor.parts.plane.arbiters(), nodes, before, self.names())
 
     def _nodes(self, one: Supervised) -> tuple[ShareNode, ...]:
         return share_nodes(one.row.id, one.spec, self.tenants)
@@ -158,6 +182,7 @@ class Shares:
         before = one.spec
         detail = ", ".join(f"{change.field}={_shown(change.after)}" for change in changes)
         await self._record(one, spec, "set", detail)
+        failpoint.reach("set:recorded")
         if one.row.state not in UP:
             return
         fields = [change.field for change in changes]
@@ -170,6 +195,7 @@ class Shares:
             except NagayaError:
                 log.exception("%s: its knobs could not be set back; the next daemon does it", one.name)
             raise
+        failpoint.reach("set:applied")
 
     async def _record(self, one: Supervised, spec: MachineSpec, event: str, detail: str) -> None:
         before, one.spec = one.spec, spec

@@ -23,7 +23,7 @@ Cause = Literal["machine", "device", "limit"]
 
 async def matrix(supervisor: Supervisor, since: int) -> list[WaitInfo]:
     """Who waited for whom in the last `since` seconds, all machines, the longest first."""
-    name = supervisor.shares.name
+    name = supervisor.shares.names()
     rows = await supervisor.parts.plane.waits(since)
     found = [WaitInfo(name(row.waiter), row.cause, name(row.whom), row.wait_us, row.requests) for row in rows]
     return sorted(found, key=lambda row: -row.wait_us)

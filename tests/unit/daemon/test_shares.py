@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -190,6 +191,25 @@ def test_a_start_whose_reservation_does_not_fit_leaves_nothing(stage: Stage) -> 
         assert not any(device.startswith(one.row.id) for device in plane(daemon).devices)
         await daemon.supervisor.shares.set("web", [("disk.reservation", "5000iops")])
         await daemon.supervisor.start("db")
+
+    stage.play(scene)
+
+
+def test_of_starts_and_settings_at_the_same_moment_only_as_many_are_admitted_as_fit(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        shares = daemon.supervisor.shares
+        await started(daemon, "web")
+        for name in ("a", "b", "c"):
+            await daemon.supervisor.create(spec(name, disk={"reservation": "4000iops"}))
+        results = await asyncio.gather(
+            *(daemon.supervisor.start(name) for name in ("a", "b", "c")),
+            shares.set("web", [("disk.reservation", "4000iops")]),
+            return_exceptions=True,
+        )
+        refused = [result for result in results if isinstance(result, ResourceError)]
+        assert len(refused) == 2, results
+        promised = [node.reservation_iops for node in plane(daemon).shares.values()]
+        assert sum(promised) == 8000
 
     stage.play(scene)
 
