@@ -232,3 +232,31 @@ def _cpu_ticks(machine: Machine) -> int:
     """User and system time of all threads (proc(5), stat)."""
     words = Path(f"/proc/{machine.refresh().info.pid}/stat").read_text().rpartition(")")[2].split()
     return int(words[11]) + int(words[12])
+
+
+def test_a_disk_is_closed_under_a_machine_that_runs_on(
+    client: Client, start: Start, own_paths: Paths
+) -> None:
+    """`nagaya lease transfer --detach`: the device asks its driver for a reset, the machine has the rest."""
+    image = own_paths.state / "data.img"
+    image.write_bytes(bytes(2**20))
+    disks = [{"size": "1MiB"}, {"path": str(image)}]
+    holder = start(ECHO, "holder", disks=disks)
+    client.machines.create({"name": "heir", "memory": "64MiB", "disks": disks})
+    until(lambda: "READY" in output(holder))
+    client.leases.transfer(str(image), "heir", way="detach")
+    assert [(one.machine, one.state) for one in client.leases.list(str(image))] == [
+        ("holder", "closed"),
+        ("heir", "reserved"),
+    ]
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(holder.info.console_socket)
+        console.settimeout(20)
+        console.sendall(b"still here")
+        heard = b""
+        while b"still here" not in heard:
+            heard += console.recv(100)
+    end(client.host().daemon_pid, signal.SIGKILL)
+    ensure_daemon(client.paths)
+    assert holder.refresh().info.state == "running"
+    assert holder.pause().resume().state == "running"

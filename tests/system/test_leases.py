@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -48,44 +49,72 @@ def wait_until(true: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def nagaya(paths: Paths) -> Iterator[Client]:
-    """A daemon of its own on `paths`; all its processes end afterwards."""
-    ensure_daemon(paths)
-    with Client(paths) as client:
+@contextlib.contextmanager
+def nagaya(shared: Paths) -> Iterator[Client]:
+    """A Nagaya of its own that sees the shared kernels and images; all its processes end afterwards."""
+    top = make_directory()
+    top.chmod(0o755)
+    own = Paths(top / "r", top / "s", shared.cache)
+    for directory in (own.run, own.state):
+        directory.mkdir(mode=0o755)
+    own.images.symlink_to(shared.images)
+    own.kernels.symlink_to(shared.kernels)
+    ensure_daemon(own)
+    with Client(own) as client:
         yield client
-        ensure_daemon(paths)
-        for machine in client.machines.list():
-            machine.delete(force=True)
+        ensure_daemon(own)
         host = client.host()
     for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
         if pid is not None:
             end(pid, signal.SIGTERM)
+    shutil.rmtree(top)
+
+
+def empty(client: Client) -> None:
+    """No machine of a test is left for the next."""
+    ensure_daemon(client.paths)
+    for machine in client.machines.list():
+        machine.delete(force=True)
+
+
+@pytest.fixture(scope="module")
+def first(shared_paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
+    with nagaya(shared_paths) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def second(shared_paths: Paths, first: Client) -> Iterator[Client]:
+    with nagaya(shared_paths) as client:
+        yield client
 
 
 @pytest.fixture
-def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
+def client(first: Client) -> Iterator[Client]:
     """The first Nagaya."""
-    yield from nagaya(paths)
+    yield first
+    empty(first)
 
 
 @pytest.fixture
-def neighbour(shared_paths: Paths, client: Client) -> Iterator[Client]:
+def neighbour(second: Client) -> Iterator[Client]:
     """A second Nagaya on this host, with directories of its own."""
+    yield second
+    empty(second)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """For images, not below any Nagaya's."""
     top = make_directory()
-    top.chmod(0o755)
-    own = Paths(top / "r", top / "s", shared_paths.cache)
-    for directory in (own.run, own.state):
-        directory.mkdir(mode=0o755)
-    own.images.symlink_to(shared_paths.images)
-    own.kernels.symlink_to(shared_paths.kernels)
-    yield from nagaya(own)
+    yield top
     shutil.rmtree(top)
 
 
 @pytest.fixture
-def image(paths: Paths) -> Path:
+def image(directory: Path) -> Path:
     """A raw disk image that machines fight over."""
-    path = paths.state / "data.img"
+    path = directory / "data.img"
     with path.open("wb") as file:
         file.truncate(16 * MIB)
     return path
@@ -195,13 +224,12 @@ def test_a_shared_disk_is_written_by_both(client: Client, image: Path) -> None:
         make(client, "c", image).start()
 
 
-def test_a_waiter_on_the_command_line_outlives_the_daemon(
-    client: Client, image: Path, environment: dict[str, str]
-) -> None:
+def test_a_waiter_on_the_command_line_outlives_the_daemon(client: Client, image: Path) -> None:
     make(client, "a", image).start()
     make(client, "b", image)
     command = [sys.executable, "-m", "nagaya.cli", "lease", "wait", "b", "--start"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as waiter:
+    settings = os.environ | client.paths.environment()
+    with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as waiter:
         wait_until(lambda: client.leases.list(str(image))[0].waiting == ["b"])
         end(client.host().daemon_pid, signal.SIGKILL)
         ensure_daemon(client.paths)
@@ -229,7 +257,7 @@ def test_a_daemon_killed_again_and_again_never_lets_two_write(client: Client, im
     fighters = [threading.Thread(target=fight, args=(name,)) for name in ("a", "b")]
     for fighter in fighters:
         fighter.start()
-    for number in range(4):
+    for number in range(3):
         time.sleep(0.15 + 0.2 * number)
         end(client.host().daemon_pid, signal.SIGKILL)
         ensure_daemon(client.paths)
@@ -257,9 +285,9 @@ def block_device(image: Path) -> Iterator[str]:
 
 
 def test_a_block_device_is_one_image_under_all_its_nodes(
-    client: Client, image: Path, block_device: str, paths: Paths
+    client: Client, image: Path, block_device: str, directory: Path
 ) -> None:
-    alias = paths.state / "alias"
+    alias = directory / "alias"
     os.mknod(alias, 0o600 | 0o060000, Path(block_device).stat().st_rdev)
     a = make(client, "a", Path(block_device)).start().wait("agent", 60)
     assert a.exec(["sh", "-c", "echo on-a-device | dd of=/dev/vdb conv=notrunc; sync"]).exit_code == 0
@@ -271,10 +299,10 @@ def test_a_block_device_is_one_image_under_all_its_nodes(
 
 
 def test_a_block_device_that_the_host_has_mounted_is_refused(
-    client: Client, block_device: str, paths: Paths
+    client: Client, block_device: str, directory: Path
 ) -> None:
     subprocess.run(["mke2fs", "-q", "-t", "ext4", block_device], check=True)
-    point = paths.state / "mnt"
+    point = directory / "mnt"
     point.mkdir()
     subprocess.run(["mount", block_device, point], check=True)
     try:

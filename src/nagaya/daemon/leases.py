@@ -335,14 +335,10 @@ class Leases:
         return "" if holder.id in living else "its holder does not run any more"
 
     async def _adopt(self, machine_id: str, name: str, devices: Sequence[Device]) -> None:
-        """Rows for a machine that runs and has none: it has the locks, so they are true."""
-        if self.table.of(machine_id):
-            return
-        claims = await asyncio.to_thread(claims_of, devices)
-        holder = Holder(machine_id, name, self.host)
-        for claim in claims:
-            lease = Lease(new_id(), claim, holder, self._clock())
-            self.table.leases[lease.id] = lease
+        """Rows for a machine that runs: it has the locks, so they are true."""
+        closed = self.closed_disks(machine_id)
+        claims = [one for one in await asyncio.to_thread(claims_of, devices) if one.disk not in closed]
+        self.table.adopt(Holder(machine_id, name, self.host), claims, self._clock())
 
     def _locked_by(self, machine_id: str, pid: int) -> None:
         try:

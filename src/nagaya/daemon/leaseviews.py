@@ -107,6 +107,8 @@ class LeaseViews:
     def _resource(self, path: str, image_names: dict[str, str]) -> str:
         if path in image_names:
             return f"image {image_names[path]}"
+        if Path(path).is_relative_to(self._supervisor.paths.disks):
+            return f"disk {Path(path).relative_to(self._supervisor.paths.disks).parts[0]}"
         try:
             machine_id, file = Path(path).relative_to(self._supervisor.paths.state / "machines").parts
             name = self._supervisor.get(machine_id).name

@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -51,11 +51,15 @@ class User:
     pid: int
     name: str
     nagaya: str = ""  # the run directory of the Nagaya whose plane it is
+    since: float = field(default=0.0, compare=False)  # seconds of the epoch at which it began, 0 if unknown
 
     def __str__(self) -> str:
         if self.nagaya:
             return f"the plane of another Nagaya (pid {self.pid}, {self.nagaya})"
-        return f"{self.name} (pid {self.pid})"
+        if not self.since:
+            return f"{self.name} (pid {self.pid})"
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"{self.name} (pid {self.pid}, on this host since {began})"
 
 
 def lock_image(fd: int, access: Access) -> bool:
@@ -174,6 +178,7 @@ def _user(process: Path) -> User:
         name = (process / "comm").read_text(errors="replace").strip()
         arguments = (process / "cmdline").read_bytes().split(b"\0")
         environment = (process / "environ").read_bytes().split(b"\0")
+        ticks = int((process / "stat").read_text().rpartition(")")[2].split()[19])  # since the host's boot
         ours = process.stat().st_uid == os.geteuid()  # another user's may say of itself what it likes
     except OSError:
         return User(int(process.name), "a process that ended or hides")
@@ -181,7 +186,8 @@ def _user(process: Path) -> User:
     if ours and b"nagaya.plane" in arguments:
         settings = dict(entry.partition(b"=")[::2] for entry in environment)
         run = settings.get(b"NAGAYA_RUN_DIR", b"/run/nagaya").decode(errors="replace")
-    return User(int(process.name), name, run)
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return User(int(process.name), name, run, boot + ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _set(fd: int, kind: int, start: int, length: int = 1) -> None:

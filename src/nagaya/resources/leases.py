@@ -137,15 +137,23 @@ class LeaseTable:
         """All of `claims` for `holder`, in place of what it has, or what stands in the way.
 
         A holder that waits leaves the queue with that. What it had and does not claim is free: `grant` then.
+        What it uses already stays as it is, and so do disks that were closed.
         """
         obstacle = self.obstacle(holder.id, claims)
-        if obstacle is not None:
-            return obstacle
-        self.drop(self.of(holder.id))
+        return self.adopt(holder, claims, now, expires_at) if obstacle is None else obstacle
+
+    def adopt(
+        self, holder: Holder, claims: Sequence[Claim], now: float, expires_at: float | None = None
+    ) -> list[Lease]:
+        """The same for a holder that has the images already, whatever the table says."""
+        before = [lease for lease in self.of(holder.id) if not lease.closed]
+        used = {lease.claim: lease for lease in before if lease.expires_at is None}
+        self.drop(before)
         for waiter in self.queue():
             if waiter.holder.id == holder.id:
                 del self.waiters[waiter.id]
-        taken = [Lease(new_id(), claim, holder, now, expires_at) for claim in claims]
+        kept = used if expires_at is None else {}
+        taken = [kept.get(claim) or Lease(new_id(), claim, holder, now, expires_at) for claim in claims]
         self.leases |= {lease.id: lease for lease in taken}
         return taken
 

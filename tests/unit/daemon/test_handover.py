@@ -216,7 +216,9 @@ def test_a_lock_that_another_program_holds_stops_a_break(stage: Stage, image: st
         fd = os.open(image, os.O_RDWR)
         try:
             assert lock_image(fd, Access.WRITER)
-            with pytest.raises(ConflictError, match=rf"is locked by .*\(pid {os.getpid()}\)"):
+            with pytest.raises(
+                ConflictError, match=rf"is locked by .*\(pid {os.getpid()}, on this host since 20"
+            ):
                 await handover.break_lease(lease.id, force=True)
         finally:
             os.close(fd)
@@ -305,6 +307,9 @@ def test_resources_have_the_names_that_people_know(stage: Stage, image: str) -> 
         ]
         for name, info in (("a/disk0", found[1]), ("small", found[2]), (found[0].id, found[0])):
             assert await views.all(name) == [info]
+        named = daemon.paths.disks / "data" / "disk.qcow2"
+        async with daemon.supervisor.leases.held("a job", {str(named): Access.WRITER}):
+            assert "disk data" in [info.resource for info in await views.all()]
         with pytest.raises(NotFoundError, match="a has no disk7"):
             await views.all("a/disk7")
 

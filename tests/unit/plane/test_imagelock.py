@@ -79,6 +79,7 @@ def test_qemu_img_respects_a_writer_and_reads_beside_readers(image: Path) -> Non
 
 @pytest.mark.qemu
 def test_an_image_that_qemu_io_writes_is_refused(image: Path) -> None:
+    begun = time.time()
     writer = subprocess.Popen(
         ["qemu-io", "-f", "raw", str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -86,7 +87,9 @@ def test_an_image_that_qemu_io_writes_is_refused(image: Path) -> None:
         assert writer.stdout is not None
         assert writer.stdout.read(7) == b"qemu-io"
         assert not lock_image(fd, Access.WRITER)
-        assert users_of(str(image)) == [User(writer.pid, "qemu-io")]
+        (user,) = users_of(str(image))
+        assert user == User(writer.pid, "qemu-io")
+        assert begun - 1 <= user.since <= time.time() + 1
         assert not is_free(str(image), Access.READER)
         writer.communicate(b"quit\n")
         assert lock_image(fd, Access.WRITER)

@@ -129,11 +129,25 @@ def test_what_is_overdue_is_told_but_never_a_lease_of_another_host() -> None:
     assert not took(table, "d", claim("x"))
 
 
-def test_a_closed_disk_keeps_nobody_out() -> None:
+def test_a_closed_disk_keeps_nobody_out_and_is_remembered() -> None:
     table = LeaseTable()
     assert took(table, "a", claim("x"))
     table.change(table.of("a")[0], closed=True)
     assert took(table, "b", claim("x"))
+    assert took(table, "a", claim("y", disk="disk1"))
+    assert [(one.claim.path, one.closed) for one in table.of("a")] == [("/x", True), ("/y", False)]
+
+
+def test_what_a_holder_goes_on_using_keeps_its_lease() -> None:
+    table = LeaseTable()
+    base, old, new = claim("base", READER), claim("old"), claim("new")
+    assert took(table, "a", old, base)
+    first = {lease.claim: lease for lease in table.of("a")}
+    taken = table.take(holder("a"), [new, base], 9.0)
+    assert isinstance(taken, list)
+    assert [lease.since for lease in taken] == [9.0, 1.0]
+    assert taken[1] == first[base]
+    assert took(table, "b", old)
 
 
 def test_the_inode_is_the_images_own(tmp_path: Path) -> None:
