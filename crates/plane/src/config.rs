@@ -127,6 +127,9 @@ pub struct BlkConfig {
     /// Past the host's page cache, where the file system can.
     #[serde(default = "yes")]
     pub direct: bool,
+    /// A file beside the layers' gets all writes and flushes ([`crate::block::writelog`]). For tests.
+    #[serde(default)]
+    pub write_log: bool,
     /// Image files, top first; only the first is ever written.
     pub layers: Vec<Layer>,
     /// Its nodes in the arbiter's tree. The holder tells the worker of them apart, for they change.
@@ -299,7 +302,7 @@ impl DeviceConfig {
     /// Number of fds beside the listener.
     pub fn backend_fds(&self) -> usize {
         match self {
-            DeviceConfig::Blk(blk) => files(&blk.layers),
+            DeviceConfig::Blk(blk) => files(&blk.layers) + usize::from(blk.write_log),
             DeviceConfig::Copy(copy) => files(&copy.layers) + 1,
             DeviceConfig::Console(console) => console.ports.len(),
             DeviceConfig::Rng(_) => 0,

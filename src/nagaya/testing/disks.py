@@ -27,19 +27,32 @@ def core() -> Iterator[_core.Plane]:
         plane.close()
 
 
-def serve(plane: _core.Plane, path: Path, layers: Mapping[str, Path], *, direct: bool = False) -> None:
-    """Add the device `disk0` at the socket `path`; `layers` from the top, image by format."""
+def serve(
+    plane: _core.Plane,
+    path: Path,
+    layers: Mapping[str, Path],
+    *,
+    direct: bool = False,
+    write_log: Path | None = None,
+) -> None:
+    """Add the device `disk0` at the socket `path`; `layers` from the top, image by format.
+
+    What it writes is logged in `write_log` (`nagaya.testing.powerloss`).
+    """
     config = {
         "driver": "blk",
         "id": "disk0",
         "worker": "disk",
         "direct": direct,
+        "write_log": write_log is not None,
         "layers": [{"format": format_} for format_ in layers],
     }
     with contextlib.ExitStack() as stack:
         fds = []
-        for index, image in enumerate(layers.values()):
-            fds.append(os.open(image, (os.O_RDONLY if index else os.O_RDWR) | os.O_CLOEXEC))
+        files = [(image, os.O_RDONLY if index else os.O_RDWR) for index, image in enumerate(layers.values())]
+        files += [(write_log, os.O_RDWR)] if write_log is not None else []
+        for file, access in files:
+            fds.append(os.open(file, access | os.O_CLOEXEC))
             stack.callback(os.close, fds[-1])
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         path.unlink(missing_ok=True)

@@ -8,15 +8,19 @@ use virtio_bindings::bindings::virtio_blk::*;
 use crate::arbiter::{Leaf, Request as Asked};
 use crate::block::faults::{FaultPlan, Faults};
 use crate::block::flushes::Flushes;
-use crate::block::request::{MAX_ZERO_SECTORS, Parsed, Status, parse};
-use crate::block::{Disk, Operation, Request, SECTOR, UNFLUSHED};
+use crate::block::request::{Parsed, Status, parse};
+use crate::block::writelog::WriteLog;
+use crate::block::{Disk, Operation, Request, UNFLUSHED};
 use crate::chain::{Buffers, write_front};
 use crate::config::BlkConfig;
 use crate::page::add;
 use crate::worker::device::{Context, Device, Fault};
 use crate::worker::queue::Violation;
 
+pub use offer::{config_space, features};
+
 mod errors;
+mod offer;
 mod turns;
 
 /// Requests that one queue may start in a turn before others have theirs.
@@ -45,45 +49,6 @@ const SPACE_PAUSED: u16 = u16::MAX;
 
 /// Value of the completion after which requests that faults have held may go.
 const FAULTS_DUE: u16 = u16::MAX - 1;
-
-/// Feature bits of the device itself.
-pub fn features(config: &BlkConfig) -> u64 {
-    let mut bits = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH;
-    bits |= 1 << VIRTIO_BLK_F_TOPOLOGY;
-    if config.queues > 1 {
-        bits |= 1 << VIRTIO_BLK_F_MQ;
-    }
-    if config.read_only {
-        bits |= 1 << VIRTIO_BLK_F_RO;
-    } else {
-        bits |= 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
-    }
-    bits
-}
-
-/// The configuration space: `struct virtio_blk_config`, little-endian (5.2.4).
-pub fn config_space(config: &BlkConfig, size: u64) -> Vec<u8> {
-    let mut space = vec![0; 60];
-    let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
-    put(0, &(size / SECTOR).to_le_bytes());
-    // seg_max: header and status take two descriptors of the chain.
-    put(12, &u32::from(config.queue_size - 2).to_le_bytes());
-    put(20, &(SECTOR as u32).to_le_bytes());
-    // topology: physical blocks of 4 KiB (2^3 sectors), transfers best in such.
-    put(24, &[3, 0]);
-    put(26, &8u16.to_le_bytes());
-    put(28, &8u32.to_le_bytes());
-    put(34, &config.queues.to_le_bytes());
-    // max_discard_sectors, max_discard_seg, discard_sector_alignment, and the first two for write-zeroes.
-    put(36, &MAX_ZERO_SECTORS.to_le_bytes());
-    put(40, &1u32.to_le_bytes());
-    put(44, &8u32.to_le_bytes());
-    put(48, &MAX_ZERO_SECTORS.to_le_bytes());
-    put(52, &1u32.to_le_bytes());
-    // write_zeroes_may_unmap.
-    put(56, &[1]);
-    space
-}
 
 /// A request in flight. Slots are reused, with their buffers' capacity.
 struct Slot {
@@ -133,13 +98,14 @@ pub struct Blk {
     pausing: bool,
     flushes: Flushes,
     flush_failure_told: bool,
+    log: Option<WriteLog>,
     /// What somebody who tests the guest's software has asked for.
     faults: Option<Faults>,
 }
 
 impl Blk {
     /// Serve `disk`, whose requests are offered to the arbiter at `leaf`.
-    pub fn new(config: &BlkConfig, disk: Box<dyn Disk>, leaf: Option<Leaf>) -> Blk {
+    pub fn new(config: &BlkConfig, disk: Box<dyn Disk>, leaf: Option<Leaf>, log: Option<WriteLog>) -> Blk {
         let mut serial = [0; 20];
         serial[..config.serial.len()].copy_from_slice(config.serial.as_bytes());
         let read_only = config.read_only;
@@ -158,6 +124,7 @@ impl Blk {
             pausing: false,
             flushes: Flushes::default(),
             flush_failure_told: false,
+            log,
             faults: None,
         }
     }
@@ -301,6 +268,9 @@ impl Blk {
         }
         let shared = if self.flushes.is_running(number) { self.flushed(context, number) } else { Ok(()) };
         let slot = &mut self.slots[usize::from(number)];
+        if let (Some(log), 0) = (&mut self.log, slot.error) {
+            log.done(&slot.request);
+        }
         if std::mem::take(&mut slot.spaceless) && context.page.spaceless.fetch_sub(1, Relaxed) == 1 {
             context.tell_space(true);
         }

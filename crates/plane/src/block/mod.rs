@@ -17,6 +17,7 @@ pub mod qcow2;
 pub mod raw;
 pub mod request;
 pub mod storage;
+pub mod writelog;
 
 /// Guests address disks in units of 512 bytes, whatever the block size (virtio 1.3, 5.2.6.4).
 pub const SECTOR: u64 = 512;

@@ -12,6 +12,7 @@ use crate::block::device::Blk;
 use crate::block::model::ModelDevices;
 use crate::block::qcow2::{Layer, Qcow2Disk};
 use crate::block::raw::RawDisk;
+use crate::block::writelog::WriteLog;
 use crate::clock::Nanos;
 use crate::config::{BlkConfig, CopyConfig, DeviceConfig, Format};
 use crate::console::Console;
@@ -61,8 +62,10 @@ impl Entry {
         let page = Rc::new(Shared::map(File::from(page))?);
         let device: Box<dyn Device> = match config {
             DeviceConfig::Blk(blk) => {
-                let disk = open_disk((uring, models), blk, fds.map(File::from).collect(), &page)?;
-                Box::new(Blk::new(blk, disk, leaf))
+                let mut files: Vec<File> = fds.map(File::from).collect();
+                let log = if blk.write_log { files.pop().map(WriteLog::new).transpose()? } else { None };
+                let disk = open_disk((uring, models), blk, files, &page)?;
+                Box::new(Blk::new(blk, disk, leaf, log))
             }
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
             DeviceConfig::Rng(_) => Box::new(Rng::default()),

@@ -62,6 +62,11 @@ impl Blk {
             self.tell_flush_failed(context);
         }
         context.page.flushing.store(0, Relaxed);
+        if let (Some(log), End::Durable) = (&mut self.log, end)
+            && let Err(error) = log.end_flush()
+        {
+            eprintln!("plane worker: the log of writes: {error}");
+        }
         let (shared, next) = self.flushes.end(end);
         let mut result = Ok(());
         for number in shared {

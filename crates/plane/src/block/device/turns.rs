@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Blk, Slot};
 use crate::arbiter::{Ask, Kind};
+use crate::block::writelog::WriteLog;
 use crate::block::{Operation, UNFLUSHED};
 use crate::worker::device::Context;
 
@@ -34,6 +35,7 @@ impl Blk {
         (slot.moved, slot.error, slot.place) = (0, 0, None);
         if slot.request.operation == Operation::Flush {
             context.page.flushing.store(1, Relaxed);
+            self.log.as_mut().map(WriteLog::begin_flush);
         }
         // SAFETY: the slot's buffers stay until the last completion; the reactor keeps guest memory mapped as
         // long as requests are in flight.
