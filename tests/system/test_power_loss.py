@@ -28,8 +28,8 @@ SEED = 5
 MIB = 2**20
 FILE_SYSTEM, TAIL = 8 * MIB, 64 * 1024
 FILES = 60
-# Each file says its number, is synced and moved, and some go. Meanwhile another process writes without end: there
-# is always something on its way.
+# Each file says its number, is synced and moved, and some go. Meanwhile another process writes without end:
+# there is always something on its way.
 INIT = f"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc

@@ -167,6 +167,7 @@ impl CopyConfig {
             read_only: true,
             serial: String::new(),
             direct: self.direct,
+            write_log: false,
             layers: self.layers.clone(),
             shares: Vec::new(),
         }
