@@ -1,4 +1,4 @@
-"""Files that describe images and machines, as `nagaya up` takes them.
+"""Files that describe images, machines and tenants, as `nagaya up` takes them.
 
 ```yaml
 images:
@@ -7,6 +7,9 @@ machines:
   web:
     memory: 512MiB
     disks: [{image: web}]
+    tenant: acme
+tenants:
+  acme: {disk: {limit: 9000iops}}
 ```
 
 Every error names the file, the line, the field, the value and what is allowed; all of them come at once.
@@ -25,11 +28,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from nagaya import validation, yamlfile
 from nagaya.errors import NotFoundError, PermissionDeniedError, SpecError
 from nagaya.images.recipe import Recipe
-from nagaya.spec import NAME_PATTERN, MachineSpec, check_name
+from nagaya.spec import NAME_PATTERN, MachineSpec, Tenant, check_name
 
 MAX_MACHINES = 1000  # more than one host runs; bounds what one `up` can ask for
 
-_SECTIONS = ("images", "machines")
+_SECTIONS = ("images", "machines", "tenants")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class SpecFile:
     source: str
     images: dict[str, Recipe] = field(default_factory=dict)
     machines: dict[str, MachineSpec] = field(default_factory=dict)
+    tenants: dict[str, Tenant] = field(default_factory=dict)
 
 
 def load(path: Path | str) -> SpecFile:
@@ -79,19 +83,22 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema of a file, for editors (`nagaya schema`)."""
     machine = MachineSpec.model_json_schema(ref_template="#/$defs/{model}")
     recipe = TypeAdapter(Recipe).json_schema(ref_template="#/$defs/{model}")
-    definitions = machine.pop("$defs", {}) | recipe.pop("$defs", {})
-    del machine["properties"]["name"]  # the key in `machines` is the name
-    machine["required"] = [name for name in machine.get("required", []) if name != "name"]
+    tenant = Tenant.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = {name: it for one in (machine, recipe, tenant) for name, it in one.pop("$defs", {}).items()}
+    for named in (machine, tenant):  # the key in its section is the name
+        del named["properties"]["name"]
+        named["required"] = [name for name in named.get("required", []) if name != "name"]
     memory = machine["properties"]["memory"]
     memory["anyOf"] = [{"type": ["string", "integer"]}, {"$ref": memory.pop("$ref")}]
     names = {"pattern": NAME_PATTERN}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Images and machines for nagaya up",
+        "title": "Images, machines and tenants for nagaya up",
         "type": "object",
         "properties": {
             "images": {"type": "object", "propertyNames": names, "additionalProperties": recipe},
             "machines": {"type": "object", "propertyNames": names, "additionalProperties": machine},
+            "tenants": {"type": "object", "propertyNames": names, "additionalProperties": tenant},
         },
         "patternProperties": {"^x-": {}},
         "additionalProperties": False,
@@ -116,11 +123,12 @@ class _Reader:
                 self._complain((key,), validation.unknown_key(key, _SECTIONS))
         images = self._section("images", top, Recipe)
         machines = self._section("machines", top, MachineSpec)
+        tenants = self._section("tenants", top, Tenant)
         if len(machines) > MAX_MACHINES:
             self._complain(("machines",), f"{len(machines)} machines, {MAX_MACHINES} are allowed")
         if self._problems:
             raise _refusal(self._source, self._problems)
-        return SpecFile(self._source, images, machines)
+        return SpecFile(self._source, images, machines, tenants)
 
     def _section(self, section: str, top: dict[str, Any], model: Any) -> dict[str, Any]:
         built = {}
@@ -132,7 +140,7 @@ class _Reader:
                 self._complain(path, str(error))
                 continue
             entry = self._mapping(path, value)
-            if model is MachineSpec:
+            if model in (MachineSpec, Tenant):
                 if entry.get("name", name) != name:
                     message = f"{validation.shown(entry['name'])} differs from its key {name!r}; leave it out"
                     self._complain((*path, "name"), message)

@@ -241,3 +241,12 @@ def test_any_tree_is_a_file_or_a_spec_error_with_lines(tree: object) -> None:
         parse(json.dumps(tree), "f")
     except SpecError as error:
         assert all(line.startswith("f:1: ") for line in error.message.splitlines())
+
+
+def test_tenants_have_their_knobs_and_mistakes_in_them_their_line() -> None:
+    text = "tenants:\n  acme: {disk: {weight: 300, limit: 9000iops}}\nmachines:\n  db: {tenant: acme}\n"
+    found = parse(text)
+    assert found.tenants["acme"].disk.limit_iops == 9000
+    assert found.machines["db"].tenant == "acme"
+    with pytest.raises(SpecError, match=r"2: tenants\.acme\.disk\.weight: 0 must be at least 1"):
+        parse(text.replace("300", "0"), "f")

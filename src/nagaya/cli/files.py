@@ -67,7 +67,12 @@ def up_command(session: Session, file: str, recreate: bool, prune: bool, source:
         raise UsageError("--prune needs --source where the file is standard input", hint="nothing was done")
     wanted = _read(file)
     operation = session.client.apply(
-        list(wanted.machines.values()), wanted.images, source=known_by, recreate=recreate, prune=prune
+        list(wanted.machines.values()),
+        wanted.images,
+        tenants=list(wanted.tenants.values()),
+        source=known_by,
+        recreate=recreate,
+        prune=prune,
     )
     result = follow(session, operation, f"up {Path(file).name}")
     if session.format == "table" and not session.quiet:

@@ -12,7 +12,7 @@ from nagaya.daemon.shares import only_knobs_differ
 from nagaya.daemon.supervised import ALIVE, DOWN, Supervised
 from nagaya.errors import ConflictError, NagayaError, NotFoundError
 from nagaya.progress import Progress
-from nagaya.spec import MachineSpec
+from nagaya.spec import MachineSpec, Tenant
 
 Action = Literal["create", "start", "change", "set", "recreate", "unchanged", "delete"]
 
@@ -29,6 +29,7 @@ class Request:
     source: str = ""
     recreate: bool = False
     prune: bool = False
+    tenants: Sequence[Tenant] = ()
 
 
 def plan(daemon: Daemon, request: Request) -> dict[str, Action]:
@@ -60,6 +61,7 @@ async def up(daemon: Daemon, request: Request, progress: Progress) -> dict[str, 
     ]
     share = _IMAGES_SHARE if missing else 0.0
     await _build_images(daemon, {name: request.images[name] for name in missing}, share, progress)
+    tenants = [(one.name, await daemon.supervisor.shares.give_tenant(one)) for one in request.tenants]
     actions = plan(daemon, request)
     specs = {spec.name: spec for spec in request.machines}
     todo = [name for name, action in actions.items() if action != "unchanged"]
@@ -75,6 +77,7 @@ async def up(daemon: Daemon, request: Request, progress: Progress) -> dict[str, 
     await _all_or_first_error([carry_out(name) for name in todo])
     return {
         "machines": [{"name": name, "action": action} for name, action in actions.items()],
+        "tenants": [{"name": name, "action": "set" if changes else "unchanged"} for name, changes in tenants],
         "images": [
             {"name": name, "action": "build" if name in missing else "unchanged"} for name in request.images
         ],

@@ -119,8 +119,13 @@ class Shares:
     async def set_tenant(self, name: str, changed: Settings, *, dry_run: bool = False) -> ChangesAnswer:
         """Set knobs of a tenant; live for its machines that run."""
         began = time.monotonic()
-        before = self.tenants.get(_checked(name))
-        after = _tenant_with(before, changed)
+        after = _tenant_with(self.tenants.get(_checked(name)), changed)
+        changes = await self.give_tenant(after, dry_run=dry_run)
+        return ChangesAnswer(f"@{name}", changes, dry_run, time.monotonic() - began)
+
+    async def give_tenant(self, after: Tenant, *, dry_run: bool = False) -> list[Change]:
+        """Give a tenant other knobs. Raises `ResourceError` for a reservation that does not fit."""
+        name, before = after.name, self.tenants.get(after.name)
         found = differences(before.to_json(), after.to_json())
         nodes = [share_node(f"@{name}", None, tenant.disk) for tenant in (after, before)]
         async with self._admitting:
@@ -129,8 +134,7 @@ class Shares:
                 await self.tenants.save(after)
                 if any(one.row.state in ALIVE for one in self._members(name)):
                     await self._tell_tenant(before, nodes)
-        changes = [Change(field, *values, "live") for field, values in found.items()]
-        return ChangesAnswer(f"@{name}", changes, dry_run, time.monotonic() - began)
+        return [Change(field, *values, "live") for field, values in found.items()]
 
     def tenant(self, name: str) -> TenantInfo:
         """What the API says of a tenant."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
     from nagaya.sdk.tenants import Tenants
-    from nagaya.spec import MachineSpec
+    from nagaya.spec import MachineSpec, Tenant
 
 
 class Client(Connection):
@@ -108,19 +108,21 @@ class Client(Connection):
         machines: Sequence[MachineSpec | Mapping[str, Any]],
         images: Mapping[str, Any] | None = None,
         *,
+        tenants: Sequence[Tenant | Mapping[str, Any]] = (),
         source: str = "",
         recreate: bool = False,
         prune: bool = False,
     ) -> Operation:
         """Make it so: build missing images, create, update and start machines. Idempotent.
 
-        The operation's result is `{"machines": [{"name", "action"}], "images": [{"name", "action"}]}`. A
+        The operation's result is `{"machines": [{"name", "action"}], "images": [...], "tenants": [...]}`. A
         running machine whose spec changed is a `ConflictError` unless `recreate`; `prune` deletes what an
         earlier `apply` with the same `source` made and this one leaves out.
         """
         body = {
             "machines": list(machines),
             "images": dict(images or {}),
+            "tenants": list(tenants),
             "source": source,
             "recreate": recreate,
             "prune": prune,

@@ -24,7 +24,7 @@ from nagaya.errors import (
 from nagaya.models.machine import MachineState
 from nagaya.plane.shares import ShareNode
 from nagaya.progress import silent
-from nagaya.spec import MachineSpec
+from nagaya.spec import MachineSpec, Tenant
 from nagaya.testing import Stage
 from nagaya.testing.engine import UNSUPPORTED_WEIGHT, FakeEngine
 from nagaya.testing.plane import CAPACITY_IOPS, FakePlane
@@ -176,6 +176,19 @@ def test_up_turns_knobs_of_a_running_machine_without_a_restart(stage: Stage) -> 
         shares = plane(daemon).shares
         assert (shares[db].parent, shares[f"{db}/disk0"].weight) == ("@acme", 3)
         assert daemon.supervisor.get("db").row.pid == pid
+
+    stage.play(scene)
+
+
+def test_up_sets_tenants_before_their_machines_start(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        acme = Tenant.model_validate({"name": "acme", "disk": {"weight": 300}})
+        request = Request([spec("db", tenant="acme")], {}, tenants=[acme])
+        result = await apply.up(daemon, request, silent)
+        assert result["tenants"] == [{"name": "acme", "action": "set"}]
+        assert plane(daemon).shares["@acme"].weight == 300
+        again = await apply.up(daemon, request, silent)
+        assert again["tenants"] == [{"name": "acme", "action": "unchanged"}]
 
     stage.play(scene)
 
