@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nagaya.errors import NotFoundError, SpecError
+from nagaya.errors import ConflictError, NotFoundError, SpecError
 from nagaya.paths import Paths
 from nagaya.sdk import Client, Machine, ensure_daemon
 from nagaya.testing.payload import build
@@ -260,3 +260,23 @@ def test_a_disk_is_closed_under_a_machine_that_runs_on(
     ensure_daemon(client.paths)
     assert holder.refresh().info.state == "running"
     assert holder.pause().resume().state == "running"
+
+
+def test_a_running_machine_gets_a_disk_and_gives_it_back(client: Client) -> None:
+    client.disks.create("data", "1MiB")
+    guest = build(Path(__file__).parents[1] / "guest" / "disk_hotplug.c")
+    boot = {"kernel": str(guest), "cmdline": "disks=1"}
+    spec = {"name": "toy", "engine": "kvm", "memory": "64MiB", "boot": boot}
+    machine = client.machines.create(spec, start=True)
+    until(lambda: "LISTENING" in output(machine))
+    client.disks.attach("toy", "data")
+    assert [disk["disk"] for disk in machine.refresh().info.spec["disks"]] == ["data"]
+    with pytest.raises(ConflictError, match="toy is running"):
+        client.disks.resize("data", "2MiB")
+    until(lambda: "\nPLUGGED" in output(machine))  # it has written all of it and read it back
+    assert client.disks.get("data").allocated > 2**20
+    client.disks.detach("toy", "data")
+    until(lambda: output(machine).split()[-3:] == ["UNPLUGGED", "EXIT", "0"])
+    assert machine.refresh().info.spec["disks"] == []
+    assert client.disks.get("data").state == "free"
+    client.disks.delete("data")

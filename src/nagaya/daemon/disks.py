@@ -251,17 +251,22 @@ class Disks:
     # -- machines
 
     async def attach(self, machine: str, name: str, *, read_only: bool) -> Supervised:
-        """Give a machine that is down one more disk."""
+        """Give a machine one more disk; one that runs gets it at once, if its engine can."""
         one = self._supervisor.get(machine)
         self._catalog.named(name)
         if any(disk.disk == name for disk in one.spec.disks):
             raise ConflictError(f"{one.name} has disk {name!r} already", machine=one.name, disk=name)
-        disks = (*one.spec.disks, Disk(disk=name, read_only=read_only))
+        disk = Disk(disk=name, read_only=read_only)
+        self._catalog.require_free([name])
+        if one.row.state in UP:
+            await livedisk.attach(self._supervisor, one, disk)
+            return one
+        disks = (*one.spec.disks, disk)
         await self._supervisor.change(one, _with_disks(one, disks), one.row.source)
         return one
 
     async def detach(self, machine: str, name: str) -> Supervised:
-        """Take a disk away from a machine that is down; the disk keeps its content."""
+        """Take a disk away from a machine; the disk keeps its content."""
         one = self._supervisor.get(machine)
         found = [index for index, disk in enumerate(one.spec.disks) if disk.disk == name]
         if not found:
@@ -274,6 +279,15 @@ class Disks:
                 hint="list disks with a name last",
                 machine=one.name,
             )
+        if one.row.state in UP:
+            if after:
+                raise ConflictError(
+                    f"{one.name} runs, and {name!r} is not its last disk",
+                    hint="detach the last one first: a guest knows its disks by their order",
+                    machine=one.name,
+                )
+            await livedisk.detach(self._supervisor, one)
+            return one
         disks = (*one.spec.disks[: found[0]], *after)
         await self._supervisor.change(one, _with_disks(one, disks), one.row.source)
         return one

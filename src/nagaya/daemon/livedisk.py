@@ -1,4 +1,4 @@
-"""Disks of machines that run: a snapshot puts an empty layer on top, to which the plane changes over.
+"""Disks of machines that run: they come and go, and a snapshot puts an empty layer on top.
 
 The record goes first. An empty layer changes nothing, so a machine that starts with it after a crash finds
 what it left; and a daemon that finds a machine whose plane has not changed over yet has it do so
@@ -11,14 +11,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nagaya.errors import ConflictError, NagayaError, UnavailableError
 from nagaya.images.chain import Consistency, DiskFiles, Record, Snapshot
 from nagaya.models.machine import MachineState
-from nagaya.plane.config import BlkDevice, Layer
+from nagaya.plane.config import BlkDevice, Device, Layer
+from nagaya.spec import Disk, MachineSpec
 
 if TYPE_CHECKING:
     from nagaya.daemon.parts import Agent
@@ -63,6 +65,55 @@ async def snapshot(
                 raise
 
 
+async def attach(supervisor: Supervisor, one: Supervised, disk: Disk) -> None:
+    """Give a machine that runs one more disk. It is in the spec when the guest has it."""
+    async with one.lock:
+        process = one.require_process()
+        spec = one.spec.model_copy(update={"disks": (*one.spec.disks, disk)})
+        process.engine.check(spec)
+        row = replace(one.row, images=(*one.row.images, ""), spec=spec.to_json())
+        machine = supervisor.launcher.machine(row, spec, supervisor.engine_machine(one).kernel)
+        devices = supervisor.launcher.devices(row, machine)
+        device = devices[len(one.spec.disks)]
+        await _lease(supervisor, one, devices)
+        try:
+            await supervisor.parts.plane.device_add(device)
+            try:
+                await process.engine.plug_disk(machine, process.id, device.id.partition("/")[2])
+            except BaseException:
+                await supervisor.parts.plane.device_del(device.id)
+                raise
+        except BaseException:
+            await _lease(supervisor, one, [one for one in devices if one is not device])
+            raise
+        one.spec = spec
+        await supervisor.move(one, one.row.state, "attached", disk.disk, spec=row.spec, images=row.images)
+
+
+async def detach(supervisor: Supervisor, one: Supervised) -> None:
+    """Take the last disk from a machine that runs. The spec goes first: a disk too many ends no machine."""
+    async with one.lock:
+        process = one.require_process()
+        before, images = one.spec, one.row.images
+        index = len(before.disks) - 1
+        machine = supervisor.engine_machine(one)
+        devices = supervisor.launcher.devices(one.row, machine)
+
+        async def record(spec: MachineSpec, images: tuple[str, ...], event: str) -> None:
+            one.spec = spec
+            disk = before.disks[index].disk
+            await supervisor.move(one, one.row.state, event, disk, spec=spec.to_json(), images=images)
+
+        await record(before.model_copy(update={"disks": before.disks[:-1]}), images[:-1], "detaching")
+        try:
+            await process.engine.unplug_disk(machine, process.id, f"disk{index}")
+        except BaseException:
+            await record(before, images, "not detached")
+            raise
+        await supervisor.parts.plane.device_del(f"{one.row.id}/disk{index}")
+        await _lease(supervisor, one, [*devices[:index], *devices[index + 1 :]])
+
+
 async def catch_up(supervisor: Supervisor) -> None:
     """Finish what a daemon died over: guests thaw, and the plane serves what the records say."""
     try:
@@ -97,8 +148,14 @@ async def _change_over(supervisor: Supervisor, one: Supervised, index: int) -> N
     for device in devices:
         if isinstance(device, BlkDevice) and device.id == wanted:
             await supervisor.parts.plane.set_layers(device.id, device.layers)
+    await _lease(supervisor, one, devices)
+
+
+async def _lease(supervisor: Supervisor, one: Supervised, devices: Sequence[Device]) -> None:
+    """The machine's leases become those of `devices`."""
     closed = {f"{one.row.id}/{disk}" for disk in supervisor.leases.closed_disks(one.row.id)}
-    await supervisor.leases.take(one.row.id, one.name, [one for one in devices if one.id not in closed])
+    open_devices = [device for device in devices if device.id not in closed]
+    await supervisor.leases.take(one.row.id, one.name, open_devices)
     await supervisor.leases.confirm(one.row.id, supervisor.parts.plane.pid())
 
 

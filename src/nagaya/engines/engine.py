@@ -89,6 +89,14 @@ class Engine(Protocol):
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""
 
+    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """Give the guest the vhost-user disk `device`, whose socket listens. Raises `UnsupportedError`."""
+
+    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """Take it away again. Returns when the guest has let go, raises `TimeoutExpiredError` if it does
+        not.
+        """
+
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nagaya.engines.check import refuse
@@ -16,7 +16,7 @@ from nagaya.engines.jailed import Jails
 from nagaya.engines.launch import ZygoteInfo
 from nagaya.engines.pidfd import alive
 from nagaya.engines.plan import Bind, LaunchPlan
-from nagaya.engines.qmp import ask
+from nagaya.engines.qmp import ask, ask_and_see
 from nagaya.engines.seccomp import kvm_filters
 from nagaya.errors import MachineFailedError, UnavailableError
 from nagaya.kvm.config import DeviceConfig, DeviceKind, MachineConfig
@@ -34,6 +34,7 @@ MEMORY_MIN = 16 * MIB  # a kernel of 5 MiB, unpacked, its initial RAM disk and i
 OVERHEAD = 48 * MIB
 OVERHEAD_SHARE = 128
 LOG_LIMIT = 256 * 1024
+UNPLUG_S = 20.0  # that a guest has to let go of a disk: it writes back what it holds
 THREADS = 8  # beyond those of the vCPUs
 NOFILE = 4096  # a disk takes 3 descriptors and 3 a queue, and has 64 queues at most
 SERIAL = "serial"  # its socket is beside the devices'
@@ -114,6 +115,23 @@ class KvmEngine:
         """Hold a running machine to the cpu knobs that its spec has now."""
         await self.jails.adjust(machine)
 
+    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """Put the vhost-user disk `device` into one of the machine's four slots."""
+        address = {"type": "unix", "data": {"path": str(machine.paths.device_socket(device))}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        await self._ask(machine, "chardev-add", {"id": device, "backend": backend})
+        try:
+            disk = {"driver": "vhost-user-blk-pci", "id": device, "chardev": device}
+            await self._ask(machine, "device_add", disk)
+        except BaseException:
+            await self._ask(machine, "chardev-remove", {"id": device})
+            raise
+
+    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """Ask the guest to let go of it, and wait for that."""
+        await ask_and_see(machine.spec.name, machine.paths.qmp_socket, "device_del", {"id": device}, UNPLUG_S)
+        await self._ask(machine, "chardev-remove", {"id": device})
+
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
         if not alive(process):
@@ -143,8 +161,10 @@ class KvmEngine:
             raise MachineFailedError(f"{machine.spec.name} cannot be {done}: its process has ended")
         await self._ask(machine, command)
 
-    async def _ask(self, machine: Machine, command: str) -> dict[str, object]:
-        answer: dict[str, object] = await ask(machine.spec.name, machine.paths.qmp_socket, command)
+    async def _ask(
+        self, machine: Machine, command: str, arguments: Mapping[str, object] | None = None
+    ) -> dict[str, object]:
+        answer: dict[str, object] = await ask(machine.spec.name, machine.paths.qmp_socket, command, arguments)
         return answer
 
 

@@ -103,6 +103,14 @@ class UmlEngine:
         """Thaw it."""
         await self._freezer(machine, process, "resumed", Cgroup.thaw)
 
+    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """User-mode Linux finds its devices on its command line."""
+        raise _no_hotplug(machine)
+
+    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """The same."""
+        raise _no_hotplug(machine)
+
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""
         await self._jails.adjust(machine)
@@ -160,3 +168,11 @@ class UmlEngine:
                 f"{machine.spec.name} cannot be {done}: this host offers no freezer",
                 hint="mount cgroup2, or cgroup v1 with the freezer controller",
             )
+
+
+def _no_hotplug(machine: Machine) -> UnsupportedError:
+    return UnsupportedError(
+        f"{machine.spec.name} runs, and the engine uml gives no disk to a machine that runs",
+        hint=f"nagaya stop {machine.spec.name} first; the engine kvm can",
+        machine=machine.spec.name,
+    )

@@ -96,6 +96,12 @@ class FakeEngine:
         """SIGCONT."""
         _send(process, signal.SIGCONT)
 
+    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """The guest takes any."""
+
+    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """And lets go at once."""
+
     async def adjust(self, machine: Machine) -> None:
         """Remember the knobs, or refuse a weight of 6666."""
         if machine.spec.cpu.weight == UNSUPPORTED_WEIGHT:
