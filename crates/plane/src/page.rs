@@ -133,8 +133,9 @@ impl Position {
     }
 }
 
-/// Most mappings that a [`MappingLog`] holds: at 64 KiB a cluster, 256 MiB of first writes.
-pub const MAPPINGS: usize = 4096;
+/// Most mappings that a [`MappingLog`] holds: at 64 KiB a cluster, 256 MiB of first writes. Few in unit tests, so that
+/// full logs are met.
+pub const MAPPINGS: usize = if cfg!(test) { 16 } else { 4096 };
 
 /// What an overlay's writes have mapped since its tables were last brought into its file, in order. A worker's
 /// successor finds here what the file lacks; should the host stop, it is lost, as writes are that nobody flushed.

@@ -29,10 +29,11 @@ use super::map::Place;
 use super::plan::{Action, Plan, errno};
 use super::replay::ZERO;
 use crate::block::storage::DIRECT_ALIGN;
+use crate::page::MAPPINGS;
 
-/// Bytes of clusters that are mapped at a time at most.
+/// Bytes of clusters that are mapped at a time at most, and clusters: an empty log has room for them.
 const BATCH_BYTES: u64 = 8 << 20;
-const BATCH_CLUSTERS: u64 = 64;
+const BATCH_CLUSTERS: u64 = if MAPPINGS < 64 { MAPPINGS as u64 } else { 64 };
 
 /// Bytes of old content that wait for their clusters at most.
 const OLD_BYTES: u64 = 16 << 20;

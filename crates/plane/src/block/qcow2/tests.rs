@@ -379,6 +379,23 @@ fn layers_of_qcow2_below_are_read_and_never_written() {
 }
 
 #[test]
+fn a_log_that_no_worker_writes_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (top, raw) = overlay(dir.path(), 4 * CLUSTER, 8 * CLUSTER);
+    let before = std::fs::read(&top).unwrap();
+    let layers = [(top.as_path(), Format::Qcow2), (raw.as_path(), Format::Raw)];
+    let data = before.len() as u64;
+    for (cluster, place) in [(8, data), (0, 0), (0, CLUSTER), (0, data + 512), (0, 1 << 50), (u64::MAX, 1)] {
+        let page = Rc::new(Page::create().unwrap());
+        page.mappings.append(1, data + CLUSTER);
+        page.mappings.append(cluster, place);
+        let error = Bench::with(&layers, Some(&page), true).map(drop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{cluster} to {place:#x}");
+        assert!(std::fs::read(&top).unwrap() == before);
+    }
+}
+
+#[test]
 fn what_is_not_ours_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("foreign.qcow2");
