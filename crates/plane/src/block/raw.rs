@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -45,8 +45,8 @@ impl RawDisk {
     /// What the kernel says.
     pub fn open(uring: &Rc<Uring>, file: File, direct: bool) -> io::Result<RawDisk> {
         let size = file_size(&file)? / SECTOR * SECTOR;
-        let alignment = if direct { direct_alignment(&file) } else { None };
-        set_direct(&file, alignment.is_some())?;
+        let alignment = if direct { direct_alignment(file.as_fd()) } else { None };
+        set_direct(file.as_fd(), alignment.is_some())?;
         let (memory_alignment, offset_alignment) = alignment.unwrap_or((1, 1));
         let fixed = uring.register_fd(file.as_fd())?;
         Ok(RawDisk {
@@ -228,7 +228,7 @@ pub fn file_size(file: &File) -> io::Result<u64> {
 
 /// Alignment of addresses and of offsets for direct I/O (statx, Linux 6.1); `None` if the file cannot do it, or
 /// only in units larger than a sector, in which guests may write.
-fn direct_alignment(file: &File) -> Option<(usize, u64)> {
+pub fn direct_alignment(file: BorrowedFd<'_>) -> Option<(usize, u64)> {
     // SAFETY: all zeroes is a valid statx; the path is a C string.
     let (result, stat) = unsafe {
         let mut stat: libc::statx = std::mem::zeroed();
@@ -245,7 +245,10 @@ fn direct_alignment(file: &File) -> Option<(usize, u64)> {
 }
 
 /// Set or clear O_DIRECT, whatever the file was opened with.
-fn set_direct(file: &File, direct: bool) -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_direct(file: BorrowedFd<'_>, direct: bool) -> io::Result<()> {
     // SAFETY: passes no pointer.
     unsafe {
         let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);

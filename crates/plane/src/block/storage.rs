@@ -15,6 +15,8 @@ use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 
 use super::qcow2::tables::Tables;
+use super::raw::{direct_alignment, set_direct};
+use crate::chain::skip_front;
 use crate::page::Shared as Page;
 use crate::uring::Uring;
 
@@ -53,7 +55,10 @@ struct File {
 impl FileStorage {
     /// Takes over `fd`, layer number `layer` of a disk; past the page cache if `direct`, and if sectors can be.
     pub fn new(uring: &Rc<Uring>, fd: OwnedFd, layer: usize, direct: bool) -> io::Result<FileStorage> {
-        let direct = settle_direct(&fd, direct)?;
+        let alignment = if direct { direct_alignment(fd.as_fd()) } else { None };
+        // Direct I/O is not to be had where the device has blocks larger than a guest's sector.
+        let direct = alignment.is_some_and(|(memory, offset)| memory.max(offset as usize) <= DIRECT_ALIGN);
+        set_direct(fd.as_fd(), direct)?;
         let fixed = uring.register_fd(fd.as_fd())?;
         let file = Rc::new(File { uring: uring.clone(), fd, fixed, direct, page: OnceCell::new() });
         Ok(FileStorage::of(layer, file, None))
@@ -102,14 +107,14 @@ impl FileStorage {
             let read = check(unsafe { file.uring.op(sqe) }.await)?;
             // A direct read that ends inside a block has met the end of the file.
             if read == 0 || (file.direct && !read.is_multiple_of(DIRECT_ALIGN)) {
-                advance(&mut iovecs, read);
+                skip_front(&mut iovecs, read);
                 // SAFETY: as above; the kernel is done with the buffers.
                 iovecs
                     .iter()
                     .for_each(|iov| unsafe { iov.iov_base.cast::<u8>().write_bytes(0, iov.iov_len) });
                 return Ok(());
             }
-            advance(&mut iovecs, read);
+            skip_front(&mut iovecs, read);
             offset += read as u64;
         }
         Ok(())
@@ -135,7 +140,7 @@ impl FileStorage {
             if written == 0 {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
             }
-            advance(&mut iovecs, written);
+            skip_front(&mut iovecs, written);
             offset += written as u64;
         }
         Ok(())
@@ -344,49 +349,6 @@ pub fn check(result: i32) -> io::Result<usize> {
 /// A buffer for the kernel.
 pub fn iovec(base: *mut u8, len: usize) -> libc::iovec {
     libc::iovec { iov_base: base.cast(), iov_len: len }
-}
-
-/// Takes the first `count` bytes off `iovecs`.
-pub fn advance(iovecs: &mut Vec<libc::iovec>, mut count: usize) {
-    let whole = iovecs.iter().take_while(|iov| {
-        let fits = iov.iov_len <= count;
-        count -= if fits { iov.iov_len } else { 0 };
-        fits
-    });
-    let whole = whole.count();
-    iovecs.drain(..whole);
-    if let Some(first) = iovecs.first_mut() {
-        first.iov_base = first.iov_base.wrapping_byte_add(count);
-        first.iov_len -= count;
-    }
-}
-
-/// Sets or clears O_DIRECT. Direct I/O is not to be had where the device has blocks larger than a guest's sector.
-fn settle_direct(fd: &OwnedFd, wanted: bool) -> io::Result<bool> {
-    let raw = fd.as_raw_fd();
-    // SAFETY: plain fcntl on a fd that we own.
-    let flags = unsafe { libc::fcntl(raw, libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let direct = wanted && direct_align(raw).is_some_and(|align| align <= DIRECT_ALIGN);
-    let new = if direct { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
-    // SAFETY: plain fcntl on a fd that we own.
-    if new != flags && unsafe { libc::fcntl(raw, libc::F_SETFL, new) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(direct)
-}
-
-/// What direct I/O on this file has to be aligned to; `None` if it cannot be had, or the kernel (before 6.1) cannot tell.
-fn direct_align(fd: RawFd) -> Option<usize> {
-    // SAFETY: `statx` is a plain structure that the call fills.
-    let mut status = unsafe { std::mem::zeroed::<libc::statx>() };
-    // SAFETY: an empty path with AT_EMPTY_PATH names the fd; both pointers outlive the call.
-    let result =
-        unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut status) };
-    let align = status.stx_dio_offset_align.max(status.stx_dio_mem_align) as usize;
-    (result == 0 && align > 0).then_some(align)
 }
 
 fn stat(fd: RawFd) -> io::Result<libc::stat> {

@@ -7,8 +7,8 @@ use imago::io_buffers::IoBuffer;
 
 use super::Shared;
 use super::allocate::{Content, Piece};
-use super::slow::{Direction, copy};
 use crate::block::storage::iovec;
+use crate::chain::read_front;
 
 /// A cluster and the writes to it.
 pub(super) struct Plan {
@@ -96,10 +96,7 @@ impl Plan {
         for piece in &self.pieces {
             let target = &mut slice[piece.start as usize..(piece.start + piece.length) as usize];
             match &piece.content {
-                // SAFETY: the writer's buffers are valid until its piece is done, and as long as the piece.
-                Content::Guest(iovecs) => unsafe {
-                    copy(iovecs, target.as_mut_ptr(), target.len(), Direction::FromGuest);
-                },
+                Content::Guest(iovecs) => read_front(iovecs, target),
                 Content::Zeroes | Content::Flush => target.fill(0),
             }
         }

@@ -10,8 +10,9 @@ use imago::{Mapping, Storage};
 use super::allocate::{self, Content};
 use super::map::Place;
 use super::{Shared, aligned};
-use crate::block::storage::{FileStorage, advance, iovec};
+use crate::block::storage::{FileStorage, iovec};
 use crate::block::{Operation, Request, UNFLUSHED};
+use crate::chain::{read_front, skip_front, write_front};
 use crate::executor::join_all;
 
 /// Clusters that one zeroing request hands to the allocator at once.
@@ -60,13 +61,11 @@ pub(super) async unsafe fn serve(shared: &Rc<Shared>, request: &Request) -> io::
             let mut bounce = IoBuffer::new(size, shared.align)?;
             let buffer = iovec(bounce.as_mut().as_ptr(), size);
             if !read {
-                // SAFETY: the guest's buffers are valid and the bounce buffer is as long as they are.
-                unsafe { copy(&guest, buffer.iov_base.cast(), size, Direction::FromGuest) };
+                read_front(&guest, bounce.as_mut().into_slice());
             }
             transfer(shared, vec![buffer], offset, length, read).await?;
             if read {
-                // SAFETY: as above.
-                unsafe { copy(&guest, buffer.iov_base.cast(), size, Direction::ToGuest) };
+                write_front(&guest, bounce.as_ref().into_slice());
             }
             Ok(length)
         }
@@ -118,8 +117,7 @@ async fn read_jobs(
                 let size = known as usize;
                 let mut buffer = IoBuffer::new(size, shared.align)?;
                 shared.image.read(&mut buffer, at).await?;
-                // SAFETY: as above; the buffer is as long as the chunk.
-                unsafe { copy(&chunk, buffer.as_mut().as_ptr(), size, Direction::ToGuest) };
+                write_front(&chunk, buffer.as_ref().into_slice());
             }
         }
         at += known;
@@ -264,33 +262,6 @@ fn split(iovecs: &mut Vec<libc::iovec>, length: u64) -> Vec<libc::iovec> {
         }
         left -= take;
     }
-    advance(iovecs, length as usize);
+    skip_front(iovecs, length as usize);
     head
-}
-
-/// Which way [`copy`] goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
-    ToGuest,
-    FromGuest,
-}
-
-/// Copies `length` bytes between the guest's buffers and one of ours.
-///
-/// # Safety
-/// `buffer` and the buffers together are valid for `length` bytes. The guest may write to its own meanwhile: what is
-/// copied is then any mixture, which is the guest's own affair.
-pub(super) unsafe fn copy(guest: &[libc::iovec], buffer: *mut u8, length: usize, direction: Direction) {
-    let mut at = 0;
-    for iov in guest {
-        let count = iov.iov_len.min(length - at);
-        let (base, own) = (iov.iov_base.cast::<u8>(), buffer.wrapping_add(at));
-        match direction {
-            // SAFETY: both are valid for `count` bytes, and ours is no guest memory.
-            Direction::ToGuest => unsafe { base.copy_from_nonoverlapping(own, count) },
-            // SAFETY: as above.
-            Direction::FromGuest => unsafe { base.copy_to_nonoverlapping(own, count) },
-        }
-        at += count;
-    }
 }
