@@ -28,7 +28,7 @@ const BUDGET: usize = 64;
 
 /// Requests that go to the disk with one system call: larger batches leave the disk idle while they are gathered.
 /// docs/benchmarks.md has the measurements.
-const BATCH: usize = 2;
+pub const BATCH: usize = 2;
 
 /// And bytes: what is in the page cache is copied while it is submitted, at about 10 GB/s.
 const BUDGET_BYTES: u64 = 2 << 20;

@@ -38,8 +38,8 @@ pub struct Reactor {
     sharing: Sharing,
     /// The time of this turn.
     now: Nanos,
-    /// When to tell the holder who waited for whom; `None` while nothing happens.
-    report_at: Option<Nanos>,
+    /// The timeout after which the holder is told who waited for whom is in the ring.
+    reporting: bool,
     control: Channel,
     closed: bool,
     /// Messages that found the socket full.
@@ -74,7 +74,7 @@ impl Reactor {
             models: ModelDevices::default(),
             sharing: Sharing::new(clock::now()),
             now: clock::now(),
-            report_at: None,
+            reporting: false,
             control,
             closed: false,
             outbox: VecDeque::new(),
@@ -109,7 +109,6 @@ impl Reactor {
             self.uring.tasks.run_ready();
             self.admit();
             self.serve_ready();
-            self.report_waits();
             self.announce();
             self.flush_outbox()?;
             self.rest()?;
@@ -119,6 +118,7 @@ impl Reactor {
 
     fn dispatch(&mut self, token: Token, result: i32, flags: u32) -> io::Result<()> {
         match token.kind {
+            Kind::Control if token.value == turns::REPORT => self.report_waits(),
             Kind::Control => {
                 self.receive()?;
                 if !cqueue::more(flags) {
@@ -212,8 +212,8 @@ impl Reactor {
             self.touched.push(slot);
         }
         if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
-            if entry.disk.is_some() && self.report_at.is_none() {
-                self.report_at = Some(self.now + turns::REPORT);
+            if entry.disk.is_some() && !self.reporting {
+                self.reporting = turns::report_later(&self.uring);
             }
             let taken = entry.taken();
             self.taken = self.taken + taken - std::mem::replace(&mut entry.seen_taken, taken);

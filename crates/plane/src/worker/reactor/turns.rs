@@ -2,20 +2,24 @@
 
 use std::time::Duration;
 
+use io_uring::opcode;
+use io_uring::types::Timespec;
 use serde_json::json;
 
 use super::Reactor;
 use crate::arbiter::Leaf;
-use crate::clock::{self, Nanos};
+use crate::block::device::BATCH;
+use crate::clock;
 use crate::config::DeviceConfig;
 use crate::control::{FromWorker, NODES};
-use crate::worker::device::Token;
-
-/// Requests that go to the disk with one system call; see `block::device`.
-const BATCH: usize = 2;
+use crate::uring::Uring;
+use crate::worker::device::{IGNORED, Kind, Token};
 
 /// How often the holder is told who waited for whom, while anything happens.
-pub(super) const REPORT: Nanos = 1_000_000_000;
+static PERIOD: Timespec = Timespec::new().sec(1);
+
+/// Value of the token of that timeout, whose kind is that of the holder's socket.
+pub(super) const REPORT: u16 = 1;
 
 /// Messages that the holder has not taken; with more there is no use in another.
 const BACKLOG: usize = 64;
@@ -33,18 +37,15 @@ impl Reactor {
         }
     }
 
-    /// How long until there is something to do for a time's sake: a limit lets the next request pass, or a report is due.
+    /// How long until the arbiter lets a request go that waits for a time and not for a completion.
     pub(super) fn due_in(&self) -> Option<Duration> {
-        let at = [self.sharing.arbiter.wake_at(self.now), self.report_at].into_iter().flatten().min()?;
+        let at = self.sharing.arbiter.wake_at(self.now)?;
         Some(Duration::from_nanos(at.saturating_sub(clock::now())))
     }
 
-    /// Tell the holder who waited for whom, and which objectives are met or missed now, once a second.
+    /// Tell the holder who waited for whom, and which objectives are met or missed now.
     pub(super) fn report_waits(&mut self) {
-        if self.report_at.is_none_or(|at| self.now < at) {
-            return;
-        }
-        self.report_at = None;
+        self.reporting = false;
         for change in self.sharing.arbiter.take_changes() {
             self.outbox.push_back(FromWorker::Objective { id: change.id, met: change.met });
         }
@@ -79,4 +80,12 @@ impl Reactor {
             nodes = rest;
         }
     }
+}
+
+/// Have the ring say when the next report is due. A timeout of every sleep would cost more than one a second.
+pub(super) fn report_later(uring: &Uring) -> bool {
+    let token = Token { kind: Kind::Control, value: REPORT, ..IGNORED };
+    // SAFETY: the time is static.
+    unsafe { uring.push(opcode::Timeout::new(&PERIOD).build().user_data(token.pack())) };
+    true
 }
