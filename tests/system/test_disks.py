@@ -18,7 +18,7 @@ import pytest
 
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.disks import Disks
-from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError
+from nagaya.errors import ConflictError, NotFoundError, ResourceError, SpecError, UnsupportedError
 from nagaya.models.disk import DiskInfo
 from nagaya.paths import Paths
 from nagaya.progress import silent
@@ -265,6 +265,25 @@ def read_back(driver: str, target: Path) -> str:
     reads = ["-c", f"read -P 3 {4 * MIB} {MIB}", "-c", f"read -P 0 {5 * MIB} {MIB}"]
     argv = ["qemu-io", "-r", "-f", driver, *reads, str(target)]
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.root
+def test_a_full_disk_is_said_and_the_disk_is_as_before(stage: Stage, tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]
+
+    async def scene(_daemon: Daemon, disks: Disks) -> None:
+        await disks.create("data", 4 * SIZE, "one")
+        await write(disks, "data", 3, 0, 28 * MIB)
+        with pytest.raises(ResourceError, match="disk is full"):
+            await disks.convert("data", tmp_path / "x.raw", "raw", snapshot="", progress=silent)
+        assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+        assert (await disks.show("data")).state == "free"
+
+    subprocess.run(mount, check=True)
+    try:
+        play(stage, scene)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 KILLED = """

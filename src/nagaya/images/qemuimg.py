@@ -24,7 +24,8 @@ Driver = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
 
 _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 _LOCKED = re.compile(r'Failed to get (?:shared )?"[a-z ]+" lock')
-_SPACE_KEPT = 256 * 2**20  # bytes that a copy leaves free: others write here too
+# What a copy leaves free, for others write here too: these bytes, or this share of a small file system.
+_SPACE_KEPT, _SPACE_SHARE = 256 * 2**20, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ class _Steps:
         if percents:
             self._progress(self._step, min(1.0, float(percents[-1]) / 100))
         space = os.statvfs(self._target)
-        if space.f_bavail * space.f_frsize < _SPACE_KEPT:
+        kept = min(_SPACE_KEPT, int(space.f_blocks * space.f_frsize * _SPACE_SHARE))
+        if space.f_bavail * space.f_frsize < kept:
             raise _full(self._target)
 
 

@@ -71,6 +71,23 @@ def test_a_machine_gets_a_disk_and_loses_it(invoke: Invoke, disk: str) -> None:
     assert invoke("disk", "detach", "b1", disk).out == "b1 has no disk data any more\n"
 
 
+def test_a_machine_that_runs_has_snapshots_and_gets_disks(invoke: Invoke, disk: str) -> None:
+    invoke("create", "busybox", "--name", "b1", "--start")
+    taken = invoke("disk", "snapshot", "create", "b1/disk0", "live")
+    assert taken.out == "b1/disk0: snapshot live is taken (file systems were frozen)\n"
+    assert invoke("disk", "attach", "b1", disk).status == 0
+    assert invoke("disk", "snapshot", "create", disk, "too").status == 0
+    refused = invoke("disk", "revert", "b1/disk0")
+    assert refused.status == 2
+    refused = invoke("disk", "snapshot", "revert", "b1/disk0", "live")
+    assert refused.status == 4
+    assert "b1 is running" in refused.err
+    assert invoke("disk", "detach", "b1", disk).status == 0
+    assert invoke("disk", "show", "b1/disk0", "--format", "json").json["layers"] == 2
+    assert invoke("kill", "b1").status == 0
+    assert invoke("disk", "show", disk, "--format", "json").json["used_by"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
