@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nagaya.daemon import livedisk
-from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, keys
+from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, keys, layers_of
 from nagaya.daemon.supervised import DOWN, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
 from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError, UsageError
@@ -19,6 +19,7 @@ from nagaya.images.chain import DiskFiles, Record, Snapshot
 from nagaya.images.formats import DRIVERS, Format
 from nagaya.images.merge import change_base, merge
 from nagaya.images.qemuimg import Node, QemuImg
+from nagaya.images.workarea import sync
 from nagaya.models.disk import DiskInfo
 from nagaya.plane.imagelock import Access
 from nagaya.progress import Progress
@@ -218,9 +219,12 @@ class Disks:
             partial = path.with_name(f".{path.name}.partial")
             try:
                 await asyncio.to_thread(_begin, path, partial)
-                driver = DRIVERS[image_format]
-                await self._qemu.convert(chain, partial, driver, size, progress=progress)
-                await asyncio.to_thread(partial.rename, path)
+                if image_format == "raw":
+                    await self._supervisor.parts.plane.copy(layers_of(chain), str(partial), progress)
+                else:
+                    driver = DRIVERS[image_format]
+                    await self._qemu.convert(chain, partial, driver, size, progress=progress)
+                await asyncio.to_thread(_publish, partial, path)
             finally:
                 await asyncio.to_thread(partial.unlink, True)
         return {"path": str(path), "format": image_format, "size": size}
@@ -423,6 +427,12 @@ def _forget(files: DiskFiles, name: str) -> None:
     gone = record.snapshot(name)
     kept = tuple(one for one in record.snapshots if one is not gone)
     files.write(record.model_copy(update={"snapshots": kept}))
+
+
+def _publish(partial: Path, path: Path) -> None:
+    sync(partial)
+    partial.rename(path)
+    sync(path.parent)
 
 
 def _begin(path: Path, partial: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nagaya.daemon.diskfiles import DiskCatalog, has_overlay
+from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, layers_of
 from nagaya.daemon.leases import Leases, claims_of
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow
@@ -197,8 +197,7 @@ class Launcher:
         return self.parts.engine(machine.spec).serial_console
 
     def _layers(self, row: MachineRow, index: int, disk: Disk) -> tuple[Layer, ...]:
-        nodes = self.catalog.nodes(row, index, disk)
-        return tuple(Layer(str(node.path), "raw" if node.driver == "raw" else "qcow2") for node in nodes)
+        return layers_of(self.catalog.nodes(row, index, disk))
 
 
 def _names(spec: MachineSpec) -> tuple[str, ...]:

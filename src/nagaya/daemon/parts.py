@@ -76,6 +76,12 @@ class PlaneControl(Protocol):
     async def set_layers(self, device_id: str, layers: Sequence[Layer]) -> None:
         """Serve a disk from other image files from now on; after an error it goes on with the old ones."""
 
+    async def copy(self, layers: Sequence[Layer], target: str, progress: Progress) -> None:
+        """Copy a disk into the raw file `target`, as a tenant of low weight beside the machines.
+
+        Cancelled, it ends; what it has copied stays. Raises `ConflictError` if a machine writes the disk.
+        """
+
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Lay faults upon a disk; None ends them. Raises `NotFoundError` and `UsageError`."""
 

@@ -167,6 +167,12 @@ class PlaneLink:
         """Serve a disk from other image files."""
         await (await self._connection()).set_layers(device_id, layers)
 
+    async def copy(self, layers: Sequence[Layer], target: str, progress: Progress) -> None:
+        """Copy a disk into a raw file."""
+        from nagaya.plane.copying import copy
+
+        await copy(await self._connection(), layers, target, progress)
+
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Lay faults upon a disk, or end them."""
         await (await self._connection()).set_faults(device_id, faults)

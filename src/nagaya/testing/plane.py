@@ -13,6 +13,7 @@ from typing import Any
 
 from nagaya.daemon.parts import DiskCounters
 from nagaya.errors import ConflictError, NotFoundError, UnavailableError
+from nagaya.images.qemuimg import Node, QemuImg
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, Device, Layer
@@ -24,6 +25,7 @@ from nagaya.plane.shares import (
     shares_from_json,
     wait_from_json,
 )
+from nagaya.progress import Progress
 from nagaya.testing.engine import UNSUPPORTED_WEIGHT
 
 CAPACITY_IOPS = 10_000
@@ -158,6 +160,11 @@ class FakePlane:
         devices = self.devices
         devices[device_id]["layers"] = [asdict(one) for one in layers]
         self._save(devices)
+
+    async def copy(self, layers: Sequence[Layer], target: str, progress: Progress) -> None:
+        """Beside all planes, with qemu-img."""
+        chain = [Node(Path(layer.path), "raw" if layer.format == "raw" else "qcow2") for layer in layers]
+        await QemuImg(0).convert(chain, Path(target), "raw", 2**40, progress=progress)
 
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Remember them."""
