@@ -25,6 +25,14 @@ def shared_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -
     return machine_names(ctx, _param, incomplete)
 
 
+def setting_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Fields that are set often, with their `=`."""
+    disk = ("weight", "reservation", "limit", "latency_p99")
+    fields = [f"{where}.{knob}" for where in ("disk", "disks[0].share") for knob in disk]
+    fields += ["cpu.weight", "cpu.limit", "tenant", "restart", "autostart"]
+    return [f"{field}=" for field in fields if field.startswith(incomplete)]
+
+
 def image_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Images."""
     return _names(ctx, incomplete, lambda client: [image.name for image in client.images.list()])

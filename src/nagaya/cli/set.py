@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nagaya.cli.app import shared_options
-from nagaya.cli.complete import shared_names
+from nagaya.cli.complete import setting_names, shared_names
 from nagaya.cli.output import Column, field, print_rows
 from nagaya.cli.session import Session
 from nagaya.errors import NotFoundError
@@ -36,7 +36,7 @@ KNOB_COLUMNS = (Column("FIELD", field("field")), Column("VALUE", lambda row: _va
 
 @click.command("set")
 @_target
-@click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
+@click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...", shell_complete=setting_names)
 @click.option("--dry-run", is_flag=True, help="Check, and say what would change.")
 @shared_options()
 @click.pass_obj

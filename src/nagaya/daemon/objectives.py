@@ -12,6 +12,7 @@ from nagaya.units import format_time
 
 if TYPE_CHECKING:
     from nagaya.daemon.supervisor import Supervisor
+    from nagaya.spec import MachineSpec
 
 REST = 60.0  # s between two lines in a history of 200: an objective at the edge must not fill it
 PLANE_RETRY = 1.0  # s between attempts to reach a plane that is gone
@@ -34,11 +35,18 @@ async def mind_objectives(supervisor: Supervisor) -> None:
 async def _tell(supervisor: Supervisor, node: str, met: bool, noted: dict[str, float]) -> None:
     name = supervisor.shares.names()(node)
     supervisor.events.publish({"event": "objective", "id": node, "name": name, "met": met})
-    machine = node.partition("/")[0]
+    machine, _, disk = node.partition("/")
     one = next((one for one in supervisor.all() if one.row.id == machine), None)
     if one is None or time.monotonic() - noted.get(node, -REST) < REST:
         return
     noted[node] = time.monotonic()
-    asked = one.spec.disk.latency_p99 if node == machine else None
-    words = f"{name} disk.latency_p99" + (f"={format_time(asked)}" if asked else "")
-    await supervisor.note(one, "objective met" if met else "objective missed", words)
+    await supervisor.note(one, f"objective {'met' if met else 'missed'}", f"{name} {_asked(one.spec, disk)}")
+
+
+def _asked(spec: MachineSpec, disk: str) -> str:
+    """A disk has an objective of its own, or its machine's."""
+    index = int(disk.removeprefix("disk")) if disk else len(spec.disks)
+    own = spec.disks[index].share.latency_p99 if index < len(spec.disks) else None
+    field = "disk.latency_p99" if own is None else f"disks[{index}].share.latency_p99"
+    asked = own or spec.disk.latency_p99
+    return f"{field}={format_time(asked)}" if asked else f"{field}, which it no longer has"

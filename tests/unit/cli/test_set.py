@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from nagaya.paths import Paths
+
 Invoke = Callable[..., Any]  # the fixture's: an Outcome
 
 
@@ -57,6 +61,19 @@ def test_tenants_have_knobs_too(invoke: Invoke) -> None:
     assert invoke("get", "@acme", "disk.weight").out == "300\n"
     assert invoke("set", "@acme", "disk.weight=none").status == 0
     assert invoke("set", "@acme", "cpu.weight=3").status == 2
+
+
+def test_a_shell_completes_machines_tenants_and_knobs(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, daemon_paths: Paths
+) -> None:
+    invoke("create", "busybox", "--name", "db", "--set", "tenant=acme")
+    monkeypatch.setenv("NAGAYA_RUN_DIR", str(daemon_paths.run))
+    monkeypatch.setenv("NAGAYA_STATE_DIR", str(daemon_paths.state))
+    monkeypatch.setenv("_NAGAYA_COMPLETE", "bash_complete")
+    for words, found in (("set d", "db"), ("set @", "@acme"), ("set db disk.w", "disk.weight=")):
+        monkeypatch.setenv("COMP_WORDS", f"nagaya {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+        assert [line.partition(",")[2] for line in invoke().out.splitlines()] == [found]
 
 
 def test_what_is_no_setting_is_refused(invoke: Invoke) -> None:
