@@ -102,6 +102,7 @@ def check(client: Client, paths: Paths, step: str) -> None:
             client.machines.get("web")
         assert directories(paths) == []
         assert devices(paths) == set()
+        assert client.leases.list() == []
         return
     machine = client.machines.get("web")
     if step.startswith("stop:"):
@@ -113,6 +114,8 @@ def check(client: Client, paths: Paths, step: str) -> None:
     names = {"disk0", "console", "rng"} if expected == "running" else set()
     assert devices(paths) == {f"{machine.id}/{name}" for name in names}
     assert processes_of(machine.id) == ([machine.info.pid] if expected == "running" else [])
+    held = [(lease.resource, lease.state) for lease in client.leases.list()]
+    assert held == ([("web/disk0", "held")] if expected == "running" else [])
     assert directories(paths) in ([machine.id], [] if step == "create:recorded" else [machine.id])
     if expected == "stopped":
         machine.start()

@@ -27,7 +27,7 @@ _RATE = (
     16 * 2**20
 )  # bytes per second of one console: a guest that never stops printing costs a share of one CPU
 _BURST_SECONDS = 1 / 16
-_TURN = 4096  # bytes that a turn of reading counts at least: a guest may print byte by byte
+_PIECE = 256  # bytes that a packet counts at least: a guest may print byte by byte
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class ConsolePort:
         if self.terminal is not None:
             self.terminal.show(chunk)
         self._log.write(chunk)
-        self._throttle(max(len(chunk), _TURN))
+        self._throttle(max(len(chunk), _PIECE * self._guest.pieces))
 
     def _type(self, typed: bytes) -> None:
         self.input_bytes += len(typed)

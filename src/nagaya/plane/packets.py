@@ -28,6 +28,7 @@ class PacketTransport(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._socket = stream
         self._protocol = protocol
+        self.packets = 0  # that the last delivery came in
         self._had = 0  # where the stream from the guest goes on
         self._sent = 0  # bytes put into the socket for the guest
         self._waiting: deque[bytes] = deque()  # pieces of at most PACKET bytes
@@ -91,11 +92,13 @@ class PacketTransport(asyncio.Transport):
 
     def _readable(self) -> None:
         came = bytearray()
-        for _ in range(_AT_ONCE):
+        for self.packets in range(_AT_ONCE):
             received = self._receive()
             if received is None:
                 break
             came += received
+        else:
+            self.packets = _AT_ONCE
         if came:
             self._protocol.data_received(bytes(came))
 

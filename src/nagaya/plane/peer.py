@@ -38,6 +38,11 @@ class Peer(asyncio.Protocol):
         self.slow = False
         self.skipped = 0  # bytes that the owner did not send because the peer was slow
 
+    @property
+    def pieces(self) -> int:
+        """How many packets the last chunk came in; 1 of a stream."""
+        return self._transport.packets if isinstance(self._transport, PacketTransport) else 1
+
     def send(self, chunk: bytes) -> None:
         """Queue `chunk`. The owner looks at `slow` first."""
         if self._transport is not None:

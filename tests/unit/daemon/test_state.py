@@ -11,10 +11,13 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from nagaya.daemon import state
+from nagaya.daemon.leaserows import LeaseChange, LeaseNote
 from nagaya.daemon.state import HEAD, JOURNAL_KEPT, MachineRow, State
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
 from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
+from nagaya.plane.imagelock import Access
+from nagaya.resources.leases import Claim, Holder, Host, Lease, LeaseTable, Waiter
 
 
 def row(name: str = "web", machine_id: str = "a" * 12) -> MachineRow:
@@ -72,6 +75,23 @@ def test_an_operation_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     with State(tmp_path / "state.sqlite") as db:
         db.save_operation(saved)
         assert db.operations() == [saved]
+
+
+def test_leases_waiters_and_notes_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    host = Host("h", "h-id", "boot")
+    claim = Claim("/srv/x", "8:1:5", Access.SHARED, "disk1")
+    lease = Lease("l1", claim, Holder("m1", "a", host, 7, 9), 1.5, 2.5, closed=True)
+    waiter = Waiter("w1", Holder("m2", "b", host), (claim, replace(claim, inode="")), 3.5, None, -2)
+    change = LeaseChange((lease,), (), (waiter,), (), (LeaseNote(4.5, "/srv/x", "refused", "b"),))
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_leases(change)
+    with State(tmp_path / "state.sqlite") as db:
+        assert db.leases() == LeaseTable({"l1": lease}, {"w1": waiter})
+        assert [(note.event, note.detail) for note in db.lease_journal("/srv/x")] == [
+            ("refused", "/srv/x: b")
+        ]
+        db.save_leases(LeaseChange(dropped=("l1",), left=("w1",)))
+        assert db.leases() == LeaseTable()
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_written(tmp_path: Path) -> None:
