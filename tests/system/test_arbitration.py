@@ -48,6 +48,14 @@ def begin(machine: Machine, program: str) -> None:
     assert machine.exec(["sh", "-c", f"({program}) >/dev/null 2>&1 </dev/null &"]).exit_code == 0
 
 
+def until_all_wait(client: Client) -> None:
+    """Until every machine asks for more than it gets: only then the knobs say who gets what."""
+    deadline = time.monotonic() + 30
+    while not all(sum(disk.waiting for disk in one.disks) >= READERS // 2 for one in client.usage().machines):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def reads(client: Client) -> dict[str, float]:
     """Reads a second of each machine."""
     before = client.usage()
@@ -65,6 +73,7 @@ def test_weights_reservations_and_limits_are_in_effect_at_once(
 ) -> None:
     db, web = pair
     pids = db.info.pid, web.info.pid
+    until_all_wait(client)
     found = reads(client)
     assert sum(found.values()) == pytest.approx(LIMIT, rel=0.05)
     assert found["db"] == pytest.approx(found["web"], rel=0.1)
