@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 
 from nagaya import _core
 from nagaya.plane import worker
+from nagaya.testing.disks import Asker, device, serve, worker_pid
 from nagaya.testing.scratch import make_directory
 
 DISK_BYTES = 16 << 20
@@ -115,6 +116,41 @@ def test_a_worker_that_hangs_is_replaced(directory: Path, vub: Path) -> None:
         assert not exits[0]["expected"]
     finally:
         plane.close()
+
+
+@pytest.mark.root
+def test_a_worker_that_dies_on_a_full_host_is_replaced_when_there_is_space(
+    plane: _core.Plane, directory: Path, vub: Path
+) -> None:
+    small, path = directory / "small", directory / "disk.sock"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6M", "small", small], check=True)
+    try:
+        _core.qcow2_create(str(small / "top.qcow2"), 64 << 20, "", "")
+        serve(plane, path, {"qcow2": small / "top.qcow2"})
+        with Asker(vub, path) as guest:
+            # First writes, whose mappings are not in the file yet: the next worker has to bring them there.
+            assert {guest.ask(f"write {128 * cluster} 4096 7") for cluster in range(60)} == {0}
+            status = os.statvfs(small)
+            (small / "filler").write_bytes(bytes(status.f_bavail * status.f_bsize))
+            guest.begin(f"write {128 * 70} 4096 7")
+            _until(lambda: device(plane)["spaceless"] == 1)
+            os.kill(worker_pid(plane), signal.SIGKILL)
+            _until(lambda: "cannot be opened again" in str(device(plane)["last_violation"]))
+            (small / "filler").unlink()
+            assert (guest.answer(), guest.ask("flush"), device(plane)["violations"]) == (0, 0, {})
+        names = [json.loads(event)["event"] for event in plane.take_events()]
+        assert (names.count("DEVICE_NO_SPACE"), names.count("DEVICE_SPACE")) == (1, 1)
+        plane.device_del("disk0")
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen within 20 s"
+        time.sleep(0.01)
 
 
 def _serve(plane: _core.Plane, directory: Path, layers: dict[str, Path]) -> Path:

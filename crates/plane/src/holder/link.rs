@@ -19,6 +19,7 @@ use crate::clock;
 use crate::config::DeviceConfig;
 use crate::control::{Channel, FromWorker, NODES, ToWorker};
 use crate::holder::events::{Events, lock};
+use crate::holder::reopen::{self, Reopen};
 use crate::holder::shadow::{Outgoing, Shadow};
 use crate::holder::watch::{LOOK, Verdict, Watch};
 use crate::shares::{ShareNode, Shares};
@@ -70,6 +71,8 @@ pub struct State {
     /// States of the arbiter: parts that have come, and whether those are all. Of requests that somebody waits for.
     reports: HashMap<u64, (Vec<Value>, bool)>,
     shares: Shares,
+    /// Devices that the worker could not open, though another could before.
+    pub reopen: Reopen,
     serial: u64,
     ending: bool,
 }
@@ -273,6 +276,7 @@ impl Link {
         self.change(|state| {
             state.pid = child.id();
             state.generation += 1;
+            state.reopen.clear();
             let shares: Vec<ShareNode> = state.shares.nodes().cloned().collect();
             state.outbox = share_messages(&shares).collect();
             for shadow in state.devices.values_mut().filter(|shadow| shadow.switching) {
@@ -350,11 +354,13 @@ impl Link {
                 Verdict::Ask => self.state().tell(Outgoing { message: ToWorker::Ping, fds: Vec::new() }),
                 Verdict::Hung => return Err(io::Error::other("it computes and does not answer")),
             }
+            reopen::retry(&mut self.state());
             let full = self.send(channel)?;
             if self.state().ending {
                 return Ok(());
             }
-            self.poll(Some((channel, full)), LOOK);
+            let rest = self.state().reopen.rest(LOOK);
+            self.poll(Some((channel, full)), rest);
             loop {
                 match channel.receive::<FromWorker>() {
                     Ok(Some((FromWorker::Pong, _))) => watch.answered(),
@@ -390,6 +396,17 @@ impl Link {
         match message {
             FromWorker::Opened { device, error } => {
                 let Some(shadow) = state.devices.get_mut(&device) else { return };
+                let (served, disk) =
+                    (shadow.opened == Some(Ok(())), matches!(shadow.config, DeviceConfig::Blk(_)));
+                if let (Some(detail), true, true) = (&error, served, disk) {
+                    shadow.last_violation = Some(format!("it cannot be opened again: {detail}"));
+                    state.reopen.later(device);
+                    return;
+                }
+                if error.is_none() && std::mem::take(&mut shadow.no_space) {
+                    // If it has still to wait, the worker will say so.
+                    self.events.push("DEVICE_SPACE", json!({"id": shadow.config.id()}));
+                }
                 if let Some(detail) = &error {
                     shadow.violated("open", detail);
                     let data =
@@ -407,7 +424,8 @@ impl Link {
                 self.answered.notify_all();
             }
             FromWorker::Space { device, enough } => {
-                let Some(shadow) = state.devices.get(&device) else { return };
+                let Some(shadow) = state.devices.get_mut(&device) else { return };
+                shadow.no_space = !enough;
                 let event = if enough { "DEVICE_SPACE" } else { "DEVICE_NO_SPACE" };
                 self.events.push(event, json!({"id": shadow.config.id()}));
             }

@@ -33,6 +33,7 @@ mod link;
 mod offer;
 mod protocol;
 mod relay;
+mod reopen;
 mod session;
 mod shadow;
 mod watch;

@@ -48,6 +48,8 @@ pub struct Shadow {
     backend: Vec<Arc<OwnedFd>>,
     /// It is being opened anew on other files: until then its worker is told nothing of it.
     pub switching: bool,
+    /// Whether it waits for space on the host, as far as has been told.
+    pub no_space: bool,
     /// The guest's memory, and the file of each region.
     pub memory: Vec<(Region, Arc<OwnedFd>)>,
     /// By index.
@@ -85,6 +87,7 @@ impl Shadow {
             page_fd,
             backend,
             switching: false,
+            no_space: false,
             memory: Vec::new(),
             queues: BTreeMap::new(),
             closing: None,
