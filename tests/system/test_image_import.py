@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from nagaya.abi import linux
 from nagaya.daemon.uids import tool_uid
 from nagaya.errors import ConflictError, NagayaError, SpecError
 from nagaya.images import confined
 from nagaya.images.confined import Plan
 from nagaya.images.importing import import_image
-from nagaya.images.qemuimg import QemuImg
+from nagaya.images.qemuimg import Node, QemuImg, graph
 from nagaya.images.store import Image, ImageStore
+from nagaya.images.tools import find_tool
 from nagaya.paths import Paths
 from nagaya.progress import Progress, silent
+from nagaya.testing.scratch import make_directory
 
 pytestmark = pytest.mark.qemu
 MIB = 2**20
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -181,3 +188,26 @@ def test_the_jail_shows_the_files_of_the_plan_and_nothing_else(tmp_path: Path) -
         assert said[forbidden] == "-1"
     assert given.read_bytes() == b"12345"
     assert made.read_bytes() == b"12345x"
+
+
+@pytest.mark.root
+def test_a_user_without_root_has_a_jail_too(disk: Path) -> None:
+    top = make_directory()
+    try:
+        source = top / "disk.qcow2"
+        shutil.copy(in_format(disk, "qcow2"), source)
+        for path in (top, source):
+            os.chown(path, NOBODY, NOBODY)
+        argv = (str(find_tool("qemu-img")), "check", graph([Node(source, "qcow2")]))
+        plan = json.dumps(asdict(Plan(argv, uid=0, reads=(str(source),))))
+        importlib.import_module("nagaya._core")  # here: it may be out of a stranger's reach
+        child = os.fork()
+        if child == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else /proc/self is root's
+            os._exit(confined.main(plan))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        shutil.rmtree(top)
