@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import pexpect
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
@@ -142,3 +145,18 @@ def test_a_machine_comes_and_goes_and_the_cursor_stays_on_its_own(client: Client
         await pilot.press("q")
 
     play(client, scene)
+
+
+def test_the_command_runs_on_a_terminal_and_leaves_it_as_it_was(client: Client) -> None:
+    environment = os.environ | client.paths.environment() | {"TERM": "xterm-256color"}
+    arguments = ["-m", "nagaya.cli", "top", "--sort", "iops"]
+    terminal = pexpect.spawn(
+        sys.executable, arguments, env=environment, dimensions=(20, 120), timeout=PATIENCE
+    )
+    terminal.expect(b"batch")
+    terminal.expect(b"MiB/s")
+    terminal.send(b"q")
+    terminal.expect(rb"\x1b\[\?1049l")  # back from the alternate screen
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 0
