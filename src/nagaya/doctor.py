@@ -122,6 +122,7 @@ def _packages() -> Iterator[Finding]:
         ("mmdebstrap", "mmdebstrap", "Debian images cannot be built"),
         ("mke2fs", "e2fsprogs", "images cannot be built"),
         ("busybox", "busybox-static", "the BusyBox image cannot be built"),
+        ("qemu-img", "qemu-utils", "disks cannot be merged, imported and exported"),
     ):
         where = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
         if where:
