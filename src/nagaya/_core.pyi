@@ -73,7 +73,7 @@ class Plane:
         "read_bytes", "written_bytes", "errors", "inflight", "spaceless",
         "flush_error": errno of a failed flush or 0, "faults": {...} | null, "faulted": count, "violations": {"kind": count},
         "last_violation": str | null}],
-        "workers": [{"name", "pid", "generation", "devices"}]}`."""
+        "workers": [{"name", "pid": null while none runs, "generation", "devices"}]}`."""
 
     def event_fd(self) -> int:
         """An eventfd that is readable while `take_events` has something."""

@@ -22,6 +22,7 @@ from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import ConsoleDevice, RngDevice
 from nagaya.plane.launch import ensure_holder
 from nagaya.testing.scratch import make_directory
+from nagaya.testing.workers import worker_pids
 
 QEMU_GA = shutil.which("qemu-ga", path="/usr/sbin:/usr/bin")
 
@@ -158,10 +159,8 @@ def _initramfs(top: Path) -> Path:
 
 
 async def _kill_worker(client: PlaneClient) -> None:
-    (pid,) = [worker.pid for worker in await client.query_workers() if worker.name == "chars"]
-    if pid:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill((await worker_pids(client))["chars"], signal.SIGKILL)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -187,7 +186,7 @@ async def test_the_agent_runs_commands(house: House) -> None:
 
 async def test_an_idle_guest_costs_the_plane_nothing(house: House) -> None:
     async with seated(house), house.plane() as client:
-        pids = [await client.pid(), *(worker.pid for worker in await client.query_workers())]
+        pids = [await client.pid(), *(await worker_pids(client)).values()]
         await asyncio.sleep(0.5)
         before = [_cpu_seconds(pid) for pid in pids]
         await asyncio.sleep(2)

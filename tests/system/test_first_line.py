@@ -17,6 +17,7 @@ from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import ConsoleDevice
 from nagaya.plane.launch import ensure_holder
 from nagaya.testing.scratch import make_directory
+from nagaya.testing.workers import worker_pids
 
 BOOTS = 30  # without the patch about one in three of these is silent
 
@@ -45,10 +46,10 @@ async def _boots(top: Path, kernel: Kernel) -> None:
                 str(top / "console"), str(top / "agent"), str(top / "log"), 2**20,
             )
         )  # fmt: skip
-        [worker] = await plane.query_workers()
+        [worker] = (await worker_pids(plane)).values()
         cpu = min(os.sched_getaffinity(0))
-        os.sched_setaffinity(worker.pid, {cpu})
-        os.sched_setscheduler(worker.pid, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setaffinity(worker, {cpu})
+        os.sched_setscheduler(worker, os.SCHED_IDLE, os.sched_param(0))
         write_boot_test(top / "initrd")
         command = ["taskset", "-c", str(cpu), kernel.path, "mem=64M", f"initrd={top}/initrd"]
         command += [f"virtio_uml.device={top}/vu:3", "console=hvc0", "quiet", "con=null", f"uml_dir={top}/"]

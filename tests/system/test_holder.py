@@ -23,6 +23,7 @@ from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, RngDevice
 from nagaya.plane.launch import ensure_holder
 from nagaya.testing.scratch import make_directory
+from nagaya.testing.workers import worker_pids
 
 pytestmark = pytest.mark.anyio
 
@@ -122,7 +123,7 @@ async def test_after_kill_9_the_next_one_takes_over_the_stale_sockets(house: Pat
     async with await PlaneClient.connect(house.plane_socket) as client:
         for device in (disk, console, rng):
             await client.device_add(device)
-        workers = [worker.pid for worker in await client.query_workers()]
+        workers = (await worker_pids(client)).values()
         os.kill(pid, signal.SIGKILL)
         await asyncio.wait_for(client.wait_closed(), 5)
     for process in (pid, *workers):
@@ -184,20 +185,21 @@ async def test_a_killed_worker_is_replaced_at_once_and_said(house: Paths) -> Non
     async with running(house) as (_, client):
         for device in devices(house, "m1"):
             await client.device_add(device)
+        pid = (await worker_pids(client))["chars"]
         before = {worker.name: worker for worker in await client.query_workers()}
         names = []
         events = client.events()
         waiting = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.05)
         killed = time.time()
-        os.kill(before["chars"].pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         names.append((await asyncio.wait_for(waiting, 5)).name)
         started = await asyncio.wait_for(anext(events), 5)
         names.append(started.name)
         assert names == ["WORKER_EXITED", "WORKER_STARTED"]
         assert started.at - killed < 0.5
         after = {worker.name: worker for worker in await client.query_workers()}
-        assert after["chars"].pid != before["chars"].pid
+        assert after["chars"].pid != pid
         assert after["chars"].generation == before["chars"].generation + 1
         await events.aclose()
 

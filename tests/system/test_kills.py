@@ -32,6 +32,7 @@ from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import BlkDevice, Layer
 from nagaya.plane.launch import ensure_holder
+from nagaya.testing.workers import worker_pids
 
 pytestmark = [pytest.mark.qemu]
 
@@ -114,14 +115,9 @@ class Campaign:
 
     async def kill_worker(self, plane: PlaneClient) -> None:
         """Most of them at work, some while they still take up what the last one left."""
-        (worker,) = await plane.query_workers()
-        deadline = time.monotonic() + PATIENCE
-        while worker.pid == 0:
-            assert time.monotonic() < deadline, "no new worker"
-            await asyncio.sleep(0.001)
-            (worker,) = await plane.query_workers()
+        (pid,) = (await worker_pids(plane)).values()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
     def start_machine(self) -> None:
         """It reads all that it or those before it wrote, then goes on."""

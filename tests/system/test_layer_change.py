@@ -85,8 +85,8 @@ def test_requests_survive_a_change_of_files(
     at_rest: dict[Path, str] = {}
     while client.poll() is None and len(layers) < 20:
         time.sleep(chance.uniform(0.02, 0.1))
-        if kill and (pid := worker_pid(plane)):
-            os.kill(pid, signal.SIGKILL)
+        if kill:
+            os.kill(worker_pid(plane), signal.SIGKILL)
         fresh = overlay(directory / f"l{len(layers)}.qcow2", layers[0], "qcow2")
         change(plane, [fresh, *layers])
         at_rest[layers[0]] = digest(layers[0])

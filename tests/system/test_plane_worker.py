@@ -84,10 +84,11 @@ def test_events_tell_of_each_worker(plane: _core.Plane, directory: Path, vub: Pa
     os.truncate(image, DISK_BYTES)
     path = _serve(plane, directory, {"raw": image})
     subprocess.run([vub, "config", "--socket", path], check=True, capture_output=True)
+    killed = worker_pid(plane)
     before = _worker(plane)
-    os.kill(before["pid"], signal.SIGKILL)
+    os.kill(killed, signal.SIGKILL)
     deadline = time.monotonic() + 5
-    while (after := _worker(plane))["pid"] in (before["pid"], None, 0) and time.monotonic() < deadline:
+    while (after := _worker(plane))["pid"] in (killed, None) and time.monotonic() < deadline:
         time.sleep(0.005)
     assert after["generation"] == before["generation"] + 1
     names: list[str] = []

@@ -73,10 +73,10 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """A worker process. `generation` counts its starts; `pid` is 0 while it is being replaced."""
+    """A worker process. `generation` counts its starts; `pid` is None while none runs."""
 
     name: str
-    pid: int
+    pid: int | None
     generation: int
     devices: tuple[str, ...]
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,8 @@ from typing import Any, Self
 from nagaya import _core
 from nagaya.closing import Closing
 from nagaya.plane import worker
+
+_PATIENCE_S = 10.0
 
 
 @contextlib.contextmanager
@@ -68,9 +71,14 @@ def device(plane: _core.Plane) -> dict[str, Any]:
 
 
 def worker_pid(plane: _core.Plane) -> int:
-    """The process of its only worker; 0 while there is none."""
-    (found,) = json.loads(plane.query())["workers"]
-    return int(found["pid"])
+    """The process of its only worker, once it runs. Raises `TimeoutError`."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        (found,) = json.loads(plane.query())["workers"]
+        if found["pid"] is not None:
+            return int(found["pid"])
+        time.sleep(0.002)
+    raise TimeoutError(f"no worker runs after {_PATIENCE_S} s")
 
 
 class Asker(Closing):

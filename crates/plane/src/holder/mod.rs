@@ -306,7 +306,9 @@ impl Plane {
                 names.push(shadow.config.id().to_owned());
                 devices.push(describe(shadow));
             }
-            workers.push(json!({"name": link.name, "pid": state.pid, "generation": state.generation,
+            // Not 0: whoever signals that ends itself.
+            let pid = (state.pid != 0).then_some(state.pid);
+            workers.push(json!({"name": link.name, "pid": pid, "generation": state.generation,
                 "devices": names}));
         }
         json!({"devices": devices, "workers": workers}).to_string()
