@@ -20,7 +20,7 @@ const QUIET: Nanos = 2_000_000_000;
 
 /// The window is worth its size up to where it grows by 10% and the throughput by so much of that.
 const GAIN: f64 = 0.05;
-const GAIN_QUIET: f64 = 0.3;
+const GAIN_QUIET: f64 = 0.4;
 
 /// The size is varied by so much, up and down: as a natural logarithm.
 const SWING: f64 = 0.2;
@@ -32,6 +32,9 @@ const LONGEST_STEP: f64 = 0.4;
 const SLOWEST: f64 = 0.25;
 const FASTEST: f64 = 4.0;
 const LONGEST_HOLD: u32 = 16;
+
+/// A quiet one is disturbed by trials: less often when they find nothing new.
+const LONGEST_QUIET_HOLD: u32 = 150;
 
 /// So many pairs of trials must agree, within the error of their mean, or so many are there.
 const PAIRS: u32 = 2;
@@ -257,6 +260,8 @@ impl Window {
             Phase::Larger(_) => SWING,
         };
         let size = (self.centre() * swing.exp()).max(LEAST);
+        // Half a request more makes the quiet one wait.
+        let size = if now < self.quiet_until { size.floor() } else { size };
         self.size = (size * UNIT as f64) as u64;
     }
 
@@ -278,7 +283,8 @@ impl Window {
             self.holds /= 2;
         } else {
             self.pace = (self.pace / 2.0).max(SLOWEST);
-            self.holds = (self.holds * 2 + 1).min(LONGEST_HOLD);
+            let longest = if now < self.quiet_until { LONGEST_QUIET_HOLD } else { LONGEST_HOLD };
+            self.holds = (self.holds * 2 + 1).min(longest);
         }
         let step = (worth * STEP * self.pace).clamp(-LONGEST_STEP, LONGEST_STEP);
         self.centre = (self.centre.min(self.bound * 2.0) * step.exp()).clamp(LEAST, MOST);
