@@ -36,6 +36,9 @@ const LONGEST_HOLD: u32 = 16;
 /// A quiet one is disturbed by trials: less often when they find nothing new.
 const LONGEST_QUIET_HOLD: u32 = 150;
 
+/// A throughput that is so far from that of the span before, as a natural logarithm, ends the time without trials.
+const CHANGED: f64 = 0.3;
+
 /// So many pairs of trials must agree, within the error of their mean, or so many are there.
 const PAIRS: u32 = 2;
 const MOST_PAIRS: u32 = 12;
@@ -135,6 +138,8 @@ pub(super) struct Window {
     upwards: bool,
     gains: Gains,
     answered: Nanos,
+    /// Throughput of the last span without a trial.
+    held: f64,
     pace: f64,
     /// Spans without trials between two pairs.
     holds: u32,
@@ -160,6 +165,7 @@ impl Window {
             upwards: false,
             gains: Gains::default(),
             answered: now,
+            held: 0.0,
             pace: 1.0,
             holds: 0,
             idle_since: Some(now),
@@ -243,8 +249,10 @@ impl Window {
                 }
                 Phase::Hold(0)
             }
-            _ if !trial.is_even(time) => Phase::Hold(0),
+            // All trials would be of the same size.
+            _ if self.bound < self.centre * SWING.exp() || !trial.is_even(time) => Phase::Hold(0),
             Phase::Hold(0) => Phase::Smaller,
+            Phase::Hold(_) if (throughput / self.held).ln().abs() > CHANGED => Phase::Smaller,
             Phase::Hold(more) => Phase::Hold(more - 1),
             Phase::Smaller => Phase::Larger(throughput),
             Phase::Larger(smaller) => {
@@ -254,6 +262,9 @@ impl Window {
                 if self.holds == 0 { Phase::Smaller } else { Phase::Hold(self.holds - 1) }
             }
         };
+        if matches!(self.phase, Phase::Hold(_)) {
+            self.held = throughput;
+        }
         let swing = match self.phase {
             Phase::Hold(_) => 0.0,
             Phase::Smaller => -SWING,
@@ -287,7 +298,7 @@ impl Window {
             self.holds = (self.holds * 2 + 1).min(longest);
         }
         let step = (worth * STEP * self.pace).clamp(-LONGEST_STEP, LONGEST_STEP);
-        self.centre = (self.centre.min(self.bound * 2.0) * step.exp()).clamp(LEAST, MOST);
+        self.centre = (self.centre * step.exp()).clamp(LEAST, MOST);
     }
 
     /// Its size in requests of 4 KiB, without the trials' swing.
