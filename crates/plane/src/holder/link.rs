@@ -3,7 +3,6 @@
 //! Whoever changes a device's shadow queues the message that tells the worker, under the same lock, and never waits for
 //! the socket. One thread for each worker sends, listens and restarts; a new worker gets all shadows from the start.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -16,13 +15,17 @@ use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::clock;
-use crate::config::DeviceConfig;
-use crate::control::{Channel, FromWorker, NODES, ToWorker};
+use crate::control::{Channel, FromWorker, ToWorker};
 use crate::holder::events::{Events, lock};
-use crate::holder::reopen::{self, Reopen};
-use crate::holder::shadow::{Outgoing, Shadow};
+use crate::holder::reopen;
+use crate::holder::shadow::Outgoing;
 use crate::holder::watch::{LOOK, Verdict, Watch};
-use crate::shares::{ShareNode, Shares};
+use crate::shares::Shares;
+
+mod hear;
+mod state;
+
+pub use state::{State, ask_to_close, ask_to_stop};
 
 /// A worker that dies sooner than this after its start is in a crash loop.
 const STABLE: Duration = Duration::from_secs(2);
@@ -54,65 +57,6 @@ pub struct Link {
     answered: Condvar,
     wake: EventFd,
     events: Arc<Events>,
-}
-
-/// What the link's lock guards.
-#[derive(Default)]
-pub struct State {
-    /// Devices by number.
-    pub devices: BTreeMap<u32, Shadow>,
-    /// Process id; 0 while none runs.
-    pub pid: u32,
-    /// How many workers there have been.
-    pub generation: u64,
-    outbox: VecDeque<Outgoing>,
-    /// Answers nobody has picked up: serial to the index of the available ring.
-    answers: HashMap<u64, u16>,
-    /// States of the arbiter: parts that have come, and whether those are all. Of requests that somebody waits for.
-    reports: HashMap<u64, (Vec<Value>, bool)>,
-    shares: Shares,
-    /// Devices that the worker could not open, though another could before.
-    pub reopen: Reopen,
-    serial: u64,
-    ending: bool,
-}
-
-impl State {
-    /// Queue a message for the worker, unless it is about a device that will be opened anew with all there is to say.
-    pub fn tell(&mut self, outgoing: Outgoing) {
-        let shadow = outgoing.message.device().and_then(|device| self.devices.get(&device));
-        if !shadow.is_some_and(|shadow| shadow.switching) {
-            self.say(outgoing);
-        }
-    }
-
-    /// Queue a message for the worker.
-    pub fn say(&mut self, outgoing: Outgoing) {
-        // Without a worker there is nobody to tell: the next one gets a snapshot.
-        if self.pid != 0 {
-            self.outbox.push_back(outgoing);
-        }
-    }
-
-    /// Have the worker, and those after it, share by `nodes`, which have been checked.
-    pub fn set_shares(&mut self, nodes: &[ShareNode]) {
-        if self.shares.set(nodes).is_ok() {
-            share_messages(nodes).for_each(|message| self.tell(message));
-        }
-    }
-
-    /// Whether it serves disks, which are what there is to arbitrate.
-    pub fn has_disks(&self) -> bool {
-        self.devices
-            .values()
-            .any(|shadow| matches!(shadow.config, DeviceConfig::Blk(_) | DeviceConfig::Copy(_)))
-    }
-
-    /// A number for a request that will be answered.
-    pub fn next_serial(&mut self) -> u64 {
-        self.serial += 1;
-        self.serial
-    }
 }
 
 impl Link {
@@ -277,8 +221,7 @@ impl Link {
             state.pid = child.id();
             state.generation += 1;
             state.reopen.clear();
-            let shares: Vec<ShareNode> = state.shares.nodes().cloned().collect();
-            state.outbox = share_messages(&shares).collect();
+            state.begin();
             for shadow in state.devices.values_mut().filter(|shadow| shadow.switching) {
                 (shadow.switching, shadow.opened) = (false, None);
             }
@@ -391,93 +334,6 @@ impl Link {
         }
     }
 
-    fn hear(&self, message: FromWorker) {
-        let mut state = self.state();
-        match message {
-            FromWorker::Opened { device, error } => {
-                let Some(shadow) = state.devices.get_mut(&device) else { return };
-                let (served, disk) =
-                    (shadow.opened == Some(Ok(())), matches!(shadow.config, DeviceConfig::Blk(_)));
-                if let (Some(detail), true, true) = (&error, served, disk) {
-                    shadow.last_violation = Some(format!("it cannot be opened again: {detail}"));
-                    state.reopen.later(device);
-                    return;
-                }
-                if error.is_none() && std::mem::take(&mut shadow.no_space) {
-                    // If it has still to wait, the worker will say so.
-                    self.events.push("DEVICE_SPACE", json!({"id": shadow.config.id()}));
-                }
-                if let Some(detail) = &error {
-                    shadow.violated("open", detail);
-                    let data =
-                        json!({"id": shadow.config.id(), "queue": null, "kind": "open", "detail": detail});
-                    self.events.push("DEVICE_VIOLATION", data);
-                }
-                if error.is_some()
-                    && shadow.opened.is_some()
-                    && matches!(shadow.config, DeviceConfig::Copy(_))
-                {
-                    let data = json!({"id": shadow.config.id(), "errno": libc::EIO});
-                    self.events.push("JOB_ENDED", data);
-                }
-                shadow.opened = Some(error.map_or(Ok(()), Err));
-                self.answered.notify_all();
-            }
-            FromWorker::Space { device, enough } => {
-                let Some(shadow) = state.devices.get_mut(&device) else { return };
-                shadow.no_space = !enough;
-                let event = if enough { "DEVICE_SPACE" } else { "DEVICE_NO_SPACE" };
-                self.events.push(event, json!({"id": shadow.config.id()}));
-            }
-            FromWorker::FlushFailed { device, errno } => {
-                let Some(shadow) = state.devices.get(&device) else { return };
-                let data = json!({"id": shadow.config.id(), "errno": errno});
-                self.events.push("DEVICE_FLUSH_FAILED", data);
-            }
-            FromWorker::Ended { device, errno } => {
-                let Some(shadow) = state.devices.get(&device) else { return };
-                self.events.push("JOB_ENDED", json!({"id": shadow.config.id(), "errno": errno}));
-            }
-            FromWorker::Stopped { serial, base } => {
-                for shadow in state.devices.values_mut() {
-                    shadow.queues.retain(|_, queue| queue.stopping != Some(serial));
-                }
-                state.answers.insert(serial, base);
-                self.answered.notify_all();
-            }
-            FromWorker::Pong => {} // the watch has heard it
-            FromWorker::FaultsSet { serial } => {
-                state.answers.insert(serial, 0);
-                self.answered.notify_all();
-            }
-            FromWorker::Closed { serial } => {
-                state.devices.retain(|_, shadow| shadow.closing != Some(serial));
-                state.answers.insert(serial, 0);
-                self.answered.notify_all();
-            }
-            FromWorker::Arbiter { serial, status, last } => {
-                // Nobody waits any more for an answer that came too late.
-                let Some((parts, all)) = state.reports.get_mut(&serial) else { return };
-                parts.push(status);
-                *all = last;
-                self.answered.notify_all();
-            }
-            FromWorker::Waits { rows } => {
-                self.events.push("ARBITER_WAITS", json!({"worker": self.name, "rows": rows}));
-            }
-            FromWorker::Objective { id, met } => {
-                self.events.push("ARBITER_OBJECTIVE", json!({"worker": self.name, "id": id, "met": met}));
-            }
-            FromWorker::Violation { device, queue, kind, detail } => {
-                let Some(shadow) = state.devices.get_mut(&device) else { return };
-                shadow.violated(&kind, &detail);
-                let id = shadow.config.id().to_owned();
-                let data = json!({"id": id, "queue": queue, "kind": kind, "detail": detail});
-                self.events.push("DEVICE_VIOLATION", data);
-            }
-        }
-    }
-
     /// Sleep until the worker says something (or takes something, if the socket is full), or we are nudged.
     fn poll(&self, channel: Option<(&Channel, bool)>, timeout: Duration) {
         let (fd, full) = channel.map_or((-1, false), |(channel, full)| (channel.as_raw_fd(), full));
@@ -491,31 +347,4 @@ impl Link {
         // Fails only if we have not been nudged.
         let _ = self.wake.read();
     }
-}
-
-fn share_messages(nodes: &[ShareNode]) -> impl Iterator<Item = Outgoing> {
-    nodes.chunks(NODES).map(|nodes| {
-        let message = ToWorker::Shares { nodes: nodes.to_vec() };
-        Outgoing { message, fds: Vec::new() }
-    })
-}
-
-/// Ask the worker to stop `queue` of `device`; the serial of the answer, or `None` if it does not run.
-pub fn ask_to_stop(state: &mut State, device: u32, queue: u16) -> Option<u64> {
-    let serial = state.next_serial();
-    let running = state.devices.get_mut(&device)?.queues.get_mut(&queue)?;
-    if let Some(earlier) = running.stopping {
-        return Some(earlier);
-    }
-    running.stopping = Some(serial);
-    state.tell(Outgoing { message: ToWorker::Stop { device, queue, serial }, fds: Vec::new() });
-    Some(serial)
-}
-
-/// Ask the worker to forget `device`; the serial of the answer.
-pub fn ask_to_close(state: &mut State, device: u32) -> Option<u64> {
-    let serial = state.next_serial();
-    state.devices.get_mut(&device)?.closing = Some(serial);
-    state.tell(Outgoing { message: ToWorker::Close { device, serial }, fds: Vec::new() });
-    Some(serial)
 }
