@@ -192,7 +192,7 @@ def test_entropy(plane: _core.Plane, directory: Path) -> None:
 
 def test_a_console(plane: _core.Plane, directory: Path) -> None:
     path = directory / "console.sock"
-    host, port = socket.socketpair()
+    host, port = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     config = {
         "driver": "console",
         "id": "console",
@@ -205,12 +205,17 @@ def test_a_console(plane: _core.Plane, directory: Path) -> None:
         plane.device_add(json.dumps(config), [listener.fileno(), port.fileno()])
     host.settimeout(20)
     with host, Bare(build("console"), devices=[DeviceConfig("console", "console", str(path))]) as guest:
-        assert host.recv(100) == b"READY\n"
+        assert host.recv(100) == bytes(8) + b"READY\n"
+        sent, had = 0, len(b"READY\n")
         for word in (b"hello", b"row house", b"x" * 4096):
-            host.sendall(word)
+            host.send(sent.to_bytes(8, "little") + word)
+            sent += len(word)
             answer = b""
             while len(answer) < len(word):
-                answer += host.recv(4096)
+                packet = host.recv(8192)
+                assert int.from_bytes(packet[:8], "little") == had
+                answer += packet[8:]
+                had += len(packet) - 8
             assert answer == word.upper()
-        host.sendall(b"bye")
+        host.send(sent.to_bytes(8, "little") + b"bye")
         guest.finish()
