@@ -19,6 +19,7 @@ import pytest
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.disks import Disks
 from nagaya.errors import ConflictError, NotFoundError, ResourceError, SpecError, UnsupportedError
+from nagaya.images.chain import replace_by_link
 from nagaya.models.disk import DiskInfo
 from nagaya.paths import Paths
 from nagaya.progress import silent
@@ -284,6 +285,25 @@ def test_a_full_disk_is_said_and_the_disk_is_as_before(stage: Stage, tmp_path: P
         play(stage, scene)
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_merge_killed_before_its_record_is_finished_later(stage: Stage) -> None:
+    async def scene(_daemon: Daemon, disks: Disks) -> None:
+        await disks.create("data", 3 * SIZE, "one")
+        await disks.snapshot("data", "s0")
+        await write(disks, "data", 1, 0, 4 * MIB)
+        await disks.snapshot("data", "s1")
+        now = await content(disks, "data")
+        record = stage.paths.disks / "data" / "disk.json"
+        body = json.loads(record.read_text())
+        record.write_text(json.dumps(body | {"snapshots": []}))
+        replace_by_link(record.parent / "disk-1.qcow2", record.parent / "disk.qcow2")
+        assert await content(disks, "data") == now
+        assert (await disks.check("data", silent, repair=False))["corruptions"] == 0
+        await disks.commit("data", silent)
+        assert await content(disks, "data") == now
+
+    play(stage, scene)
 
 
 KILLED = """

@@ -113,7 +113,12 @@ class Leases:
         """Use `images` (path to access) for a job; `what` names it in refusals. Raises `ConflictError`."""
         pid = os.getpid()
         holder = Holder(f"job-{new_id()}", what, self.host, pid, start_time_of(pid))
-        claims = [Claim(path, inode_of(path), access, "") for path, access in images.items()]
+        named: dict[str, Claim] = {}  # one for each image: a killed merge leaves two layers that are one file
+        for path, access in images.items():
+            claim = Claim(path, inode_of(path), access, "")
+            if access is Access.WRITER or (claim.inode or path) not in named:
+                named[claim.inode or path] = claim
+        claims = list(named.values())
         found = self.table.take(holder, claims, self._clock())
         if isinstance(found, Obstacle):
             error = self.refusal(what, found)
