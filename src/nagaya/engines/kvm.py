@@ -130,7 +130,8 @@ class KvmEngine:
     async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
         """Ask the guest to let go of it, and wait for that."""
         await ask_and_see(machine.spec.name, machine.paths.qmp_socket, "device_del", {"id": device}, UNPLUG_S)
-        await self._ask(machine, "chardev-remove", {"id": device})
+        with contextlib.suppress(UnavailableError):  # the device has gone, and now perhaps the machine
+            await self._ask(machine, "chardev-remove", {"id": device})
 
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
