@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def test_wait_ends_when_the_holder_does(
     def stop_when_waited_for() -> None:
         with Client(daemon_paths) as client:
             while not client.leases.list(image)[0].waiting:
-                pass
+                time.sleep(0.01)
+            time.sleep(0.3)  # the command line says what it waits for
             client.machines.named("a").stop(5)
 
     helper = threading.Thread(target=stop_when_waited_for)
