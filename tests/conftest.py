@@ -68,6 +68,19 @@ def shared_paths() -> Paths:
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Short: a unix socket's path holds 107 bytes."""
+    top = make_directory()
+    yield top
+    shutil.rmtree(top)
+
+
+@pytest.fixture
 def paths(shared_paths: Paths) -> Iterator[Paths]:
     """Directories of a Nagaya of its own that sees the shared kernels and images; their paths are short."""
     top = make_directory()

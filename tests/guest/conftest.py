@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -17,19 +16,10 @@ import pytest
 from nagaya import _core
 from nagaya.kvm.config import DeviceConfig
 from nagaya.plane import worker
-from nagaya.testing.scratch import make_directory
 
 DISK_BYTES = 4 << 20
 
 MakeDisk = Callable[..., DeviceConfig]
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """Short: a unix socket's path holds 107 bytes."""
-    top = make_directory()
-    yield top
-    shutil.rmtree(top)
 
 
 @pytest.fixture

@@ -33,11 +33,6 @@ PROGRAM = (
 IDLE, END, TRIPLE_FAULT, _, _, _, PANIC, RESET, _, SPIN, BUTTON = range(11)  # what the payload `acts` knows
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class Running:
     """The process of a machine, and a client of its monitor that collects events."""

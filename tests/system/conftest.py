@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,11 +17,13 @@ from typing import Any
 import pexpect
 import pytest
 
+from nagaya import _core
 from nagaya.cli.daemon import end
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
+from nagaya.testing.disks import core
 from nagaya.testing.yard import Yard, write_initrd
 
 YardTest = Callable[[Yard], Coroutine[Any, Any, None]]
@@ -44,6 +48,24 @@ def vub() -> Path:
     )
     messages = map(json.loads, built.stdout.splitlines())
     return next(Path(message["executable"]) for message in messages if message.get("executable"))
+
+
+@pytest.fixture
+def plane() -> Iterator[_core.Plane]:
+    """The Rust half of a holder, in this process, with real workers."""
+    with core() as plane:
+        yield plane
+
+
+@pytest.fixture
+def house(directory: Path) -> Iterator[Paths]:
+    """Directories of a Nagaya of its own; a holder that is left is killed."""
+    paths = Paths(directory / "r", directory / "s", directory / "c")
+    paths.run.mkdir()
+    yield paths
+    with contextlib.suppress(OSError, ValueError):
+        if paths.plane_socket.exists():
+            os.kill(int((paths.run / "plane.lock").read_text()), signal.SIGKILL)
 
 
 @pytest.fixture

@@ -96,11 +96,6 @@ async def seated(house: House) -> AsyncIterator[Terminal]:
             await writer.wait_closed()
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def house(uml_kernel: Kernel) -> Iterator[House]:
     top = make_directory()

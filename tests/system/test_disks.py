@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from nagaya.daemon.attachments import attach, detach
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.disks import Disks
 from nagaya.errors import ConflictError, NotFoundError, ResourceError, SpecError, UnsupportedError
@@ -159,9 +160,9 @@ def test_machines_have_disks_by_name_and_keep_others_from_them(stage: Stage) -> 
         await disks.create("data", SIZE, "")
         spec = {"name": "db", "disks": [{"image": "one"}]}
         await daemon.supervisor.create(MachineSpec.model_validate(spec))
-        await disks.attach("db", "data", read_only=False)
+        await attach(daemon.supervisor, "db", "data", read_only=False)
         with pytest.raises(ConflictError, match="has disk 'data' already"):
-            await disks.attach("db", "data", read_only=False)
+            await attach(daemon.supervisor, "db", "data", read_only=False)
         with pytest.raises(ConflictError, match="is a disk of db"):
             await disks.delete("data")
         await daemon.supervisor.start("db")
@@ -177,7 +178,7 @@ def test_machines_have_disks_by_name_and_keep_others_from_them(stage: Stage) -> 
         grown = await disks.resize("db/disk0", SIZE)
         assert grown.size == SIZE
         assert daemon.supervisor.get("db").spec.disks[0].size == SIZE
-        await disks.detach("db", "data")
+        await detach(daemon.supervisor, "db", "data")
         await daemon.supervisor.delete("db")
         assert [disk.name for disk in await disks.all()] == ["data"]
         await disks.delete("data")

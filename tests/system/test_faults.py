@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from nagaya.cli.daemon import end
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
-from nagaya.paths import Paths
 from nagaya.sdk import Client, Machine, ensure_daemon
 
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
 
 WRITE = "dd if=/dev/zero of=/dev/vdb bs=4k count={count} oflag=direct conv=notrunc 2>&1"
-
-
-@pytest.fixture
-def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
-    ensure_daemon(paths)
-    with Client(paths) as client:
-        yield client
-        for machine in client.machines.list():
-            machine.delete(force=True)
-        host = client.host()
-    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
-        if pid is not None:
-            end(pid)
 
 
 @pytest.fixture

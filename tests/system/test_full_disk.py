@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 from nagaya.cli.daemon import end
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.sdk import Client, Machine, ensure_daemon
 
@@ -46,16 +44,9 @@ def small(paths: Paths) -> Iterator[Path]:
 
 
 @pytest.fixture
-def client(paths: Paths, small: Path, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
-    ensure_daemon(paths)
-    with Client(paths) as client:
-        yield client
-        for machine in client.machines.list():
-            machine.delete(force=True)
-        host = client.host()
-    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
-        if pid is not None:
-            end(pid)
+def client(small: Path, client: Client) -> Client:
+    """Its machines are on the small file system, which is there first and goes last."""
+    return client
 
 
 def _until(true: Callable[[], bool], seconds: float = 20) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,27 +21,9 @@ from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, RngDevice
 from nagaya.plane.launch import ensure_holder
-from nagaya.testing.scratch import make_directory
 from nagaya.testing.workers import worker_pids
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def house() -> Iterator[Paths]:
-    """Directories of a Nagaya of its own; whatever holder is left is killed."""
-    top = make_directory()
-    paths = Paths(top / "r", top / "s", top / "c")
-    yield paths
-    with contextlib.suppress(OSError, ValueError, ProcessLookupError):
-        if paths.plane_socket.exists():
-            os.kill(int((paths.run / "plane.lock").read_text()), signal.SIGKILL)
-    shutil.rmtree(top)
 
 
 @contextlib.asynccontextmanager
@@ -148,7 +129,6 @@ async def test_it_ends_on_sigterm_and_says_what_that_costs(house: Paths) -> None
 
 async def test_the_service_manager_and_the_terminal(house: Paths) -> None:
     """Ready by sd_notify and by fd; ctrl-C and a closed terminal are not for it."""
-    house.run.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(house.run / "notify"))
         notify.settimeout(10)
@@ -174,7 +154,6 @@ async def test_the_service_manager_and_the_terminal(house: Paths) -> None:
 
 
 async def test_a_holder_that_cannot_start_is_reported_with_its_log(house: Paths) -> None:
-    house.run.mkdir()
     house.plane_socket.write_text("in the way")
     with pytest.raises(UnavailableError, match="did not start") as caught:
         await ensure_holder(house)

@@ -14,14 +14,10 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
-from nagaya.cli.daemon import end
 from nagaya.errors import NagayaError
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient, WorkerStatus
 from nagaya.sdk import Client, Machine, ensure_daemon
@@ -42,20 +38,6 @@ while :; do
         || echo "FAILED $(cat /tmp/err)" > /dev/console
     echo "DONE $n $n;" > /dev/console
 done"""
-
-
-@pytest.fixture
-def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
-    ensure_daemon(paths)
-    with Client(paths) as client:
-        yield client
-        ensure_daemon(paths)
-        for machine in client.machines.list():
-            machine.delete(force=True)
-        host = client.host()
-    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
-        if pid is not None:
-            end(pid)
 
 
 def test_what_a_guest_has_flushed_outlives_every_kill(

@@ -7,34 +7,18 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nagaya import _core
-from nagaya.testing.disks import Asker, core, device, serve, worker_pid
-from nagaya.testing.scratch import make_directory
+from nagaya.testing.disks import Asker, device, serve, worker_pid
 
 MIB = 2**20
 SIZE = 16 * MIB
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    top = make_directory()
-    yield top
-    shutil.rmtree(top)
-
-
-@pytest.fixture
-def plane() -> Iterator[_core.Plane]:
-    with core() as plane:
-        yield plane
 
 
 def overlay(path: Path, below: Path, below_format: str, size: int = SIZE) -> Path:

@@ -104,14 +104,6 @@ def neighbour(second: Client) -> Iterator[Client]:
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    """For images, not below any Nagaya's."""
-    top = make_directory()
-    yield top
-    shutil.rmtree(top)
-
-
-@pytest.fixture
 def image(directory: Path) -> Path:
     """A raw disk image that machines fight over."""
     path = directory / "data.img"

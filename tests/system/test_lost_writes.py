@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from nagaya import _core
-from nagaya.testing.disks import Asker, core, device, forgetful_device, serve, worker_pid
-from nagaya.testing.scratch import make_directory
+from nagaya.testing.disks import Asker, device, forgetful_device, serve, worker_pid
 
 pytestmark = [pytest.mark.root]
 
@@ -27,25 +26,9 @@ MAPPINGS = 4096  # crates/plane/src/page.rs
 
 
 @pytest.fixture
-def directory() -> Iterator[Path]:
-    top = make_directory()
-    yield top
-    (top / ".owner").unlink()
-    for path in sorted(top.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    top.rmdir()
-
-
-@pytest.fixture
 def forgetful(directory: Path) -> Iterator[Path]:
     with forgetful_device(directory, size=640 * MIB, kept=2 * MIB) as path:
         yield path
-
-
-@pytest.fixture
-def plane() -> Iterator[_core.Plane]:
-    with core() as plane:
-        yield plane
 
 
 def _fill(guest: Asker, start: int, mib: int) -> None:

@@ -6,22 +6,17 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nagaya import _core
 from nagaya.kernel import Kernel
-from nagaya.plane import worker
-from nagaya.testing.scratch import make_directory
 
 BUSYBOX = Path("/bin/busybox")
 DISK_MIB = 64
@@ -56,20 +51,6 @@ dmesg | grep -i 'i/o error' && echo GUEST-FAILED dmesg
 echo GUEST-DONE
 poweroff -f
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    top = make_directory()
-    yield top
-    shutil.rmtree(top)
-
-
-@pytest.fixture
-def plane() -> Iterator[_core.Plane]:
-    core = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
-    yield core
-    core.close()
 
 
 @pytest.mark.uml

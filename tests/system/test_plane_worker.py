@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import pytest
 from nagaya import _core
 from nagaya.plane import worker
 from nagaya.testing.disks import Asker, device, serve, worker_pid
-from nagaya.testing.scratch import make_directory
 
 DISK_BYTES = 16 << 20
 # A worker that computes for ever the first time, and is what its arguments say afterwards.
@@ -34,20 +32,6 @@ if not os.path.exists(mark):
         pass
 os.execv(command[0], command)
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    top = make_directory()
-    yield top
-    shutil.rmtree(top)
-
-
-@pytest.fixture
-def plane() -> Iterator[_core.Plane]:
-    core = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
-    yield core
-    core.close()
 
 
 def test_requests_survive_their_workers(plane: _core.Plane, directory: Path, vub: Path) -> None:

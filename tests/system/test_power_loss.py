@@ -8,9 +8,7 @@ when. `NAGAYA_POWER_LOSSES=5000` tries every flush.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ import pytest
 from nagaya.kernel import Kernel
 from nagaya.testing.disks import core, serve
 from nagaya.testing.powerloss import losses, read_log
-from nagaya.testing.scratch import make_directory
 from nagaya.testing.yard import write_initrd
 
 pytestmark = [pytest.mark.uml, pytest.mark.images]
@@ -60,13 +57,6 @@ dd if=/dev/null of=/dev/vda conv=notrunc,fsync 2> /dev/null
 echo GUEST-DONE
 poweroff -f
 """
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    top = make_directory()
-    yield top
-    shutil.rmtree(top)
 
 
 def test_ext4_survives_at_every_flush(

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nagaya.cli.daemon import end
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
 from nagaya.paths import Paths
-from nagaya.sdk import Client, Machine, ensure_daemon
+from nagaya.sdk import Client, Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images, pytest.mark.qemu]
 
 DISK = 8 * 2**20
 SECRET = b"root:the host's own:\n"
-
-
-@pytest.fixture
-def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
-    ensure_daemon(paths)
-    with Client(paths) as client:
-        yield client
-        for machine in client.machines.list():
-            machine.delete(force=True)
-        host = client.host()
-    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
-        if pid is not None:
-            end(pid)
 
 
 @pytest.fixture

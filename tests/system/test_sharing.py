@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,31 +18,12 @@ from nagaya.plane.client import PlaneClient
 from nagaya.plane.config import BlkDevice, CopyJob, Layer, Model
 from nagaya.plane.launch import ensure_holder
 from nagaya.plane.shares import NodeStatus, ShareNode
-from nagaya.testing.scratch import make_directory
 
 pytestmark = pytest.mark.anyio
 
 MIB = 2**20
 # Four reads of 1 ms at once: 4,000 a second for all machines together.
 SIMULATED = Model(8 * MIB, "test", parallel=4, read_us=1000, write_us=1000, flush_us=1000)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def house() -> Iterator[Paths]:
-    """Directories of a Nagaya of its own; a holder that is left is killed."""
-    top = make_directory()
-    paths = Paths(top / "r", top / "s", top / "c")
-    paths.run.mkdir()
-    yield paths
-    with contextlib.suppress(OSError, ValueError):
-        if paths.plane_socket.exists():
-            os.kill(int((paths.run / "plane.lock").read_text()), signal.SIGKILL)
-    shutil.rmtree(top)
 
 
 @contextlib.asynccontextmanager

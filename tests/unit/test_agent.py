@@ -25,22 +25,9 @@ from nagaya.errors import (
     UnsupportedError,
     UsageError,
 )
-from nagaya.testing.scratch import make_directory
 
 pytestmark = pytest.mark.anyio
 needs_qemu_ga = pytest.mark.skipif(shutil.which("qemu-ga") is None, reason="needs package qemu-guest-agent")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    top = make_directory()
-    yield top
-    shutil.rmtree(top)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from nagaya.images.workarea import sync
 from nagaya.models.disk import DiskInfo
 from nagaya.plane.imagelock import Access
 from nagaya.progress import Progress
-from nagaya.spec import NAME_PATTERN, Disk
+from nagaya.spec import NAME_PATTERN
 from nagaya.units import human_size
 
 _OWN = re.compile(r"(?P<machine>[^/]+)/disk(?P<index>\d{1,2})")
@@ -252,50 +252,6 @@ class Disks:
         async with self._reading(target, chain, idle, "its extents are being read"):
             return await self._qemu.map(chain)
 
-    # -- machines
-
-    async def attach(self, machine: str, name: str, *, read_only: bool) -> Supervised:
-        """Give a machine one more disk; one that runs gets it at once, if its engine can."""
-        one = self._supervisor.get(machine)
-        self._catalog.named(name)
-        if any(disk.disk == name for disk in one.spec.disks):
-            raise ConflictError(f"{one.name} has disk {name!r} already", machine=one.name, disk=name)
-        disk = Disk(disk=name, read_only=read_only)
-        self._catalog.require_free([name])
-        if one.row.state in UP:
-            await livedisk.attach(self._supervisor, one, disk)
-            return one
-        disks = (*one.spec.disks, disk)
-        await self._supervisor.change(one, _with_disks(one, disks), one.row.source)
-        return one
-
-    async def detach(self, machine: str, name: str) -> Supervised:
-        """Take a disk away from a machine; the disk keeps its content."""
-        one = self._supervisor.get(machine)
-        found = [index for index, disk in enumerate(one.spec.disks) if disk.disk == name]
-        if not found:
-            mine = ", ".join(disk.disk for disk in one.spec.disks if disk.disk) or "none"
-            raise NotFoundError(f"{one.name} has no disk {name!r}; it has: {mine}", machine=one.name)
-        after = one.spec.disks[found[0] + 1 :]
-        if any(has_overlay(disk) for disk in after):
-            raise ConflictError(
-                f"behind {name!r} {one.name} has disks of its own, which are known by their place",
-                hint="list disks with a name last",
-                machine=one.name,
-            )
-        if one.row.state in UP:
-            if after:
-                raise ConflictError(
-                    f"{one.name} runs, and {name!r} is not its last disk",
-                    hint="detach the last one first: a guest knows its disks by their order",
-                    machine=one.name,
-                )
-            await livedisk.detach(self._supervisor, one)
-            return one
-        disks = (*one.spec.disks[: found[0]], *after)
-        await self._supervisor.change(one, _with_disks(one, disks), one.row.source)
-        return one
-
     # -- helpers
 
     @contextlib.asynccontextmanager
@@ -345,7 +301,7 @@ class Disks:
                 continue
             disks = list(one.spec.disks)
             disks[target.index] = disk.model_copy(update={"size": size})
-            spec = _with_disks(one, disks)
+            spec = one.spec.model_copy(update={"disks": tuple(disks)})
             one.spec = spec
             await self._supervisor.move(one, one.row.state, "resized", target.key, spec=spec.to_json())
 
@@ -398,10 +354,6 @@ class Disks:
 
 
 _REPORTED = ("corruptions", "leaks", "corruptions-fixed", "leaks-fixed", "check-errors")
-
-
-def _with_disks(one: Supervised, disks: Sequence[Disk]) -> Any:
-    return one.spec.model_copy(update={"disks": tuple(disks)})
 
 
 def _snapshot(one: Snapshot, record: Record) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from nagaya.daemon import attachments
 from nagaya.daemon.daemon import Daemon
 from nagaya.errors import UsageError
 from nagaya.images.formats import Format
@@ -189,19 +190,19 @@ def _moving(routes: APIRouter, daemon: Daemon) -> None:
 
 
 def _machines(routes: APIRouter, daemon: Daemon) -> None:
-    disks = daemon.disks
+    supervisor = daemon.supervisor
 
     @routes.post("/machines/{name}/disks", status_code=201)
     async def attach(name: Annotated[str, Path(max_length=64)], body: AttachBody) -> MachineInfo:
         """Give a machine one more disk."""
-        return daemon.machine(await disks.attach(name, body.disk, read_only=body.read_only))
+        return daemon.machine(await attachments.attach(supervisor, name, body.disk, read_only=body.read_only))
 
     @routes.delete("/machines/{name}/disks/{disk}")
     async def detach(
         name: Annotated[str, Path(max_length=64)], disk: Annotated[str, Path(max_length=64)]
     ) -> MachineInfo:
         """Take a disk away from a machine; the disk keeps its content."""
-        return daemon.machine(await disks.detach(name, disk))
+        return daemon.machine(await attachments.detach(supervisor, name, disk))
 
 
 async def _begin(
