@@ -9,6 +9,7 @@
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
 //!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
 //! - The devices: [`block`], [`console`], [`rng`].
+//! - [`net`]: the network between machines.
 //! - [`clock`]: the time; [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
 pub mod arbiter;
@@ -22,6 +23,7 @@ pub mod executor;
 pub mod holder;
 pub mod inflight;
 pub mod memory;
+pub mod net;
 pub mod page;
 pub mod rng;
 pub mod sandbox;

@@ -1,0 +1,3 @@
+//! The network between machines: [`switch`] decides where a frame goes.
+
+pub mod switch;
