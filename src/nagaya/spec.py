@@ -6,10 +6,12 @@ files and reports errors with file and line; `json_schema()` feeds editors.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from nagaya.traffic import MAC_PATTERN, PortForward, parse_address, parse_forward, parse_rule, parse_subnet
 from nagaya.units import (
     format_rate,
     format_size,
@@ -136,6 +139,14 @@ class NetworkKnobs(_Part):
     limit: Rate | None = Field(None, description="bytes per second it never exceeds")
     weight: Weight = 100
 
+    @model_validator(mode="after")
+    def _ordered(self) -> NetworkKnobs:
+        if self.limit is not None and self.reservation > self.limit:
+            raise ValueError(
+                f"reservation {format_rate(self.reservation)} is above limit {format_rate(self.limit)}"
+            )
+        return self
+
 
 class Tenant(_Part):
     """Machines that share together: those whose `tenant` is its name."""
@@ -208,14 +219,124 @@ class Disk(_Part):
 
 
 class Nic(_Part):
-    """A network interface."""
+    """A network interface. What is left empty is chosen when the machine is made, and stays."""
 
     network: Name = Field("default", description="name of the network that it is plugged into")
     mac: str = Field(
         "",
-        pattern=r"^$|^([0-9a-f]{2}:){5}[0-9a-f]{2}$",
-        description="six pairs of hex digits, 52:54:00:12:34:56; empty: derived",
+        pattern=f"^$|{MAC_PATTERN}",
+        description="six pairs of hex digits, 52:54:00:12:34:56, the first one even; empty: derived",
     )
+    ipv4: Annotated[str, AfterValidator(lambda text: parse_address(text, 4))] = Field(
+        "", description="the address that it wants of its network; empty: any"
+    )
+    ipv6: Annotated[str, AfterValidator(lambda text: parse_address(text, 6))] = Field(
+        "", description="the same for IPv6"
+    )
+    groups: tuple[Name, ...] = Field(
+        (), max_length=16, description="security groups; none: everything is allowed that is its own"
+    )
+    isolated: bool = Field(False, description="it reaches the world, and no other machine of the network")
+    spoof: bool = Field(False, description="it may send from any MAC and any address")
+    vlan: int | None = Field(None, ge=1, le=4094, description="VLAN that it is in, which it does not see")
+    queues: int = Field(1, ge=1, le=16, description="pairs of queues, for guests with several CPUs")
+    share: NetworkKnobs = Field(NetworkKnobs(), description="its share of what the machine gets")
+
+
+NetworkMode = Literal["nat", "routed", "bridge", "isolated", "macvtap", "user"]
+_ADDRESSED = ("nat", "routed", "isolated", "user")  # modes in which we choose the machines' addresses
+
+
+class NetworkSpec(_Part):
+    """A network that machines are plugged into, and its way to the world (docs/networks.md)."""
+
+    name: Name
+    mode: NetworkMode = Field(
+        "nat",
+        description="nat: behind the host's address; routed: the world knows a route to it; bridge, macvtap: "
+        "part of the host's own network; isolated: machines only; user: through passt, without privileges",
+    )
+    ipv4: Annotated[str | None, AfterValidator(lambda text: parse_subnet(text, 4))] = Field(
+        "auto", description="its range, 10.77.0.0/24; auto: one that the host does not use; null: none"
+    )
+    ipv6: Annotated[str | None, AfterValidator(lambda text: parse_subnet(text, 6))] = Field(
+        "auto", description="its prefix, fd12:3456:789a::/64; auto: one of its own; null: none"
+    )
+    dhcp: bool = Field(True, description="machines are told their addresses")
+    dns: bool = Field(True, description="machines find one another by name")
+    domain: str = Field(
+        "nagaya.internal",
+        pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?){0,7}$",
+        max_length=180,
+        description="labels of lower-case letters, digits and hyphens, with dots between them",
+    )
+    uplink: str = Field(
+        "",
+        pattern=r"^$|^[^/\s:]{1,15}$",
+        description="interface or bridge of the host, 15 characters at most; empty: as its default route",
+    )
+    mtu: int = Field(1500, ge=576, le=65521, description="bytes of a packet")
+    vlan: int | None = Field(None, ge=1, le=4094, description="VLAN of the uplink that this network is")
+    rate: Rate | None = Field(
+        None, gt=0, description="what the uplink carries, bytes per second, if it is known"
+    )
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> NetworkSpec:
+        if self.mode in ("bridge", "macvtap"):
+            if not self.uplink:
+                raise ValueError(f"mode {self.mode} needs `uplink`, an interface of the host")
+            for field in ("ipv4", "ipv6"):
+                if getattr(self, field) not in (None, "auto"):
+                    raise ValueError(
+                        f"{field}: with mode {self.mode} addresses come from the uplink's network"
+                    )
+        elif self.mode in ("isolated", "user") and self.uplink:
+            raise ValueError(f"mode {self.mode} has no `uplink`")
+        if self.mode in _ADDRESSED and self.ipv4 is None and self.ipv6 is None:
+            raise ValueError(f"mode {self.mode} needs `ipv4` or `ipv6`")
+        return self
+
+    @property
+    def addressed(self) -> bool:
+        """Whether we choose the machines' addresses, not somebody on the uplink's network."""
+        return self.mode in _ADDRESSED
+
+    @property
+    def gateway4(self) -> str:
+        """The host's address in it, the range's first; "" without IPv4. Once `auto` is resolved."""
+        return str(ipaddress.IPv4Network(self.ipv4)[1]) if self.ipv4 else ""
+
+    @property
+    def gateway6(self) -> str:
+        """The same for IPv6."""
+        return str(ipaddress.IPv6Network(self.ipv6)[1]) if self.ipv6 else ""
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready, rates as text."""
+        return self.model_dump(mode="json")
+
+
+_Rules = Annotated[
+    tuple[Annotated[str, AfterValidator(lambda text: str(parse_rule(text)))], ...], Field(max_length=64)
+]
+
+
+class SecurityGroup(_Part):
+    """What NICs of a group may be asked for, and may ask for. What no rule allows is refused; answers pass.
+
+    A rule is `PROTOCOL[:PORT[-PORT]][@PEER]`: `tcp:80`, `udp:53@10.0.0.0/8`, `tcp:5432@group:web`, `any`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: Name
+    inbound: _Rules = Field((), alias="in", description="connections that others may open to it")
+    outbound: _Rules = Field(("any",), alias="out", description="connections that it may open")
+
+    def to_json(self) -> dict[str, object]:
+        """JSON-ready, by the names that files use."""
+        return self.model_dump(mode="json", by_alias=True)
 
 
 class Console(_Part):
@@ -239,7 +360,14 @@ class MachineSpec(_Part):
     memory: Annotated[Memory, BeforeValidator(_memory)] = Field(Memory(), description="RAM of the guest")
     boot: Boot = Field(Boot(), description="how it starts")
     disks: tuple[Disk, ...] = Field((), max_length=16, description="the first one holds the root file system")
-    nics: tuple[Nic, ...] = Field((), max_length=8, description="network interfaces")
+    nics: tuple[Nic, ...] | None = Field(
+        None, max_length=8, description="network interfaces; left out: one on the network `default`; []: none"
+    )
+    ports: tuple[Annotated[str, AfterValidator(lambda text: str(parse_forward(text)))], ...] = Field(
+        (),
+        max_length=64,
+        description="ports of the host that lead to it, `[ADDRESS:]PORT:PORT[/udp]`, as `127.0.0.1:8080:80`",
+    )
     console: Console = Field(Console(), description="the console and its log")
     cpu: CpuKnobs = Field(CpuKnobs(), description="its share of the host's CPUs")
     disk: DiskKnobs = Field(DiskKnobs(), description="its share of the host's disks")
@@ -256,9 +384,23 @@ class MachineSpec(_Part):
 
     @model_validator(mode="after")
     def _triples_are_ordered(self) -> MachineSpec:
-        for field, knobs in (("cpu", self.cpu), ("memory", self.memory), ("network", self.network)):
+        for field, knobs in (("cpu", self.cpu), ("memory", self.memory)):
             if knobs.limit is not None and knobs.reservation > knobs.limit:
                 raise ValueError(f"{field}: reservation {knobs.reservation} is above limit {knobs.limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_are_reached(self) -> MachineSpec:
+        if self.ports and self.nics == ():
+            raise ValueError("ports: it has no NIC that they could lead to")
+        taken: dict[tuple[str, int], PortForward] = {}
+        for forward in map(parse_forward, self.ports):
+            other = taken.setdefault((forward.protocol, forward.host_port), forward)
+            if other is not forward and forward.clashes(other):
+                raise ValueError(f"ports: {other} and {forward} are the same port of the host")
+        macs = [nic.mac for nic in self.nics or () if nic.mac]
+        if len(set(macs)) < len(macs):
+            raise ValueError("nics: two have the same mac")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Files that describe images, machines and tenants, as `nagaya up` takes them.
+"""Files that describe images, machines, networks and more, as `nagaya up` takes them.
 
 ```yaml
 images:
@@ -8,6 +8,10 @@ machines:
     memory: 512MiB
     disks: [{image: web}]
     tenant: acme
+networks:
+  back: {mode: isolated}
+groups:
+  web: {in: [tcp:80]}
 tenants:
   acme: {disk: {limit: 9000iops}}
 ```
@@ -28,11 +32,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from nagaya import validation, yamlfile
 from nagaya.errors import NotFoundError, PermissionDeniedError, SpecError
 from nagaya.images.recipe import Recipe
-from nagaya.spec import NAME_PATTERN, MachineSpec, Tenant, check_name
+from nagaya.spec import NAME_PATTERN, MachineSpec, NetworkSpec, SecurityGroup, Tenant, check_name
 
 MAX_MACHINES = 1000  # more than one host runs; bounds what one `up` can ask for
 
-_SECTIONS = ("images", "machines", "tenants")
+_NAMED: dict[str, type[BaseModel]] = {  # sections whose entries have their key as name
+    "machines": MachineSpec,
+    "networks": NetworkSpec,
+    "groups": SecurityGroup,
+    "tenants": Tenant,
+}
+_SECTIONS = ("images", *_NAMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,8 @@ class SpecFile:
     source: str
     images: dict[str, Recipe] = field(default_factory=dict)
     machines: dict[str, MachineSpec] = field(default_factory=dict)
+    networks: dict[str, NetworkSpec] = field(default_factory=dict)
+    groups: dict[str, SecurityGroup] = field(default_factory=dict)
     tenants: dict[str, Tenant] = field(default_factory=dict)
 
 
@@ -81,24 +93,25 @@ def parse(text: str, source: str = "<text>") -> SpecFile:
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a file, for editors (`nagaya schema`)."""
-    machine = MachineSpec.model_json_schema(ref_template="#/$defs/{model}")
     recipe = TypeAdapter(Recipe).json_schema(ref_template="#/$defs/{model}")
-    tenant = Tenant.model_json_schema(ref_template="#/$defs/{model}")
-    definitions = {name: it for one in (machine, recipe, tenant) for name, it in one.pop("$defs", {}).items()}
-    for named in (machine, tenant):  # the key in its section is the name
+    sections: dict[str, Any] = {"images": recipe}
+    for section, model in _NAMED.items():
+        sections[section] = model.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = {name: it for one in sections.values() for name, it in one.pop("$defs", {}).items()}
+    for section in _NAMED:  # the key in its section is the name
+        named = sections[section]
         del named["properties"]["name"]
         named["required"] = [name for name in named.get("required", []) if name != "name"]
-    memory = machine["properties"]["memory"]
+    memory = sections["machines"]["properties"]["memory"]
     memory["anyOf"] = [{"type": ["string", "integer"]}, {"$ref": memory.pop("$ref")}]
     names = {"pattern": NAME_PATTERN}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Images, machines and tenants for nagaya up",
+        "title": "What nagaya up takes: images, machines, networks, security groups and tenants",
         "type": "object",
         "properties": {
-            "images": {"type": "object", "propertyNames": names, "additionalProperties": recipe},
-            "machines": {"type": "object", "propertyNames": names, "additionalProperties": machine},
-            "tenants": {"type": "object", "propertyNames": names, "additionalProperties": tenant},
+            section: {"type": "object", "propertyNames": names, "additionalProperties": one}
+            for section, one in sections.items()
         },
         "patternProperties": {"^x-": {}},
         "additionalProperties": False,
@@ -122,13 +135,12 @@ class _Reader:
             if key not in _SECTIONS and not key.startswith("x-"):
                 self._complain((key,), validation.unknown_key(key, _SECTIONS))
         images = self._section("images", top, Recipe)
-        machines = self._section("machines", top, MachineSpec)
-        tenants = self._section("tenants", top, Tenant)
-        if len(machines) > MAX_MACHINES:
-            self._complain(("machines",), f"{len(machines)} machines, {MAX_MACHINES} are allowed")
+        named = {section: self._section(section, top, model) for section, model in _NAMED.items()}
+        if len(named["machines"]) > MAX_MACHINES:
+            self._complain(("machines",), f"{len(named['machines'])} machines, {MAX_MACHINES} are allowed")
         if self._problems:
             raise _refusal(self._source, self._problems)
-        return SpecFile(self._source, images, machines, tenants)
+        return SpecFile(self._source, images, **named)
 
     def _section(self, section: str, top: dict[str, Any], model: Any) -> dict[str, Any]:
         built = {}
@@ -140,7 +152,7 @@ class _Reader:
                 self._complain(path, str(error))
                 continue
             entry = self._mapping(path, value)
-            if model in (MachineSpec, Tenant):
+            if section in _NAMED:
                 if entry.get("name", name) != name:
                     message = f"{validation.shown(entry['name'])} differs from its key {name!r}; leave it out"
                     self._complain((*path, "name"), message)

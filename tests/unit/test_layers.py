@@ -28,6 +28,7 @@ LAYERS = (
         "qmp",
         "settings",
         "detached",
+        "traffic",
         "_core",
     },
     {"spec"},

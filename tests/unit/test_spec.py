@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nagaya.spec import Disk, MachineSpec, check_name
+from nagaya.spec import Disk, MachineSpec, NetworkSpec, SecurityGroup, check_name
 
 
 def test_a_name_is_enough() -> None:
@@ -62,7 +62,7 @@ def test_a_disk_has_one_source_and_a_sound_size(disk: dict[str, object], complai
 
 @pytest.mark.parametrize("part", ["cpu", "memory", "network"])
 def test_a_reservation_above_its_limit_is_refused(part: str) -> None:
-    with pytest.raises(ValidationError, match=f"{part}: reservation .* is above limit"):
+    with pytest.raises(ValidationError, match=rf"{part}\W.*reservation .* is above limit"):
         MachineSpec.model_validate({"name": "web", part: {"reservation": 64, "limit": 32}})
 
 
@@ -123,3 +123,68 @@ def test_a_name_is_a_host_name(name: str) -> None:
     else:
         assert MachineSpec(name=name).name == name
         assert name.isascii() and name == name.lower() and 1 <= len(name) <= 63
+
+
+def test_no_nics_and_none_said_are_two_things() -> None:
+    assert MachineSpec(name="web").nics is None
+    alone = MachineSpec.model_validate({"name": "web", "nics": []})
+    assert alone.nics == ()
+    assert MachineSpec.model_validate(alone.to_json()).nics == ()
+    assert MachineSpec.model_validate(MachineSpec(name="web").to_json()).nics is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ({"ports": ["80"]}, "'80' is no port forward; write .* for example 8080:80"),
+        ({"ports": ["8080:80"], "nics": []}, "it has no NIC that they could lead to"),
+        ({"ports": ["80:80", "127.0.0.1:80:81"]}, "80:80 and 127.0.0.1:80:81 are the same port of the host"),
+        ({"nics": [{"mac": "01:00:5e:00:00:01"}]}, "mac"),
+        ({"nics": [{"ipv4": "fd00::1"}]}, "fd00::1 is not an IPv4 address"),
+        ({"nics": [{"ipv6": "fe80::1%eth0"}]}, "not an IP address"),
+        ({"nics": [{"mac": "52:54:00:00:00:01"}] * 2}, "two have the same mac"),
+    ],
+)
+def test_nics_and_ports_are_sound(parts: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        MachineSpec.model_validate({"name": "web", **parts})
+
+
+def test_ports_of_different_addresses_and_protocols_do_not_clash() -> None:
+    spec = MachineSpec.model_validate(
+        {
+            "name": "web",
+            "ports": ["127.0.0.1:53:53", "127.0.0.2:53:53", "0.0.0.0:53:53/udp", "[::1]:53:53/tcp"],
+        }
+    )
+    assert spec.ports == ("127.0.0.1:53:53", "127.0.0.2:53:53", "53:53/udp", "[::1]:53:53")
+
+
+@pytest.mark.parametrize(
+    ("network", "complaint"),
+    [
+        ({"mode": "bridge"}, "mode bridge needs `uplink`"),
+        ({"mode": "bridge", "uplink": "br0", "ipv4": "10.0.0.0/24"}, "come from the uplink's network"),
+        ({"mode": "isolated", "uplink": "br0"}, "mode isolated has no `uplink`"),
+        ({"ipv4": None, "ipv6": None}, "mode nat needs `ipv4` or `ipv6`"),
+        ({"ipv4": "10.0.0.1/24"}, "host bits set"),
+        ({"ipv4": "10.0.0.0/30"}, "with /8 to /29"),
+        ({"ipv6": "fd00::/56"}, "with /64"),
+        ({"domain": "Example.org"}, "domain"),
+    ],
+)
+def test_a_network_is_sound(network: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        NetworkSpec.model_validate({"name": "back", **network})
+
+
+def test_the_host_has_the_first_address_of_a_network() -> None:
+    network = NetworkSpec(name="back", ipv4="10.77.0.0/24", ipv6="fd00:1::/64")
+    assert (network.gateway4, network.gateway6) == ("10.77.0.1", "fd00:1::1")
+    assert NetworkSpec(name="back", ipv4="10.77.0.0/24", ipv6=None).gateway6 == ""
+
+
+def test_a_group_has_its_rules_by_the_words_of_files() -> None:
+    group = SecurityGroup.model_validate({"name": "web", "in": ["tcp:80", "tcp:22-22@10.0.0.0/8"]})
+    assert group.to_json() == {"name": "web", "in": ["tcp:80", "tcp:22@10.0.0.0/8"], "out": ["any"]}
+    assert SecurityGroup.model_validate(group.to_json()) == group

@@ -250,3 +250,18 @@ def test_tenants_have_their_knobs_and_mistakes_in_them_their_line() -> None:
     assert found.machines["db"].tenant == "acme"
     with pytest.raises(SpecError, match=r"2: tenants\.acme\.disk\.weight: 0 must be at least 1"):
         parse(text.replace("300", "0"), "f")
+
+
+def test_networks_and_groups_are_sections_of_their_own() -> None:
+    file = parse(
+        "networks:\n  back: {mode: isolated, ipv4: 10.9.0.0/24}\n"
+        "groups:\n  web: {in: [tcp:80]}\n"
+        "machines:\n  db: {nics: [{network: back, groups: [web]}]}\n"
+    )
+    assert file.networks["back"].ipv4 == "10.9.0.0/24"
+    assert file.groups["web"].inbound == ("tcp:80",)
+    with pytest.raises(SpecError) as failure:
+        parse("networks:\n  back:\n    mode: wire\ngroups:\n  web:\n    in:\n      - tcp:http\n", "f")
+    first, second = failure.value.message.splitlines()
+    assert first.startswith("f:3: networks.back.mode: 'wire' is not one of")
+    assert second.startswith("f:7: groups.web.in[0]: 'tcp:http' is no rule")
