@@ -1,8 +1,8 @@
-"""What the host's side of networks is told and tells: machines with their addresses, port forwards, uplinks."""
+"""What the host's side of networks is told and tells: addresses of machines, port forwards, uplinks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -65,11 +65,3 @@ class Uplink:
     path: str = ""
     mtu: int = 1500
     rate: int | None = None  # bytes per second; None: not known, and not shaped
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """All that a network should be on the host, beside its spec."""
-
-    reservations: tuple[Reservation, ...] = ()
-    forwards: tuple[Forward, ...] = field(default=())
