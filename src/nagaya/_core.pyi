@@ -59,7 +59,7 @@ class Plane:
 
     def query_arbiter(self) -> str:
         """JSON `[{"worker", "window", "in_flight", "waiting", "nodes": [{"id", "parent", the knobs, "dispatched",
-        "bytes", "waiting", "in_flight"}]}]`, a row for each worker that has disks and answers within a second."""
+        "joined" (those that the device got as a part of another), "bytes", "waiting", "in_flight"}]}]`, a row for each worker that has disks and answers within a second."""
 
     def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None:
         """Serve a blk device from other image files: `config` as for `device_add`, with other `layers` alone; `fds` are

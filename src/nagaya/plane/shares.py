@@ -57,6 +57,7 @@ class NodeStatus:
     weight: int
     latency_p99_us: int | None
     dispatched: int
+    joined: int  # of those, how many the device got as a part of another
     bytes: int
     waiting: int
     in_flight: int

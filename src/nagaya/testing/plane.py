@@ -109,7 +109,9 @@ class FakePlane:
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """One disk for all, which can do `CAPACITY_IOPS` and nobody uses."""
         devices = self.devices
-        idle: dict[str, Any] = dict.fromkeys(("dispatched", "bytes", "waiting", "in_flight", "p99_us"), 0)
+        idle: dict[str, Any] = dict.fromkeys(
+            ("dispatched", "joined", "bytes", "waiting", "in_flight", "p99_us"), 0
+        )
         nodes = [NodeStatus(**asdict(node), **idle, objective="none") for node in self.shares.values()]
         nodes = [node for node in nodes if "/" not in node.id or node.id in devices]
         return [ArbiterStatus("disk-0:0", 8, 2000, 0, 0, CAPACITY_IOPS, 0, tuple(nodes))]

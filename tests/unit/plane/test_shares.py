@@ -16,7 +16,15 @@ from nagaya.plane.shares import (
 
 NODE: dict[str, Any] = {
     **share_to_json(ShareNode("m1", "@acme", reservation_iops=100, latency_p99_us=5000)),
-    **{"dispatched": 7, "bytes": 28672, "waiting": 1, "in_flight": 2, "p99_us": 900, "objective": "met"},
+    **{
+        "dispatched": 7,
+        "joined": 3,
+        "bytes": 28672,
+        "waiting": 1,
+        "in_flight": 2,
+        "p99_us": 900,
+        "objective": "met",
+    },
 }
 ARBITER: dict[str, Any] = {
     **{"worker": "disk-254:0", "window": 16, "target_us": 2000, "in_flight": 3, "waiting": 4},

@@ -28,6 +28,7 @@ def arbiter(*nodes: ShareNode, iops: int = 1000, rate: int = 100 * MIB) -> Arbit
             weight=node.weight,
             latency_p99_us=node.latency_p99_us,
             dispatched=0,
+            joined=0,
             bytes=0,
             waiting=0,
             in_flight=0,

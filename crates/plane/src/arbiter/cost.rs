@@ -34,6 +34,9 @@ pub const IO_BYTES: u64 = 64 << 10;
 /// The bytes that take a device as long as beginning another request does: 100,000 IOPS at 2 GB/s make 20 KiB.
 const START_BYTES: u64 = 16 << 10;
 
+/// What beginning a request costs, whatever its length.
+pub const START: u32 = (START_BYTES * UNIT / (START_BYTES + 4096)) as u32;
+
 impl Ask {
     /// Share of the device, in 1/256 of a read of 4 KiB.
     pub(super) fn cost(&self) -> u32 {

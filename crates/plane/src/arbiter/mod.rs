@@ -91,6 +91,8 @@ struct Entry {
     cost: u32,
     ios: u32,
     waits: bool,
+    /// The device got it as a part of another.
+    joined: bool,
 }
 
 /// The arbiter of a device.
@@ -159,6 +161,7 @@ impl Arbiter {
             cost: ask.cost(),
             ios: ask.ios(),
             waits: true,
+            joined: false,
         });
         self.settle(now, index);
         let full = !self.window.admits(now);
@@ -200,7 +203,7 @@ impl Arbiter {
         }
         let entry = self.entries[request.0 as usize];
         self.settle(now, entry.leaf);
-        self.window.leave(now, entry.cost, entry.bytes);
+        self.window.leave(now, entry.cost, entry.bytes, entry.joined);
         self.in_flight -= 1;
         let latency = now.saturating_sub(entry.offered);
         let node = &mut self.nodes[entry.leaf as usize];
@@ -222,8 +225,7 @@ impl Arbiter {
             return false;
         }
         self.settle(now, entry.leaf);
-        let node = &mut self.nodes[entry.leaf as usize];
-        node.queue.retain(|other| *other != request.0);
+        self.take_out(request.0);
         self.waiting -= 1;
         self.refresh(now, entry.leaf);
         self.forget(now, request.0);
@@ -236,9 +238,28 @@ impl Arbiter {
         let entry = self.entries[request.0 as usize];
         if entry.waits {
             self.settle(now, entry.leaf);
-            self.nodes[entry.leaf as usize].queue.retain(|other| *other != request.0);
+            self.take_out(request.0);
             self.dispatch(now, request.0, false);
         }
+    }
+
+    /// Start a request that waits before its turn as a part of one of the same leaf that is just being started, which it
+    /// adjoins: the device gets one request. It counts for its bytes, and as an I/O of the knobs in IOPS, but its start is
+    /// paid for. False if a limit keeps it waiting.
+    pub fn join(&mut self, now: Nanos, request: Request) -> bool {
+        let entry = &mut self.entries[request.0 as usize];
+        let leaf = entry.leaf;
+        if !entry.waits || self.is_closed(now, leaf) {
+            return false;
+        }
+        let entry = &mut self.entries[request.0 as usize];
+        entry.joined = true;
+        entry.cost = entry.cost.saturating_sub(cost::START).max(1);
+        self.settle(now, leaf);
+        self.take_out(request.0);
+        self.nodes[leaf as usize].joined += 1;
+        self.dispatch(now, request.0, false);
+        true
     }
 
     /// When a limit lets the next request pass, if it is only limits that requests wait for. To be asked after
@@ -246,6 +267,14 @@ impl Arbiter {
     pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
         let (at, _) = self.limited.first()?;
         self.window.admits(now).then_some(at)
+    }
+
+    /// From the queue of its leaf.
+    fn take_out(&mut self, request: u32) {
+        let queue = &mut self.nodes[self.entries[request as usize].leaf as usize].queue;
+        if let Some(place) = queue.iter().position(|other| *other == request) {
+            queue.remove(place);
+        }
     }
 
     fn enter(&mut self, entry: Entry) -> u32 {

@@ -118,6 +118,8 @@ pub(super) struct Node {
     pub closed_since: Option<Nanos>,
     pub closed_in_period: Nanos,
     pub dispatched: u64,
+    /// Those of them that the device got as a part of another.
+    pub joined: u64,
     pub bytes: u64,
     /// Forget the node as soon as it has no requests and no children.
     pub leaving: bool,
@@ -148,6 +150,7 @@ impl Node {
             closed_since: None,
             closed_in_period: 0,
             dispatched: 0,
+            joined: 0,
             bytes: 0,
             leaving: false,
             share: 0,

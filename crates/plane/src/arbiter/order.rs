@@ -101,6 +101,18 @@ impl Arbiter {
         None
     }
 
+    /// Whether a limit of `node` or of one above it keeps requests waiting.
+    pub(super) fn is_closed(&self, now: Nanos, mut node: u32) -> bool {
+        while node != ROOT {
+            let here = &self.nodes[node as usize];
+            if here.opens_at() > now {
+                return true;
+            }
+            node = here.parent;
+        }
+        false
+    }
+
     fn closed_above(&self, mut node: u32) -> Option<Nanos> {
         while node != ROOT {
             node = self.nodes[node as usize].parent;
@@ -166,9 +178,10 @@ impl Arbiter {
         let entry = &mut self.entries[request as usize];
         entry.waits = false;
         let waited = entry.offered < now;
-        let (leaf, spent) = (entry.leaf, Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes });
+        let (leaf, joined) = (entry.leaf, entry.joined);
+        let spent = Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes };
         self.in_flight += 1;
-        self.window.enter(spent.cost);
+        self.window.enter(spent.cost, joined);
         let node = &mut self.nodes[leaf as usize];
         node.in_flight += 1;
         node.dispatched += 1;

@@ -37,6 +37,8 @@ pub struct NodeStats {
     pub knobs: Knobs,
     /// Requests that went to the device.
     pub dispatched: u64,
+    /// Those of them that the device got as a part of another.
+    pub joined: u64,
     /// Bytes of the requests that were offered.
     pub bytes: u64,
     /// Requests that wait.
@@ -105,6 +107,7 @@ impl Arbiter {
             parent: (node.parent != ROOT).then(|| self.nodes[node.parent as usize].name.clone()),
             knobs: node.knobs,
             dispatched: node.dispatched,
+            joined: node.joined,
             bytes: node.bytes,
             waiting: node.queue.len() as u64,
             in_flight: u64::from(node.in_flight),
@@ -116,6 +119,7 @@ impl Arbiter {
         for child in node.children.iter().flatten() {
             let (below, more) = self.describe(*child, into);
             stats.dispatched += below.dispatched;
+            stats.joined += below.joined;
             stats.bytes += below.bytes;
             stats.waiting += below.waiting;
             stats.in_flight += below.in_flight;

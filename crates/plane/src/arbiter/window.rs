@@ -199,21 +199,21 @@ impl Window {
         self.quiet_until = now + QUIET;
     }
 
-    /// A request goes to the device.
-    pub fn enter(&mut self, cost: u32) {
+    /// A request goes to the device; `joined`: as a part of another.
+    pub fn enter(&mut self, cost: u32, joined: bool) {
         self.in_flight += u64::from(cost);
-        self.requests += 1;
+        self.requests += u32::from(!joined);
         self.trial.most = self.trial.most.max(self.in_flight);
     }
 
     /// It comes back.
-    pub fn leave(&mut self, now: Nanos, cost: u32, bytes: u64) {
+    pub fn leave(&mut self, now: Nanos, cost: u32, bytes: u64, joined: bool) {
         let before = std::mem::replace(&mut self.answered, now).max(self.trial.since);
         self.trial.gap = self.trial.gap.max(now.saturating_sub(before));
         self.trial.fewest = self.trial.fewest.min(self.requests);
         self.in_flight -= u64::from(cost);
-        self.requests -= 1;
-        self.trial.answers += 1;
+        self.requests -= u32::from(!joined);
+        self.trial.answers += u64::from(!joined);
         self.trial.cost += u64::from(cost);
         self.trial.bytes += bytes;
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use io_uring::{opcode, types::Timespec};
 use virtio_bindings::bindings::virtio_blk::*;
 
-use crate::arbiter::{Leaf, Request as Asked};
+use crate::arbiter::Leaf;
 use crate::block::faults::{FaultPlan, Faults};
 use crate::block::flushes::Flushes;
 use crate::block::request::{Parsed, Status, parse};
@@ -19,8 +19,13 @@ use crate::worker::queue::Violation;
 
 pub use offer::{config_space, features};
 
+use merge::Neighbours;
+use slot::Slot;
+
 mod errors;
+mod merge;
 mod offer;
+mod slot;
 mod turns;
 
 /// Requests that one queue may start in a turn before others have theirs.
@@ -50,32 +55,6 @@ const SPACE_PAUSED: u16 = u16::MAX;
 /// Value of the completion after which requests that faults have held may go.
 const FAULTS_DUE: u16 = u16::MAX - 1;
 
-/// A request in flight. Slots are reused, with their buffers' capacity.
-struct Slot {
-    queue: u16,
-    head: u16,
-    status: *mut u8,
-    request: Request,
-    iovecs: Vec<libc::iovec>,
-    /// Completions still to come.
-    pending: usize,
-    moved: u64,
-    error: i32,
-    retries: u8,
-    /// It waits for space on the host, or is just tried again.
-    spaceless: bool,
-    /// The driver expects every write to be durable (5.2.6.2: no FLUSH negotiated).
-    write_through: bool,
-    /// What the arbiter knows it by, from the offer until the disk is rid of it.
-    asked: Option<Asked>,
-    /// It is not its turn yet.
-    waits: bool,
-    /// Its place in the available ring, while it could be put back there.
-    place: Option<u16>,
-    /// Cut short by a fault: it fails, whatever the disk says.
-    torn: bool,
-}
-
 /// The device.
 pub struct Blk {
     disk: Box<dyn Disk>,
@@ -88,6 +67,7 @@ pub struct Blk {
     leaf: Option<Leaf>,
     /// Requests that the arbiter keeps waiting.
     waiting: usize,
+    neighbours: Neighbours,
     /// Queues that found no room at the disk, and those that found some for a part of what they have: they are behind.
     starved: Vec<u16>,
     half_fed: Vec<u16>,
@@ -118,6 +98,7 @@ impl Blk {
             buffers: Buffers::default(),
             leaf,
             waiting: 0,
+            neighbours: Neighbours::default(),
             starved: Vec::new(),
             half_fed: Vec::new(),
             spaceless: Vec::new(),
@@ -345,12 +326,16 @@ impl Device for Blk {
         } else {
             slot.moved += result as u64;
         }
-        if slot.pending == 0 { self.finish(context, value) } else { Ok(()) }
+        match (slot.pending, slot.parts.is_empty()) {
+            (0, true) => self.finish(context, value),
+            (0, false) => self.take_apart(context, value),
+            _ => Ok(()),
+        }
     }
 
     fn admitted(&mut self, context: &mut Context<'_>, value: u16) {
-        self.slots[usize::from(value)].waits = false;
-        self.waiting -= 1;
+        self.wait_no_more(value);
+        self.gather(context, value);
         self.feed(context);
         self.launch(context, value);
     }
@@ -375,36 +360,6 @@ impl Device for Blk {
         for number in gone {
             // Fails only for a ring that has gone too.
             let _ = self.finish(context, number);
-        }
-    }
-}
-
-impl Slot {
-    fn new() -> Slot {
-        let request = Request {
-            operation: Operation::Flush,
-            offset: 0,
-            length: 0,
-            iovecs: std::ptr::null(),
-            iovec_count: 0,
-            token: 0,
-        };
-        Slot {
-            queue: 0,
-            head: 0,
-            status: std::ptr::null_mut(),
-            request,
-            iovecs: Vec::new(),
-            pending: 0,
-            moved: 0,
-            error: 0,
-            retries: 0,
-            spaceless: false,
-            write_through: false,
-            asked: None,
-            waits: false,
-            place: None,
-            torn: false,
         }
     }
 }

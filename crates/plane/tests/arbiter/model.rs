@@ -11,6 +11,14 @@ const LEAD: u64 = 64;
 
 pub const ROOT: usize = 0;
 
+/// Why a request goes: it is its node's turn, it is in a hurry, or it adjoins one that has just been started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    Turn,
+    Hurry,
+    Join,
+}
+
 /// A rate, and when it lets the next request pass or owes it.
 #[derive(Clone, Copy, Default)]
 struct Tag {
@@ -138,7 +146,7 @@ impl Model {
     }
 
     /// No limit is in the way from the leaf to the top.
-    fn passes(&self, now: Nanos, leaf: usize) -> bool {
+    pub fn passes(&self, now: Nanos, leaf: usize) -> bool {
         self.path(leaf).iter().all(|node| self.opens(*node) <= now)
     }
 
@@ -183,12 +191,15 @@ impl Model {
     }
 
     /// `leaf` serves `ticket`. Under a reservation, if one is due anywhere and it was its turn.
-    pub fn serve(&mut self, now: Nanos, leaf: usize, ticket: u64, in_turn: bool) {
-        let reserved = in_turn && !self.due_nodes(now).is_empty();
+    pub fn serve(&mut self, now: Nanos, leaf: usize, ticket: u64, by: By) {
+        let reserved = by == By::Turn && !self.due_nodes(now).is_empty();
         let queue = &mut self.nodes[leaf].queue;
         let place = queue.iter().position(|(other, _)| *other == ticket).expect("it waits");
         let (_, ask) = queue.remove(place);
-        let (cost, units) = amounts(&ask);
+        let (mut cost, units) = amounts(&ask);
+        if by == By::Join {
+            cost -= 256 * 16384 / 20480;
+        }
         for index in self.path(leaf) {
             let parent = self.nodes[index].parent;
             let shares = self.children(parent).filter(|child| self.nodes[*child].ready);

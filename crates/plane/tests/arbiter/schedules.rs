@@ -5,7 +5,7 @@
 use nagaya_plane::arbiter::{Arbiter, Ask, Kind, Knobs, Leaf, Nanos, Request};
 use proptest::prelude::*;
 
-use crate::model::{Model, ROOT};
+use crate::model::{By, Model, ROOT};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -14,6 +14,7 @@ enum Step {
     Complete(usize),
     Withdraw(usize),
     Hurry(usize),
+    Join(usize),
     Set { node: usize, knobs: Knobs },
     Move { node: usize, below: usize },
 }
@@ -43,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => any::<usize>().prop_map(Step::Complete),
         1 => any::<usize>().prop_map(Step::Withdraw),
         1 => any::<usize>().prop_map(Step::Hurry),
+        2 => any::<usize>().prop_map(Step::Join),
         1 => (any::<usize>(), knobs()).prop_map(|(node, knobs)| Step::Set { node, knobs }),
         1 => (any::<usize>(), any::<usize>()).prop_map(|(node, below)| Step::Move { node, below }),
     ]
@@ -121,8 +123,18 @@ impl Pair {
             Step::Hurry(number) if !self.waiting.is_empty() => {
                 let live = self.waiting.swap_remove(number % self.waiting.len());
                 self.arbiter.hurry(self.now, live.request);
-                self.model.serve(self.now, live.leaf, live.ticket, false);
+                self.model.serve(self.now, live.leaf, live.ticket, By::Hurry);
                 self.started.push(live);
+            }
+            Step::Join(number) if !self.waiting.is_empty() => {
+                let live = &self.waiting[number % self.waiting.len()];
+                let passes = self.model.passes(self.now, live.leaf);
+                prop_assert_eq!(self.arbiter.join(self.now, live.request), passes, "limits hold");
+                if passes {
+                    let live = self.waiting.swap_remove(number % self.waiting.len());
+                    self.model.serve(self.now, live.leaf, live.ticket, By::Join);
+                    self.started.push(live);
+                }
             }
             Step::Set { node, knobs } => self.set(1 + node % (self.leaves.len() - 1), knobs),
             Step::Move { node, below } => self.move_machine(node, below % (self.tenants + 1)),
@@ -160,7 +172,7 @@ impl Pair {
         let choices = self.model.choices(self.now);
         prop_assert!(choices.contains(&live.leaf), "{} of {choices:?} at {}", live.leaf, self.now);
         prop_assert_eq!(self.model.nodes[live.leaf].queue[0].0, ticket, "first come, first served");
-        self.model.serve(self.now, live.leaf, ticket, true);
+        self.model.serve(self.now, live.leaf, ticket, By::Turn);
         self.started.push(live);
         Ok(())
     }

@@ -4,5 +4,6 @@
 mod crash;
 mod jobs;
 mod knobs;
+mod merge;
 mod stop;
 mod yard;

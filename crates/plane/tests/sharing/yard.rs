@@ -161,15 +161,31 @@ pub struct Client {
 }
 
 impl Client {
+    /// At places of its own, which do not adjoin one another.
     pub fn start(socket: &Path, depth: u16) -> Client {
+        Client::run(socket, depth, |slot, _| u64::from(slot) * 64)
+    }
+
+    /// One block after the other.
+    pub fn sequential(socket: &Path, depth: u16) -> Client {
+        Client::run(socket, depth, |_, number| number * 8 % (DISK_LEN / 512))
+    }
+
+    /// `sector` of a slot's next request, by the number of requests so far.
+    fn run(socket: &Path, depth: u16, sector: impl Fn(u16, u64) -> u64 + Send + 'static) -> Client {
         let options =
             BlkOptions { slots: depth, queue_size: (3 * depth).next_power_of_two(), ..BlkOptions::default() };
         let mut blk = Blk::open(socket, options).expect("connect");
         let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (counter, stopped) = (done.clone(), stop.clone());
         let thread = thread::spawn(move || {
+            let mut number = 0;
+            let mut next = |slot| {
+                number += 1;
+                Request::Read { sector: sector(slot, number - 1), len: 4096 }
+            };
             for slot in 0..depth {
-                blk.submit(slot, Request::Read { sector: u64::from(slot) * 8, len: 4096 });
+                blk.submit(slot, next(slot));
             }
             while blk.in_flight() > 0 {
                 blk.kick().expect("kick");
@@ -178,7 +194,7 @@ impl Client {
                     assert_eq!(done.status, 0);
                     counter.fetch_add(1, Ordering::Relaxed);
                     if !stopped.load(Ordering::Relaxed) {
-                        blk.submit(done.slot, Request::Read { sector: u64::from(done.slot) * 8, len: 4096 });
+                        blk.submit(done.slot, next(done.slot));
                     }
                 }
             }

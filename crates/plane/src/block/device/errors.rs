@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Blk, FAULTS_DUE, Slot};
+use super::{Blk, FAULTS_DUE};
 use crate::block::UNFLUSHED;
 use crate::block::faults::{Fate, Faults, Hold};
 use crate::block::flushes::End;
@@ -95,20 +95,5 @@ impl Blk {
         for (number, fate) in self.faults.as_mut().map(which).unwrap_or_default() {
             self.meet(context, number, fate);
         }
-    }
-}
-
-impl Slot {
-    /// Cut the write after `bytes`; it fails in the end.
-    fn tear(&mut self, bytes: u64) {
-        self.torn = true;
-        self.request.length = bytes;
-        let mut left = bytes as usize;
-        self.iovecs.retain_mut(|iovec| {
-            iovec.iov_len = iovec.iov_len.min(left);
-            left -= iovec.iov_len;
-            iovec.iov_len > 0
-        });
-        self.request.iovec_count = self.iovecs.len();
     }
 }

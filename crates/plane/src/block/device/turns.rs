@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Blk, Slot};
-use crate::arbiter::{Ask, Kind};
+use crate::arbiter::Ask;
 use crate::block::writelog::WriteLog;
 use crate::block::{Operation, UNFLUSHED};
 use crate::worker::device::Context;
@@ -21,8 +21,7 @@ impl Blk {
         if admission.now {
             return self.launch(context, number);
         }
-        slot.waits = true;
-        self.waiting += 1;
+        self.wait(number);
         // A queue that stops waits for its requests, and its guest for us.
         if context.queue(self.slots[usize::from(number)].queue).is_none_or(|queue| queue.stopping.is_some()) {
             self.hurry(context, number);
@@ -37,9 +36,10 @@ impl Blk {
             context.page.flushing.store(1, Relaxed);
             self.log.as_mut().map(WriteLog::begin_flush);
         }
+        let request = slot.to_submit();
         // SAFETY: the slot's buffers stay until the last completion; the reactor keeps guest memory mapped as
         // long as requests are in flight.
-        slot.pending = unsafe { self.disk.submit(context.uring, &slot.request) };
+        slot.pending = unsafe { self.disk.submit(context.uring, &request) };
     }
 
     /// The request in slot `number`, which waits, goes before its turn. Its node pays for it later.
@@ -47,9 +47,23 @@ impl Blk {
         if let Some(asked) = self.slots[usize::from(number)].asked {
             context.arbiter.hurry(context.now, asked);
         }
-        self.slots[usize::from(number)].waits = false;
-        self.waiting -= 1;
+        self.wait_no_more(number);
         self.launch(context, number);
+    }
+
+    /// The request in slot `number` was offered, and it is not its turn yet.
+    fn wait(&mut self, number: u16) {
+        let slot = &mut self.slots[usize::from(number)];
+        slot.waits = true;
+        self.waiting += 1;
+        self.neighbours.add(number, slot);
+    }
+
+    pub(super) fn wait_no_more(&mut self, number: u16) {
+        let slot = &mut self.slots[usize::from(number)];
+        slot.waits = false;
+        self.waiting -= 1;
+        self.neighbours.remove(number, slot);
     }
 
     /// Queue `index` stops: what waits for its turn goes back into the available ring, from its end as far as that is
@@ -75,12 +89,10 @@ impl Blk {
 
     /// The request in slot `number`, which waits, is none of ours any more.
     fn forget(&mut self, context: &mut Context<'_>, number: u16) {
-        let slot = &mut self.slots[usize::from(number)];
-        slot.waits = false;
-        if let Some(asked) = slot.asked.take() {
+        self.wait_no_more(number);
+        if let Some(asked) = self.slots[usize::from(number)].asked.take() {
             context.arbiter.withdraw(context.now, asked);
         }
-        self.waiting -= 1;
         self.free.push(number);
         context.page.inflight.fetch_sub(1, Relaxed);
         if self.flushes.is_running(number) {
@@ -94,23 +106,5 @@ impl Blk {
     pub(super) fn feed(&mut self, context: &mut Context<'_>) {
         context.wake.append(&mut self.starved);
         context.wake.append(&mut self.half_fed);
-    }
-}
-
-impl Slot {
-    /// The disk is rid of the request.
-    pub(super) fn leave(&mut self, context: &mut Context<'_>) {
-        if let Some(asked) = self.asked.take() {
-            context.arbiter.complete(context.now, asked);
-        }
-    }
-
-    fn kind(&self) -> Kind {
-        match self.request.operation {
-            Operation::Read => Kind::Read,
-            Operation::Write => Kind::Write,
-            Operation::Flush => Kind::Flush,
-            Operation::Discard | Operation::WriteZeroes { .. } => Kind::Discard,
-        }
     }
 }
