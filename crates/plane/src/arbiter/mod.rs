@@ -14,7 +14,7 @@
 //! This is a state machine without I/O, threads or a clock: the caller says what time it is. Times are ns of one
 //! clock that never goes back. General layout: this file has the life of a request, `order` the choice of the next one;
 //! `tree` nodes coming and going, `node` their tags and knobs, `cost` what a request counts as, `heap` the queue that
-//! everything is ordered by; `window` how many may be at the device, `capacity` what it can do, `latency` objectives;
+//! everything is ordered by, `queue` what waits in a leaf; `link` the same for frames; `window` how many may be at the device, `capacity` what it can do, `latency` objectives;
 //! `waits` who waited for whom, `stats` the state for people.
 //!
 //! # Use
@@ -36,8 +36,10 @@ mod capacity;
 mod cost;
 mod heap;
 mod latency;
+mod link;
 mod node;
 mod order;
+mod queue;
 mod stats;
 mod tree;
 mod waits;
@@ -45,6 +47,7 @@ mod window;
 
 pub use cost::{Ask, IO_BYTES, Kind};
 pub use latency::Objective;
+pub use link::{Frame, LARGEST_FRAME};
 pub use node::{Knobs, MAX_WEIGHT};
 pub use stats::{NodeStats, ObjectiveChange, Stats};
 pub use tree::{Leaf, TreeError};
@@ -97,6 +100,8 @@ struct Entry {
 
 /// The arbiter of a device.
 pub struct Arbiter {
+    /// What it shares out is a link, not a disk.
+    is_link: bool,
     nodes: Vec<Node>,
     free_nodes: Vec<u32>,
     entries: Vec<Entry>,
@@ -125,6 +130,7 @@ impl Arbiter {
         let mut root = Node::new("", ROOT, 0);
         root.set(Knobs::default(), now);
         Arbiter {
+            is_link: false,
             nodes: vec![root],
             free_nodes: Vec::new(),
             entries: Vec::new(),
@@ -176,7 +182,7 @@ impl Arbiter {
             self.window.seen_quiet(now);
         }
         let node = &mut self.nodes[index as usize];
-        node.queue.push_back(request);
+        node.queue.push(request, 0, 0);
         self.waiting += 1;
         if node.queue.len() == 1 {
             self.refresh(now, index);
@@ -193,7 +199,11 @@ impl Arbiter {
     /// after completions, and at [`wake_at`](Self::wake_at).
     pub fn next(&mut self, now: Nanos) -> Option<u64> {
         let request = self.next_request(now)?;
-        Some(self.entries[request as usize].ticket)
+        let ticket = self.entries[request as usize].ticket;
+        if self.is_link {
+            self.forget(now, request);
+        }
+        Some(ticket)
     }
 
     /// A request that was started is done, or failed, or is to be offered again later: the device is rid of it.
@@ -271,10 +281,7 @@ impl Arbiter {
 
     /// From the queue of its leaf.
     fn take_out(&mut self, request: u32) {
-        let queue = &mut self.nodes[self.entries[request as usize].leaf as usize].queue;
-        if let Some(place) = queue.iter().position(|other| *other == request) {
-            queue.remove(place);
-        }
+        self.nodes[self.entries[request as usize].leaf as usize].queue.remove(request);
     }
 
     fn enter(&mut self, entry: Entry) -> u32 {
@@ -310,7 +317,9 @@ impl Arbiter {
             bound = bound.min(goal.window);
         }
         self.window.bound = bound;
-        self.window.adapt(now, self.waiting);
+        if !self.is_link {
+            self.window.adapt(now, self.waiting);
+        }
         if now >= self.period_at {
             self.period_at = now + waits::PERIOD;
             self.close_period(now);

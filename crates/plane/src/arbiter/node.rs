@@ -8,6 +8,8 @@ use super::Nanos;
 use super::cost::UNIT;
 use super::heap::Heap;
 use super::latency::{Goal, Latencies};
+use super::link;
+use super::queue::Queue;
 use super::waits::Account;
 
 /// What a node was promised. The default is no reservation, no limit and the common weight.
@@ -44,14 +46,23 @@ impl Default for Knobs {
 /// Greatest weight; the least is 1.
 pub const MAX_WEIGHT: u32 = 10_000;
 
-/// A limit may catch up with so much lost time: whoever calls us is late now and then. Over a second, 0.5%.
-const LIMIT_SLACK: Nanos = 5_000_000;
-
 /// A reservation that the device could not serve is not owed for longer than this.
 const OWED: Nanos = 100_000_000;
 
-/// Service under a reservation counts against the share by weight, up to so much.
-const LEAD: u64 = 64 * UNIT;
+/// What is different between disks and links.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    /// A limit may catch up with so much lost time: whoever calls us is late now and then. Over a second, 0.5%.
+    slack: Nanos,
+    /// Service under a reservation counts against the share by weight, up to so much.
+    lead: u64,
+}
+
+impl Manner {
+    const DISK: Manner = Manner { slack: 5_000_000, lead: 64 * UNIT };
+    /// What is caught up with comes at once, and stands in the queues of others.
+    pub const LINK: Manner = Manner { slack: 2_000_000, lead: 2 * link::LARGEST_FRAME as u64 };
+}
 
 /// A clock that goes on by so much for each I/O or byte. mClock's R and L tags.
 #[derive(Clone, Copy, Default)]
@@ -77,9 +88,9 @@ impl Pace {
         (units as f64 * self.period) as Nanos
     }
 
-    fn charge_limit(&mut self, now: Nanos, units: u64) {
+    fn charge_limit(&mut self, now: Nanos, units: u64, slack: Nanos) {
         if self.is_set() {
-            self.tag = self.tag.max(now.saturating_sub(LIMIT_SLACK)) + self.time(units);
+            self.tag = self.tag.max(now.saturating_sub(slack)) + self.time(units);
         }
     }
 
@@ -105,7 +116,7 @@ pub(super) struct Node {
     pub ready: Heap,
     /// Virtual time of the children: the `share` of the one that was served last by weight.
     pub served: u64,
-    pub queue: VecDeque<u32>,
+    pub queue: Queue,
     pub in_flight: u32,
     /// Neither it nor a node above it has a limit or a reservation.
     pub plain: bool,
@@ -125,6 +136,7 @@ pub(super) struct Node {
     pub leaving: bool,
     /// mClock's P tag, in virtual time of the parent: cost divided by weight.
     pub share: u64,
+    pub manner: Manner,
     inverse_weight: u64,
     reservations: [Pace; 2],
     limits: [Pace; 2],
@@ -140,7 +152,7 @@ impl Node {
             children: Vec::new(),
             ready: Heap::default(),
             served: 0,
-            queue: VecDeque::new(),
+            queue: Queue::Fifo(VecDeque::new()),
             in_flight: 0,
             plain: true,
             account: Account::default(),
@@ -154,6 +166,7 @@ impl Node {
             bytes: 0,
             leaving: false,
             share: 0,
+            manner: Manner::DISK,
             inverse_weight: inverse(Knobs::default().weight),
             reservations: [Pace::default(); 2],
             limits: [Pace::default(); 2],
@@ -229,15 +242,32 @@ impl Node {
     pub fn charge(&mut self, now: Nanos, spent: &Spent, served: u64, reserved: bool) {
         let cost = u64::from(spent.cost) * self.inverse_weight;
         self.share += cost;
-        for (pace, units) in self.limits.iter_mut().zip([u64::from(spent.ios), spent.bytes]) {
-            pace.charge_limit(now, units);
-        }
+        self.charge_limits(now, u64::from(spent.ios), spent.bytes);
         if reserved {
-            self.share = self.share.min(served + cost.max(LEAD * self.inverse_weight));
+            self.share = self.share.min(served + cost.max(self.manner.lead * self.inverse_weight));
             for (pace, units) in self.reservations.iter_mut().zip([u64::from(spent.ios), spent.bytes]) {
                 pace.charge_reservation(now, units);
             }
         }
+    }
+
+    /// Account for so much at the limits.
+    pub fn charge_limits(&mut self, now: Nanos, ios: u64, bytes: u64) {
+        for (pace, units) in self.limits.iter_mut().zip([ios, bytes]) {
+            pace.charge_limit(now, units, self.manner.slack);
+        }
+    }
+
+    /// Whether so many bytes more would keep its limit closed for no longer than a largest frame would, and a little.
+    pub fn lets_ahead(&self, now: Nanos, bytes: u32) -> bool {
+        let pace = &self.limits[1];
+        let most = now + pace.time(link::LARGEST_FRAME.into()) + link::AHEAD;
+        !pace.is_set() || pace.tag + pace.time(bytes.into()) <= most
+    }
+
+    /// By what cost it is ahead of the time `served` of its parent.
+    pub fn lead(&self, served: u64) -> u64 {
+        self.share.saturating_sub(served) / self.inverse_weight
     }
 }
 

@@ -18,6 +18,7 @@ impl Arbiter {
         }
         let (top, reserved) = match self.due(now) {
             Some(node) => (node, true),
+            None if self.limited.contains(ROOT) => return None,
             None => (ROOT, false),
         };
         let Some(leaf) = self.descend(top) else {
@@ -30,7 +31,7 @@ impl Arbiter {
     /// Start the request at the head of the queue of `leaf`.
     fn start_first(&mut self, now: Nanos, leaf: u32, reserved: bool) -> Option<u32> {
         self.settle(now, leaf);
-        let request = self.nodes[leaf as usize].queue.pop_front()?;
+        let request = self.nodes[leaf as usize].queue.pop()?;
         self.dispatch(now, request, reserved);
         Some(request)
     }
@@ -170,6 +171,7 @@ impl Arbiter {
             self.rebase_if_far(parent);
             index = parent;
         }
+        self.nodes[ROOT as usize].charge_limits(now, u64::from(spent.ios), spent.bytes);
         self.refresh(now, leaf);
     }
 
@@ -180,13 +182,19 @@ impl Arbiter {
         let waited = entry.offered < now;
         let (leaf, joined) = (entry.leaf, entry.joined);
         let spent = Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes };
-        self.in_flight += 1;
-        self.window.enter(spent.cost, joined);
+        let latency = now.saturating_sub(entry.offered);
         let node = &mut self.nodes[leaf as usize];
-        node.in_flight += 1;
         node.dispatched += 1;
-        node.account.in_flight_cost += u64::from(spent.cost);
         node.account.started += u64::from(waited);
+        if self.is_link {
+            node.account.occupy(spent.cost);
+            node.latencies.add(latency);
+        } else {
+            node.in_flight += 1;
+            node.account.in_flight_cost += u64::from(spent.cost);
+            self.in_flight += 1;
+            self.window.enter(spent.cost, joined);
+        }
         spent
     }
 
@@ -222,7 +230,7 @@ impl Arbiter {
         let node = &self.nodes[index as usize];
         let reserved = node.due_at();
         let head = node.queue.front().filter(|_| node.goal.is_pursued(now));
-        let hurried = head.map(|head| self.entries[*head as usize].offered + node.goal.latency / 2);
+        let hurried = head.map(|head| self.entries[head as usize].offered + node.goal.latency / 2);
         [reserved, hurried].into_iter().flatten().min()
     }
 

@@ -19,7 +19,7 @@ pub struct Stats {
     pub waiting: u64,
     /// Small requests a second that the device did when it was busy; 0 until it has been seen so.
     pub capacity_iops: u64,
-    /// Bytes a second that it did when it was busy with large requests; 0 until it has been seen so.
+    /// Bytes a second that it did when it was busy with large requests; 0 until it has been seen so. The rate of a link.
     pub capacity: u64,
     /// All nodes, parents before their children.
     pub nodes: Vec<NodeStats>,
@@ -70,13 +70,14 @@ impl Arbiter {
         }
         let pursued = self.goals.iter().map(|leaf| &self.nodes[*leaf as usize].goal);
         let target = pursued.filter(|goal| goal.is_pursued(now)).map(|goal| goal.latency).min();
+        let rate = self.nodes[ROOT as usize].knobs.limit.unwrap_or(0);
         Stats {
             window: self.window.shown(now),
             target_us: target.unwrap_or(0) / 1000,
             in_flight: self.in_flight as u64,
             waiting: self.waiting as u64,
             capacity_iops: self.window.capacity.iops as u64,
-            capacity: self.window.capacity.bytes as u64,
+            capacity: if self.is_link { rate } else { self.window.capacity.bytes as u64 },
             nodes,
         }
     }

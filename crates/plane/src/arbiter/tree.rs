@@ -1,7 +1,8 @@
 //! Nodes coming and going, and what is known of them.
 
 use super::latency::Goal;
-use super::node::{Knobs, Node};
+use super::node::{Knobs, Manner, Node};
+use super::queue::{Flows, Queue};
 use super::{Arbiter, Nanos, ROOT};
 
 /// A node, for [`Arbiter::offer`].
@@ -93,7 +94,10 @@ impl Arbiter {
     }
 
     fn insert(&mut self, id: &str, parent: u32) -> u32 {
-        let node = Node::new(id, parent, u32::MAX);
+        let mut node = Node::new(id, parent, u32::MAX);
+        if self.is_link {
+            (node.queue, node.manner) = (Queue::Flows(Flows::default()), Manner::LINK);
+        }
         match self.free_nodes.pop() {
             Some(index) => {
                 self.nodes[index as usize] = node;
@@ -156,7 +160,7 @@ impl Arbiter {
     }
 
     /// What is to be looked after because some node has a limit or a latency objective.
-    fn note_bounds(&mut self) {
+    pub(super) fn note_bounds(&mut self) {
         self.bounds = self.nodes.iter().filter(|node| node.has_limit()).count() as u32;
         self.goals.clear();
         for index in 1..self.nodes.len() as u32 {
@@ -182,7 +186,7 @@ impl Arbiter {
             }
             index = node.parent;
         }
-        true
+        !self.nodes[ROOT as usize].has_limit()
     }
 
     /// The latency objective of a node or the nearest above it, in ns; 0 if there is none.

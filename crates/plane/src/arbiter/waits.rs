@@ -60,7 +60,7 @@ pub(super) struct Account {
     window: u64,
     limit: u64,
     device: u64,
-    /// ns times cost.
+    /// ns times cost; of a link, which serves one at a time, cost.
     occupancy: u64,
     pub in_flight_cost: u64,
     pub started: u64,
@@ -78,6 +78,11 @@ impl Account {
         self.window += (time - limited) * waiting as u64;
         self.device += time * u64::from(in_flight);
         self.occupancy += time * self.in_flight_cost;
+    }
+
+    /// A frame of so many bytes has gone: it had a link for as long as that takes.
+    pub fn occupy(&mut self, bytes: u32) {
+        self.occupancy += u64::from(bytes);
     }
 }
 
