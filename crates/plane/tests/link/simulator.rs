@@ -52,7 +52,6 @@ pub struct Simulator {
     pub sent: Vec<Sent>,
     /// Whoever sleeps until the arbiter has something is woken late by up to so much.
     pub late: Nanos,
-    stopped: Vec<bool>,
     waiting: HashMap<u64, (usize, Nanos)>,
     ticket: u64,
     events: BinaryHeap<Reverse<(Nanos, u64, Event)>>,
@@ -76,7 +75,6 @@ impl Simulator {
             senders: Vec::new(),
             sent: Vec::new(),
             late: 200 * US,
-            stopped: Vec::new(),
             waiting: HashMap::new(),
             ticket: 0,
             events: BinaryHeap::new(),
@@ -95,18 +93,12 @@ impl Simulator {
     pub fn start(&mut self, sender: Sender) -> usize {
         let number = self.senders.len();
         self.senders.push(sender);
-        self.stopped.push(false);
         let frames = if let Pace::Bulk(depth) = sender.pace { depth } else { 1 };
         for _ in 0..frames {
             let offset = self.below(50 * US);
             self.at(self.now + offset, Event::Offer(number));
         }
         number
-    }
-
-    /// It sends no more.
-    pub fn stop(&mut self, sender: usize) {
-        self.stopped[sender] = true;
     }
 
     pub fn run(&mut self, span: Nanos) {
@@ -164,9 +156,6 @@ impl Simulator {
     }
 
     fn offer(&mut self, number: usize) {
-        if self.stopped[number] {
-            return;
-        }
         let sender = self.senders[number];
         self.ticket += 1;
         self.waiting.insert(self.ticket, (number, self.now));
