@@ -1,4 +1,4 @@
-"""The user ids of one Nagaya: one for each machine, and one for programs that work on image files."""
+"""The user ids of one Nagaya: one for each machine, one for image files, one for networks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ UIDS_EACH = 2**16  # for one Nagaya; its state directory decides which block, so
 def machine_uids(paths: Paths) -> range:
     """Those that machines may have."""
     first = _first(paths)
-    return range(first, first + UIDS_EACH - 1)
+    return range(first, first + UIDS_EACH - 2)
 
 
 def tool_uid(paths: Paths) -> int:
     """That of programs that work on image files; 0, of a user namespace, without root."""
     return 0 if os.geteuid() != 0 else _first(paths) + UIDS_EACH - 1
+
+
+def network_uid(paths: Paths) -> int:
+    """That of the programs that serve networks: DHCP, names, metadata; the user's own without root."""
+    return os.geteuid() if os.geteuid() != 0 else _first(paths) + UIDS_EACH - 2
 
 
 def _first(paths: Paths) -> int:

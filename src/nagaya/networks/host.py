@@ -1,0 +1,310 @@
+"""The host's side of all networks of one Nagaya: interfaces, packet filter, DHCP and names.
+
+Nothing is remembered but in the run directory and in the kernel, and every step can be done again: after a
+crash at any point `ensure` completes a network and `remove` undoes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+from nagaya.errors import ConflictError, UnsupportedError
+from nagaya.networks import checks, plan, rules, sysctls
+from nagaya.networks.config import Forward, Instance, Reservation, Uplink
+from nagaya.networks.dnsmasq import Dnsmasq
+from nagaya.networks.files import make_directory, write_if_changed
+from nagaya.networks.helper import Helper, end
+from nagaya.networks.links import Link, Links, open_links
+from nagaya.networks.names import Names
+from nagaya.networks.plan import Record
+from nagaya.paths import Paths
+from nagaya.spec import NetworkMode, NetworkSpec
+
+_T = TypeVar("_T")
+log = logging.getLogger("nagaya.networks")
+
+
+class HostNetworks:
+    """The networks of the Nagaya of `paths`; `uid` is the user of the programs that serve them.
+
+    Calls wait for one another. Cancelled ones leave something that the next `ensure` or `remove` mends.
+    """
+
+    def __init__(self, paths: Paths, uid: int) -> None:
+        self.names = Names(paths.run)
+        self._uid = uid
+        self._directory = self.names.directory
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "networks")  # one, so in order, cancelled or not
+        self._helpers: dict[str, Helper] = {}
+        self._records: dict[str, Record] | None = None
+        self._rules = ""
+
+    async def ensure(
+        self, spec: NetworkSpec, reservations: Iterable[Reservation] = (), forwards: Iterable[Forward] = ()
+    ) -> Uplink:
+        """The network is there, with exactly these reservations and forwards; returns its way to the plane.
+
+        `spec` has ranges, not "auto". Raises `ConflictError` for a range, a port or an interface that is
+        taken, `NotFoundError` for an uplink that is not there, `PermissionDeniedError`, `UnavailableError`
+        for a program that is missing or does not start; what was there before stays then.
+        """
+        record = Record(spec, tuple(reservations), tuple(forwards))
+        async with self._lock:
+            uplink = await self._in_thread(lambda: self._make(record))
+            await self._serve(record, uplink)
+        return uplink
+
+    async def remove(self, name: str) -> None:
+        """Nothing of the network is left on the host. Idempotent."""
+        async with self._lock:
+            if helper := self._helpers.pop(name, None):
+                await helper.stop()
+            directory = self._directory / name
+            if directory.exists():  # a daemon before this one started it
+                await end(str(Dnsmasq(directory, self._uid).config), self._uid)
+            await self._in_thread(lambda: self._unmake(name))
+
+    async def sweep(self, keep: Collection[str]) -> list[str]:
+        """Remove what a crash left of networks that are not in `keep`. Returns their names."""
+        gone = sorted(set(await self.present()) - set(keep))
+        for name in gone:
+            await self.remove(name)
+        return gone
+
+    async def present(self) -> list[str]:
+        """The networks of which there is something on the host."""
+        async with self._lock:
+            return sorted(await self._in_thread(lambda: list(self._load())))
+
+    def helpers(self, name: str) -> list[Helper]:
+        """The programs that serve the network now."""
+        return [self._helpers[name]] if name in self._helpers else []
+
+    @property
+    def default_mode(self) -> NetworkMode:
+        """The mode of the network `default`: nat where this process may make interfaces."""
+        return "nat" if os.geteuid() == 0 else "user"
+
+    @property
+    def default(self) -> str:
+        """The network of machines that name none; "" where this host can have no network at all."""
+        spec = NetworkSpec(name="default", mode=self.default_mode)
+        return "" if self.refusal(spec) else spec.name
+
+    def refusal(self, spec: NetworkSpec) -> str:
+        """Why this host cannot have such a network, and what to do; "" if it can."""
+        return checks.refusal(spec)
+
+    def ranges(self) -> list[str]:
+        """Those of both families to which the host has routes that are not of our networks."""
+
+        def look() -> list[str]:
+            with open_links() as links:
+                routes = links.routes()
+            return [
+                str(route.destination)
+                for route in routes
+                if route.destination.prefixlen and not route.interface.startswith(self.names.prefix)
+            ]
+
+        return self._thread.submit(look).result()
+
+    def macs(self) -> frozenset[str]:
+        """The MAC addresses of the host's interfaces and of its neighbours."""
+
+        def look() -> frozenset[str]:
+            with open_links() as links:
+                return links.macs()
+
+        return self._thread.submit(look).result()
+
+    async def close(self) -> None:
+        """Look after the networks no more; they stay as they are."""
+        for helper in self._helpers.values():
+            await helper.close()
+        self._helpers.clear()
+        self._thread.shutdown(wait=True)
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _make(self, record: Record) -> Uplink:
+        """The kernel's part. The rules come before the interface, so there is no moment without them."""
+        name = record.spec.name
+        interface = self.names.interface(name)
+        known = self._load()
+        with open_links() as links:
+            _check_forwards(record, known.values())
+            lower = links.require(record.spec.uplink, name) if record.spec.uplink else None
+            if links.find(interface) is None:
+                plan.check_ranges(
+                    record, self.names, links, [one for key, one in known.items() if key != name]
+                )
+            _check_uplink(record, lower, links)
+            make_directory(self._directory / name, self._uid)
+            self._save(record)
+            self._filter(links)
+            mtu = min(record.spec.mtu, lower.mtu if lower else record.spec.mtu)
+            return self._make_interface(record, lower, mtu, links)
+
+    def _make_interface(self, record: Record, lower: Link | None, mtu: int, links: Links) -> Uplink:
+        spec = record.spec
+        interface, alias = self.names.interface(spec.name), self.names.alias(spec.name)
+        if spec.mode == "macvtap" and lower is not None:
+            links.make_macvtap(interface, alias, mtu, lower)
+            return Uplink("macvtap", interface, mtu=mtu, rate=spec.rate)
+        if not record.has_tap:
+            return Uplink("none", mtu=mtu)
+        links.make_tap(interface, alias, mtu, record.addresses())
+        if spec.mode == "bridge" and lower is not None:
+            links.enslave(interface, lower, spec.vlan)
+        else:
+            for setting, value in plan.own_settings(record, interface).items():
+                sysctls.write_own(setting, value)
+        return Uplink("tap", interface, mtu=mtu, rate=spec.rate)
+
+    def _unmake(self, name: str) -> None:
+        with open_links() as links:
+            links.remove(self.names.interface(name), self.names.alias(name))
+            (self._directory / name / "network.json").unlink(missing_ok=True)
+            self._load().pop(name, None)
+            self._filter(links)
+        shutil.rmtree(self._directory / name, ignore_errors=True)
+
+    def _filter(self, links: Links) -> None:
+        """Packet filter and settings of the host are what the records say; without any, what they were."""
+        settings = sysctls.Sysctls(self._directory / "sysctls.json")
+        all_links, routes = links.all(), links.routes()
+        areas = [
+            plan.area(record, self.names, plan.ways_out(record, all_links, routes))
+            for record in self._load().values()
+            if record.served
+        ]
+        wanted = plan.host_settings(areas)
+        script = rules.render(self.names.table, self.names.prefix, areas, plan.closed(wanted, settings))
+        if areas and script != self._rules:
+            rules.apply(script)
+            self._rules = script
+        settings.apply(wanted)
+        if not areas:
+            rules.delete(self.names.table)
+            self._rules = ""
+
+    async def _serve(self, record: Record, uplink: Uplink) -> None:
+        name = record.spec.name
+        dnsmasq = Dnsmasq(self._directory / name, self._uid)
+        helper = self._helpers.get(name)
+        if not record.needs_dnsmasq:
+            if helper is not None:
+                await self._helpers.pop(name).stop()
+            return
+        if helper is None:
+            helper = self._helpers[name] = Helper(dnsmasq.program(name))
+        hosts = dnsmasq.write_hosts(record.spec, record.reservations)
+        if dnsmasq.needs(record.spec, uplink.interface, uplink.mtu):
+            await helper.stop()  # before its file changes: who finds it running finds it with that file
+            dnsmasq.write(record.spec, uplink.interface, uplink.mtu)
+        adopted = helper.pid is None
+        await helper.ensure()
+        if hosts or adopted:  # a daemon may have been killed between the file and the signal
+            helper.signal(signal.SIGHUP)
+
+    def _load(self) -> dict[str, Record]:
+        """The records, from the files the first time. What cannot be read is as good as an empty network."""
+        if self._records is None:
+            self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._directory.chmod(0o711)
+            found = (entry for entry in sorted(self._directory.iterdir()) if entry.is_dir())
+            self._records = {entry.name: _read(entry) for entry in found}
+        return self._records
+
+    def _save(self, record: Record) -> None:
+        body = {
+            "spec": record.spec.to_json(),
+            "reservations": [asdict(one) for one in record.reservations],
+            "forwards": [asdict(one) for one in record.forwards],
+        }
+        write_if_changed(self._directory / record.spec.name / "network.json", json.dumps(body, indent=1), 0)
+        self._load()[record.spec.name] = record
+
+
+def _read(directory: Path) -> Record:
+    try:
+        body = json.loads((directory / "network.json").read_text())
+        reservations = []
+        for one in body["reservations"]:
+            instance = one.pop("instance")
+            if instance is not None:
+                keys = tuple(instance.pop("public_keys"))
+                instance = Instance(**instance, public_keys=keys)
+            reservations.append(Reservation(**one, instance=instance))
+        return Record(
+            NetworkSpec.model_validate(body["spec"]),
+            tuple(reservations),
+            tuple(Forward(**one) for one in body["forwards"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s does not say what the network was: %s", directory, error)
+        return Record(NetworkSpec(name=directory.name, mode="isolated", dhcp=False, dns=False))
+
+
+def _check_forwards(record: Record, known: Iterable[Record]) -> None:
+    """A port of the host goes to one machine. Raises `ConflictError` that names the other one."""
+    if record.forwards and not record.served:
+        raise UnsupportedError(
+            f"network {record.spec.name}: no ports are forwarded into mode {record.spec.mode}",
+            hint="machines on a bridge are reached by their own addresses",
+        )
+    taken = [forward for other in known if other.spec.name != record.spec.name for forward in other.forwards]
+    for forward in record.forwards:
+        for other in taken:
+            if _same_port(forward, other) and replace(forward, machine="") != replace(other, machine=""):
+                raise ConflictError(
+                    f"port {forward.host_port}/{forward.protocol} of the host is"
+                    f" {other.machine or other.machine_address}'s",
+                    hint="choose another port of the host",
+                    port=forward.host_port,
+                    machine=other.machine,
+                )
+        taken.append(forward)
+
+
+def _same_port(one: Forward, other: Forward) -> bool:
+    families = [":" in forward.machine_address for forward in (one, other)]
+    return (one.protocol, one.host_port, families[0]) == (other.protocol, other.host_port, families[1]) and (
+        one.host_address == other.host_address or "" in (one.host_address, other.host_address)
+    )
+
+
+def _check_uplink(record: Record, lower: Link | None, links: Links) -> None:
+    spec = record.spec
+    if lower is None:
+        return
+    if spec.mode == "bridge" and lower.kind != "bridge":
+        raise ConflictError(
+            f"network {spec.name}: {lower.name} is not a bridge",
+            hint=f"put {lower.name} into a bridge, or use mode `macvtap`, which takes all of it",
+            network=spec.name,
+            uplink=lower.name,
+        )
+    if spec.mode == "macvtap":
+        addresses = {one for one in links.addresses(lower.index) if not one.ip.is_link_local}
+        if addresses:
+            raise ConflictError(
+                f"network {spec.name}: {lower.name} has the host's own address"
+                f" {', '.join(sorted(map(str, addresses)))}, which the host would lose",
+                hint="use an interface that the host does not use itself, or mode `bridge`",
+                network=spec.name,
+                uplink=lower.name,
+            )

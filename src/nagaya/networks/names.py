@@ -1,0 +1,47 @@
+"""How what a Nagaya makes on its host is called, so that it is found again after any crash.
+
+The run directory tells one Nagaya of a host from another, so its hash is in every name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+ANY_INTERFACE = "ngy-*"  # of all Nagayas of the host, as nftables matches names
+_OWN, _NETWORK = 4, 7  # hex digits; with "ngy-" they fill the 15 characters of an interface's name
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of one Nagaya, by its run directory."""
+
+    run: Path
+
+    @property
+    def prefix(self) -> str:
+        """How the names of its interfaces begin."""
+        return f"ngy-{_hash(str(self.run))[:_OWN]}"
+
+    def interface(self, network: str) -> str:
+        """The interface of `network`, at most 15 characters."""
+        return self.prefix + _hash(f"{self.run}\0{network}")[:_NETWORK]
+
+    def alias(self, network: str) -> str:
+        """What `ip link` shows beside the interface, and what says that it is ours."""
+        return f"nagaya network {network} of {self.run}"[:255]
+
+    @property
+    def table(self) -> str:
+        """Its nftables table, of the family inet."""
+        return f"nagaya_{_hash(str(self.run))[:8]}"
+
+    @property
+    def directory(self) -> Path:
+        """The records, configurations and sockets of its networks, a directory each."""
+        return self.run / "networks"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
