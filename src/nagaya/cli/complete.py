@@ -43,6 +43,16 @@ def disk_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
     return _names(ctx, incomplete, lambda client: [disk.name for disk in client.disks.list()])
 
 
+def network_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Networks."""
+    return _names(ctx, incomplete, lambda client: [network.name for network in client.networks.list()])
+
+
+def group_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Security groups."""
+    return _names(ctx, incomplete, lambda client: [group.name for group in client.groups.list()])
+
+
 def _names(ctx: click.Context, incomplete: str, ask: Callable[[Client], list[str]]) -> list[str]:
     from nagaya.sdk import Client
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nagaya.cli.app import shared_options
-from nagaya.cli.complete import image_names
+from nagaya.cli.complete import group_names, image_names, network_names
 from nagaya.cli.follow import Interrupted, waiting
 from nagaya.cli.session import Session
 from nagaya.cli.terminal import (
@@ -35,6 +35,30 @@ _SPEC_OPTIONS = (
     click.option("--disk", metavar="SIZE", help="Grow the first disk to this size."),
     click.option("--engine", metavar="ENGINE", help="auto, uml, kvm or qemu (auto)."),
     click.option("--kernel", metavar="NAME", help="Kernel from `nagaya kernel list`."),
+    click.option(
+        "--network",
+        "networks",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=network_names,
+        help="Network that it is on, or none (default); repeatable, a NIC each.",
+    ),
+    click.option(
+        "--group",
+        "groups",
+        multiple=True,
+        metavar="NAME",
+        shell_complete=group_names,
+        help="Security group that its NICs are in; repeatable.",
+    ),
+    click.option(
+        "-p",
+        "--publish",
+        "ports",
+        multiple=True,
+        metavar="[ADDRESS:]PORT:PORT[/udp]",
+        help="Port of the host, and the machine's to which it leads; repeatable.",
+    ),
     click.option(
         "--set",
         "settings",
@@ -151,11 +175,15 @@ def spec_from_options(
     """The specification that the options describe; the daemon validates it."""
     disk = {"image": image, "size": options.pop("disk")}
     kernel = options.pop("kernel")
+    networks, groups = (options.pop(one, ()) for one in ("networks", "groups"))
+    names = [] if networks == ("none",) else networks or (["default"] if groups else None)
     fields = {
         "name": name or f"{image.lower()[:50]}-{secrets.token_hex(2)}",
-        **options,
+        **{key: value for key, value in options.items() if key != "ports"},
         "boot": {"kernel": kernel} if kernel else None,
         "disks": [{key: value for key, value in disk.items() if value is not None}],
+        "nics": names and [{"network": one, "groups": list(groups)} for one in names],
+        "ports": list(options.get("ports", ())) or None,
     }
     spec = {key: value for key, value in fields.items() if value is not None}
     for setting in settings:

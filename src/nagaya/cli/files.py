@@ -13,7 +13,7 @@ from nagaya.cli.app import shared_options
 from nagaya.cli.follow import follow
 from nagaya.cli.machines import print_machines
 from nagaya.cli.session import Session
-from nagaya.errors import NotFoundError, UsageError
+from nagaya.errors import ConflictError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from nagaya.specfile import SpecFile
@@ -70,6 +70,8 @@ def up_command(session: Session, file: str, recreate: bool, prune: bool, source:
         list(wanted.machines.values()),
         wanted.images,
         tenants=list(wanted.tenants.values()),
+        networks=list(wanted.networks.values()),
+        groups=list(wanted.groups.values()),
         source=known_by,
         recreate=recreate,
         prune=prune,
@@ -104,7 +106,10 @@ def up_command(session: Session, file: str, recreate: bool, prune: bool, source:
 @shared_options(session_formats=False)
 @click.pass_obj
 def down_command(session: Session, file: str, keep: bool, timeout: float, images: bool) -> None:
-    """Stop the machines of a file and remove them with their disks. Images stay."""
+    """Stop the machines of a file and remove them with their disks. Images stay.
+
+    Networks and security groups of the file go too, unless another machine uses them.
+    """
     if keep and images:
         raise UsageError("--keep and --images exclude each other: a kept machine needs its image")
     wanted = _read(file)
@@ -113,11 +118,22 @@ def down_command(session: Session, file: str, keep: bool, timeout: float, images
     if not session.quiet:
         done = "stopped" if keep else "removed"
         click.echo(f"{', '.join(wanted.machines) or 'no machine'}: {done}")
+    if not keep:
+        _remove_networks(session, wanted)
     for name in wanted.images if images else ():
         with contextlib.suppress(NotFoundError):
             session.client.images.remove(name)
             if not session.quiet:
                 click.echo(f"image {name}: removed")
+
+
+def _remove_networks(session: Session, wanted: SpecFile) -> None:
+    for name in wanted.networks:
+        with contextlib.suppress(NotFoundError, ConflictError):
+            session.client.networks.delete(name)
+    for name in wanted.groups:
+        with contextlib.suppress(NotFoundError, ConflictError):
+            session.client.groups.delete(name)
 
 
 @click.command("schema")

@@ -26,6 +26,11 @@ def _image(row: Any) -> str:
     return str(disks[0].get("image") or disks[0].get("path") or "")
 
 
+def _address(row: Any) -> str:
+    nics = row["nics"]
+    return next((nic["ipv4"] or nic["ipv6"] for nic in nics if nic["ipv4"] or nic["ipv6"]), "")
+
+
 def ago(at: float | None) -> str:
     """`3 h`, `12 s`: how long since `at`, in seconds of the epoch."""
     if at is None:
@@ -51,6 +56,7 @@ MACHINE_COLUMNS = (
     Column("CPUS", field("cpus"), right=True),
     Column("MEMORY", field("memory"), human_size, right=True),
     Column("ENGINE", field("engine")),
+    Column("ADDRESS", _address),
     Column(
         "UP",
         lambda row: row["started_at"] if row["state"] in ("running", "io-error", "paused") else None,

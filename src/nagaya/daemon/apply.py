@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.nics import MAIN
 from nagaya.daemon.shares import only_knobs_differ
 from nagaya.daemon.supervised import ALIVE, DOWN, Supervised
 from nagaya.errors import ConflictError, NagayaError, NotFoundError
 from nagaya.progress import Progress
-from nagaya.spec import MachineSpec, Tenant
+from nagaya.spec import MachineSpec, NetworkSpec, SecurityGroup, Tenant
 
 Action = Literal["create", "start", "change", "set", "recreate", "unchanged", "delete"]
 
@@ -30,10 +31,13 @@ class Request:
     recreate: bool = False
     prune: bool = False
     tenants: Sequence[Tenant] = ()
+    networks: Sequence[NetworkSpec] = ()
+    groups: Sequence[SecurityGroup] = ()
 
 
 def plan(daemon: Daemon, request: Request) -> dict[str, Action]:
     """What to do with each machine. Raises `ConflictError` naming those that would have to be recreated."""
+    _check_names(daemon, request)
     known = {one.name: one for one in daemon.supervisor.all()}
     actions: dict[str, Action] = {}
     for spec in request.machines:
@@ -56,12 +60,15 @@ def plan(daemon: Daemon, request: Request) -> dict[str, Action]:
 async def up(daemon: Daemon, request: Request, progress: Progress) -> dict[str, Any]:
     """Make it so."""
     plan(daemon, request)  # refuse before minutes of image building
+    supervisor = daemon.supervisor
+    networks = [(one.name, await supervisor.networks.give(one)) for one in request.networks]
+    groups = [(one.name, await supervisor.groups.put(one)) for one in request.groups]
     missing = [
         name for name, recipe in request.images.items() if not daemon.parts.images.is_current(name, recipe)
     ]
     share = _IMAGES_SHARE if missing else 0.0
     await _build_images(daemon, {name: request.images[name] for name in missing}, share, progress)
-    tenants = [(one.name, await daemon.supervisor.shares.give_tenant(one)) for one in request.tenants]
+    tenants = [(one.name, await supervisor.shares.give_tenant(one)) for one in request.tenants]
     actions = plan(daemon, request)
     specs = {spec.name: spec for spec in request.machines}
     todo = [name for name, action in actions.items() if action != "unchanged"]
@@ -77,6 +84,8 @@ async def up(daemon: Daemon, request: Request, progress: Progress) -> dict[str, 
     await _all_or_first_error([carry_out(name) for name in todo])
     return {
         "machines": [{"name": name, "action": action} for name, action in actions.items()],
+        "networks": [{"name": name, "action": action} for name, action in networks],
+        "groups": [{"name": name, "action": "set" if changed else "unchanged"} for name, changed in groups],
         "tenants": [{"name": name, "action": "set" if changes else "unchanged"} for name, changes in tenants],
         "images": [
             {"name": name, "action": "build" if name in missing else "unchanged"} for name in request.images
@@ -104,6 +113,18 @@ async def down(
 
     await _all_or_first_error([end(name) for name in dict.fromkeys(names)])
     return {"machines": [{"name": name, "action": action} for name, action in sorted(actions.items())]}
+
+
+def _check_names(daemon: Daemon, request: Request) -> None:
+    """Raise `NotFoundError` for a network or a group of a machine that is neither there nor asked for."""
+    networks = {one.name for one in request.networks} | {MAIN}
+    groups = {one.name for one in request.groups}
+    for spec in request.machines:
+        for nic in spec.nics or ():
+            if nic.network not in networks:
+                daemon.supervisor.networks.get(nic.network)
+            for group in set(nic.groups) - groups:
+                daemon.supervisor.groups.get(group)
 
 
 async def _build_images(daemon: Daemon, recipes: Mapping[str, Any], share: float, progress: Progress) -> None:

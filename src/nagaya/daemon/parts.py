@@ -14,12 +14,13 @@ from nagaya.engines.engine import Engine
 from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
+from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import Device, Layer
 from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
 from nagaya.progress import Progress
-from nagaya.spec import MachineSpec
+from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,33 @@ class PlaneControl(Protocol):
 
     def pid(self) -> int | None:
         """The holder's process, if connected."""
+
+
+class HostNetworks(Protocol):
+    """The host's side of networks. See `nagaya.networks`."""
+
+    default: str  # the network of machines that name none; "" for no NIC
+    default_mode: NetworkMode  # of the network `default`
+
+    def refusal(self, spec: NetworkSpec) -> str:
+        """Why this host cannot have such a network, in words; "" if it can."""
+
+    def ranges(self) -> Sequence[str]:
+        """Ranges, of both families, to which the host has routes."""
+
+    def macs(self) -> frozenset[str]:
+        """MAC addresses of the host's interfaces and of its neighbours."""
+
+    async def ensure(
+        self, spec: NetworkSpec, reservations: Sequence[Reservation], forwards: Sequence[Forward]
+    ) -> Uplink:
+        """Have all of a network on the host as it is to be, whatever is there; returns its way out."""
+
+    async def remove(self, name: str) -> None:
+        """Leave nothing of a network on the host; it may not be there."""
+
+    async def close(self) -> None:
+        """Stop watching; the networks go on."""
 
 
 class Agent(Protocol):
@@ -192,6 +220,7 @@ class Parts:
     plane: PlaneControl
     images: ImageStore
     kernels: KernelStore
+    networks: HostNetworks
     agent: Callable[[str, MachinePaths], Agent]
     create_overlay: Callable[[str, int, str, str], None]  # path, size, backing path, backing format
     zygote_pid: Callable[[], int | None]

@@ -13,9 +13,9 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from nagaya.daemon.leaserows import LeaseChange, lease_row, table_of, waiter_row
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
@@ -24,12 +24,35 @@ from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.resources.leases import LeaseTable
 
-HEAD = "0003"  # the newest revision in migrations/versions
+HEAD = "0004"  # the newest revision in migrations/versions
 JOURNAL_KEPT = 200  # entries for each machine
 OPERATIONS_KEPT = 200
 LEASE_NOTES_KEPT = 1000
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@dataclass(frozen=True, slots=True)
+class NicRow:
+    """What one NIC of a machine has, for the machine's life. "": not ours to choose, or no such family."""
+
+    network: str
+    mac: str
+    ipv4: str = ""
+    ipv6: str = ""
+    link: bool = True  # whether its cable is plugged
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A network or a security group as it is remembered."""
+
+    name: str
+    spec: dict[str, Any]
+    created_at: float
+
+
+RecordTable = Literal["networks", "security_groups"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +65,7 @@ class MachineRow:
     uid: int
     created_at: float
     changed_at: float
+    nics: tuple[NicRow, ...] = ()
     images: tuple[str, ...] = ()  # for each disk the digest of its base image, "" for none
     state: MachineState = MachineState.STOPPED
     cause: str = ""
@@ -93,6 +117,7 @@ class State:
         columns = [one.name for one in fields(MachineRow)]
         values = {column: getattr(row, column) for column in columns}
         values |= {"spec": json.dumps(row.spec), "images": json.dumps(row.images), "state": str(row.state)}
+        values |= {"nics": json.dumps([asdict(nic) for nic in row.nics])}
         updates = _updates(columns)
         with self._transaction() as db:
             try:
@@ -180,6 +205,24 @@ class State:
             JournalEntry(row["seq"], row["at"], row["event"], f"{row['path']}: {row['detail']}")
             for row in reversed(rows)
         ]
+
+    def records(self, table: RecordTable) -> list[Record]:
+        """All of a table, by name."""
+        rows = self._db.execute(f"SELECT * FROM {table} ORDER BY name")  # noqa: S608  # names of ours
+        return [Record(row["name"], json.loads(row["spec"]), row["created_at"]) for row in rows]
+
+    def save_record(self, table: RecordTable, record: Record) -> None:
+        """Insert or replace one."""
+        with self._transaction() as db:
+            db.execute(
+                f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",  # noqa: S608
+                (record.name, json.dumps(record.spec), record.created_at),
+            )
+
+    def delete_record(self, table: RecordTable, name: str) -> None:
+        """Forget one."""
+        with self._transaction() as db:
+            db.execute(f"DELETE FROM {table} WHERE name = ?", (name,))  # noqa: S608
 
     def fact(self, key: str) -> str:
         """What `set_fact` stored; "" for nothing."""
@@ -290,6 +333,7 @@ def _machine(row: sqlite3.Row) -> MachineRow:
     values = dict(row)
     values["spec"] = json.loads(values["spec"])
     values["images"] = tuple(json.loads(values["images"]))
+    values["nics"] = tuple(NicRow(**nic) for nic in json.loads(values["nics"]))
     values["state"] = MachineState(values["state"])
     return MachineRow(**values)
 

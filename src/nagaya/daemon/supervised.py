@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nagaya.daemon.nics import nic_infos
 from nagaya.daemon.state import MachineRow
 from nagaya.engines.engine import Engine, Exit, ProcessId
 from nagaya.errors import ConflictError
@@ -126,4 +127,5 @@ class Supervised:
             spec=self.spec.to_json(),
             source=row.source,
             faults=[{"disk": disk, **faults} for disk, faults in self.faults.items()],
+            nics=[asdict(nic) for nic in nic_infos(self.spec, row.nics)],
         )

@@ -22,8 +22,10 @@ from nagaya.daemon import failpoint
 from nagaya.daemon.diskfiles import DiskCatalog, keeps_content, keys
 from nagaya.daemon.endings import Endings
 from nagaya.daemon.events import Events
+from nagaya.daemon.groups import Groups
 from nagaya.daemon.launch import Launcher, resolve_images
 from nagaya.daemon.leases import Leases
+from nagaya.daemon.networks import Networks
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.shares import Shares
 from nagaya.daemon.state import MachineRow, State
@@ -56,6 +58,8 @@ class Supervisor:
         self.leases = Leases(writer, events)
         self.shares = Shares(self, Tenants(writer))
         self.disks = DiskCatalog(paths, parts)
+        self.networks = Networks(self, writer, parts.networks)
+        self.groups = Groups(self, writer)
         self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants, self.disks)
         self.endings = Endings(self)
         self._writer = writer
@@ -119,19 +123,22 @@ class Supervisor:
     async def create(self, spec: MachineSpec, source: str = "") -> Supervised:
         """Make a machine, stopped. Raises `ConflictError` if the name is taken; a failure leaves nothing."""
         self.parts.engine(spec).check(spec)
+        nics = await self.networks.prepare(spec)
         if any(one.name == spec.name for one in self._machines.values()):
             raise _taken(spec.name)
+        self.groups.require(spec)
         images = resolve_images(self.disks, spec)
-        now = time.time()
+        now, machine_id = time.time(), uuid.uuid4().hex[:12]
         one = Supervised(
             MachineRow(
-                id=uuid.uuid4().hex[:12],
+                id=machine_id,
                 name=spec.name,
                 spec=spec.to_json(),
                 uid=self._free_uid(),
                 created_at=now,
                 changed_at=now,
                 images=images,
+                nics=self.networks.allot(machine_id, spec.name, nics),
                 source=source,
             ),
             spec,
@@ -156,6 +163,8 @@ class Supervisor:
             self.parts.engine(spec).check(spec)
             self.disks.require_free(keys(one.row, one.spec))
             fresh = resolve_images(self.disks, spec)
+            self.groups.require(spec)
+            nics = await self.networks.prepare(spec)
             kept = [
                 index < len(one.spec.disks) and keeps_content(one.spec.disks[index], disk, f"disks[{index}]")
                 for index, disk in enumerate(spec.disks)
@@ -164,8 +173,10 @@ class Supervisor:
             for index in range(max(len(one.spec.disks), len(spec.disks))):
                 if index >= len(kept) or not kept[index]:
                     self.disks.own(one.row, index).remove()
+            changes: dict[str, Any] = {"spec": spec.to_json(), "images": images, "source": source}
+            rows = self.networks.allot(one.row.id, one.name, nics, one.row.nics)
             one.spec = spec
-            await self.move(one, one.row.state, "changed", spec=spec.to_json(), images=images, source=source)
+            await self.move(one, one.row.state, "changed", nics=rows, **changes)
             await self.launcher.make_disks(one.row, spec)
 
     async def start(self, name: str) -> Supervised:

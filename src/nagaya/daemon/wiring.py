@@ -17,16 +17,17 @@ from nagaya.engines.jailed import Jails
 from nagaya.engines.kvm import KvmEngine
 from nagaya.engines.select import Engines
 from nagaya.engines.uml import UmlEngine
-from nagaya.errors import NotFoundError, SpecError, UnavailableError
+from nagaya.errors import NotFoundError, SpecError, UnavailableError, UnsupportedError
 from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
+from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, Device, Layer
 from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
 from nagaya.progress import Progress
-from nagaya.spec import MachineSpec
+from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
 
 if TYPE_CHECKING:
     from nagaya.images.recipe import Recipe
@@ -52,6 +53,7 @@ def real_parts(paths: Paths) -> Parts:
         plane=plane,
         images=Images(paths),
         kernels=Kernels(paths, engines.select),
+        networks=NoNetworks(),
         agent=_GuestAgent,
         create_overlay=_create_overlay,
         zygote_pid=lambda: jails.zygote_pid,
@@ -218,6 +220,37 @@ class PlaneLink:
             self._pid = await self._client.pid()
             self._connected.set()
             return self._client
+
+
+class NoNetworks:
+    """A host that has no networks."""
+
+    default = ""
+    default_mode: NetworkMode = "nat"
+
+    def refusal(self, spec: NetworkSpec) -> str:
+        """None can be had."""
+        return f"networks of mode {spec.mode} are not built yet"
+
+    def ranges(self) -> Sequence[str]:
+        """Of no interest."""
+        return ()
+
+    def macs(self) -> frozenset[str]:
+        """Of no interest."""
+        return frozenset()
+
+    async def ensure(
+        self, spec: NetworkSpec, reservations: Sequence[Reservation], forwards: Sequence[Forward]
+    ) -> Uplink:
+        """Not possible."""
+        raise UnsupportedError(f"network {spec.name}: {self.refusal(spec)}")
+
+    async def remove(self, name: str) -> None:
+        """There is nothing."""
+
+    async def close(self) -> None:
+        """There is nothing."""
 
 
 class Images:

@@ -45,3 +45,9 @@ class MachineInfo(Answer):
     spec: dict[str, Any]
     source: str = ""  # what `apply` made it from; "" if it was made by hand
     faults: Sequence[dict[str, Any]] = ()  # those laid upon its disks on purpose
+    nics: Sequence[dict[str, Any]] = ()  # what `nagaya.models.network.NicInfo` has
+
+    @property
+    def address(self) -> str:
+        """By which the host and its neighbours reach it: of its first NIC that has one; "" if none has."""
+        return next((nic["ipv4"] or nic["ipv6"] for nic in self.nics if nic["ipv4"] or nic["ipv6"]), "")

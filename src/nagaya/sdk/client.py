@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from nagaya.models.waits import WaitInfo
     from nagaya.sdk.disks import Disks
     from nagaya.sdk.leases import Leases
+    from nagaya.sdk.networks import Groups, Networks
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
     from nagaya.sdk.tenants import Tenants
-    from nagaya.spec import MachineSpec, Tenant
+    from nagaya.spec import MachineSpec, NetworkSpec, SecurityGroup, Tenant
 
 
 class Client(Connection):
@@ -59,6 +60,20 @@ class Client(Connection):
         from nagaya.sdk.leases import Leases
 
         return Leases(self)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks."""
+        from nagaya.sdk.networks import Networks
+
+        return Networks(self)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The security groups."""
+        from nagaya.sdk.networks import Groups
+
+        return Groups(self)
 
     @cached_property
     def operations(self) -> Operations:
@@ -109,13 +124,15 @@ class Client(Connection):
         images: Mapping[str, Any] | None = None,
         *,
         tenants: Sequence[Tenant | Mapping[str, Any]] = (),
+        networks: Sequence[NetworkSpec | Mapping[str, Any]] = (),
+        groups: Sequence[SecurityGroup | Mapping[str, Any]] = (),
         source: str = "",
         recreate: bool = False,
         prune: bool = False,
     ) -> Operation:
         """Make it so: build missing images, create, update and start machines. Idempotent.
 
-        The operation's result is `{"machines": [{"name", "action"}], "images": [...], "tenants": [...]}`. A
+        The operation's result is `{"machines": [{"name", "action"}], "images": [...]}`, and so on. A
         running machine whose spec changed is a `ConflictError` unless `recreate`; `prune` deletes what an
         earlier `apply` with the same `source` made and this one leaves out.
         """
@@ -123,6 +140,8 @@ class Client(Connection):
             "machines": list(machines),
             "images": dict(images or {}),
             "tenants": list(tenants),
+            "networks": list(networks),
+            "groups": list(groups),
             "source": source,
             "recreate": recreate,
             "prune": prune,

@@ -19,6 +19,7 @@ from nagaya.paths import Paths
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
 from nagaya.testing.engine import FakeEngine
+from nagaya.testing.networks import FakeNetworks
 from nagaya.testing.plane import FakePlane
 
 FAKE_KERNEL = Kernel("fake", "/nonexistent", "a fake")
@@ -164,6 +165,7 @@ def fake_parts(paths: Paths) -> Parts:
         plane=FakePlane(paths),
         images=FakeImages(paths),
         kernels=FakeKernels(),
+        networks=FakeNetworks(paths),
         agent=lambda _name, _paths: FakeAgent(),
         create_overlay=qcow2_create,
         zygote_pid=lambda: None,

@@ -36,7 +36,7 @@ def test_a_machine_from_image_to_deletion(invoke: Invoke) -> None:
 def test_list_is_a_table_json_yaml_and_csv(invoke: Invoke) -> None:
     invoke("create", "busybox", "--name", "b1", "--start")
     table = invoke("list").out.splitlines()
-    assert table[0].split() == ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "UP"]
+    assert table[0].split() == ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "ADDRESS", "UP"]
     assert table[1].split()[:6] == ["b1", "running", "busybox", "1", "512", "MiB"]
     assert invoke("list", "--format", "json").json[0]["name"] == "b1"
     assert yaml.safe_load(invoke("list", "--format", "yaml").out)[0]["memory"] == 512 * 2**20

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 
 from nagaya.daemon import state
 from nagaya.daemon.leaserows import LeaseChange, LeaseNote
-from nagaya.daemon.state import HEAD, JOURNAL_KEPT, MachineRow, State
+from nagaya.daemon.state import HEAD, JOURNAL_KEPT, MachineRow, NicRow, Record, State
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
 from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
@@ -136,13 +136,29 @@ def test_a_machine_of_the_first_revision_was_started_by_uml(tmp_path: Path) -> N
         first.save_machine(row("new", "b" * 12), "created")
     db = sqlite3.connect(path)
     db.execute("ALTER TABLE machines DROP COLUMN engine")
-    for table in ("leases", "lease_waiters", "lease_journal"):
+    db.execute("ALTER TABLE machines DROP COLUMN nics")
+    for table in ("leases", "lease_waiters", "lease_journal", "networks", "security_groups"):
         db.execute(f"DROP TABLE {table}")
     db.execute("UPDATE alembic_version SET version_num = '0001'")
     db.commit()
     db.close()
     with State(path) as second:
         assert {row.name: row.engine for row in second.machines()} == {"started": "uml", "new": ""}
+        assert all(row.nics == () for row in second.machines())
+
+
+def test_nics_and_networks_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    nics = (NicRow("back", "52:54:00:00:00:01", "10.77.0.5", "fd00::5"), NicRow("back", "52:54:00:00:00:02"))
+    record = Record("back", {"name": "back", "ipv4": "10.77.0.0/24"}, 1.5)
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_machine(replace(row(), nics=nics), "created")
+        db.save_record("networks", replace(record, spec={}))
+        db.save_record("networks", record)
+    with State(tmp_path / "state.sqlite") as db:
+        assert db.machines()[0].nics == nics
+        assert (db.records("networks"), db.records("security_groups")) == ([record], [])
+        db.delete_record("networks", "back")
+        assert db.records("networks") == []
 
 
 def test_the_newest_file_is_opened_without_alembic(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from nagaya.daemon.api import (
     images,
     leases,
     machines,
+    networks,
     operations,
     settings,
     streams,
@@ -51,8 +52,8 @@ def make_app(daemon: Daemon) -> FastAPI:
         openapi_url="/v1/openapi.json",
         separate_input_output_schemas=False,
     )
-    routers = (host, machines, faults, streams, settings, waits, usage, disks, images, leases, operations)
-    for module in routers:
+    machine_routes = (machines, faults, streams, settings, waits, usage)
+    for module in (host, *machine_routes, disks, networks, images, leases, operations):
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)
     app.add_exception_handler(RequestValidationError, _invalid)

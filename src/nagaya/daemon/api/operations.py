@@ -16,7 +16,7 @@ from nagaya.daemon.supervisor import STOP_TIME
 from nagaya.errors import NotFoundError, UsageError
 from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.progress import Progress
-from nagaya.spec import MachineSpec, Name, Tenant
+from nagaya.spec import MachineSpec, Name, NetworkSpec, SecurityGroup, Tenant
 
 MACHINES_LIMIT = 1000  # that one request may name
 
@@ -31,6 +31,8 @@ class ApplyBody(BaseModel):
     machines: Annotated[list[MachineSpec], Field(max_length=MACHINES_LIMIT)] = []
     images: Annotated[dict[Name, dict[str, Any]], Field(max_length=MACHINES_LIMIT)] = {}
     tenants: Annotated[list[Tenant], Field(max_length=MACHINES_LIMIT)] = []
+    networks: Annotated[list[NetworkSpec], Field(max_length=MACHINES_LIMIT)] = []
+    groups: Annotated[list[SecurityGroup], Field(max_length=MACHINES_LIMIT)] = []
     source: Annotated[str, Field(max_length=4096, description="what this comes from, for `prune`")] = ""
     recreate: Annotated[bool, Field(description="running machines may be stopped to change them")] = False
     prune: Annotated[
@@ -87,13 +89,23 @@ def router(daemon: Daemon) -> APIRouter:
     async def up(body: ApplyBody) -> OperationInfo:
         """Make it so: build what is missing, create, change and start machines. Idempotent."""
         names = [spec.name for spec in body.machines]
-        for field, given in (("machines", names), ("tenants", [tenant.name for tenant in body.tenants])):
+        for field in ("machines", "tenants", "networks", "groups"):
+            given = [one.name for one in getattr(body, field)]
             if len(set(given)) < len(given):
                 raise UsageError(f"{field}: a name comes twice", field=field)
         if body.prune and not body.source:
             raise UsageError("prune: it needs `source`, to know what is its own", field="prune")
         recipes = {name: daemon.parts.images.recipe(recipe) for name, recipe in body.images.items()}
-        request = apply.Request(body.machines, recipes, body.source, body.recreate, body.prune, body.tenants)
+        request = apply.Request(
+            body.machines,
+            recipes,
+            body.source,
+            body.recreate,
+            body.prune,
+            tenants=body.tenants,
+            networks=body.networks,
+            groups=body.groups,
+        )
         apply.plan(daemon, request)
 
         async def work(progress: Progress) -> dict[str, Any]:

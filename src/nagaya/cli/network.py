@@ -1,0 +1,112 @@
+"""`nagaya network`: what machines are plugged into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from nagaya.cli.app import shared_options
+from nagaya.cli.complete import network_names
+from nagaya.cli.output import Column, field, print_rows, print_value
+from nagaya.cli.session import Session
+from nagaya.cli.set import CHANGE_COLUMNS
+from nagaya.settings import parse
+
+_COLUMNS = (
+    Column("NAME", field("name")),
+    Column("MODE", field("mode")),
+    Column("STATE", field("state")),
+    Column("IPV4", field("ipv4")),
+    Column("IPV6", field("ipv6")),
+    Column("UPLINK", field("uplink")),
+    Column("MACHINES", lambda row: len({one["machine"] for one in row["addresses"]}), right=True),
+    Column("CAUSE", field("cause")),
+)
+
+_MODES = ("nat", "routed", "bridge", "isolated", "macvtap", "user")
+
+_network = click.argument("network", shell_complete=network_names)
+_plain = shared_options(session_formats=False)
+
+
+@click.group("network")
+def network_command() -> None:
+    """Networks: make, list, change and remove them.
+
+    A machine that names no network is on `default`, which is made at its first use: behind the host's
+    address (NAT), with DHCP and names like db.nagaya.internal.
+    """
+
+
+@network_command.command("list")
+@shared_options()
+@click.pass_obj
+def _list(session: Session) -> None:
+    """List all networks."""
+    rows = [asdict(one) for one in session.client.networks.list()]
+    columns = _COLUMNS if any(row["cause"] for row in rows) else _COLUMNS[:-1]
+    print_rows(session, rows, columns)
+
+
+@network_command.command("show")
+@_network
+@shared_options()
+@click.pass_obj
+def _show(session: Session, network: str) -> None:
+    """Show all about one network, and who has which address of it."""
+    print_value(session, asdict(session.client.networks.get(network)))
+
+
+@network_command.command("create")
+@click.argument("name")
+@click.option("--mode", type=click.Choice(_MODES), help="Its way to the world (nat).")
+@click.option("--ipv4", metavar="RANGE", help="10.78.0.0/24, or none (a range that is free).")
+@click.option("--ipv6", metavar="PREFIX", help="fd12:3456:789a::/64, or none (one of its own).")
+@click.option("--uplink", metavar="INTERFACE", help="Interface or bridge of the host.")
+@click.option("--domain", metavar="NAME", help="Of the machines' names (nagaya.internal).")
+@click.option("--mtu", type=int, metavar="BYTES", help="Size of a packet (1500).")
+@click.option("--vlan", type=int, metavar="ID", help="VLAN of the uplink, 1 to 4094.")
+@click.option("--rate", metavar="RATE", help="What the uplink carries: 125MB/s.")
+@click.option("--dhcp/--no-dhcp", default=None, help="Tell machines their addresses (yes).")
+@click.option("--dns/--no-dns", default=None, help="Let machines find one another by name (yes).")
+@_plain
+@click.pass_obj
+def _create(session: Session, /, name: str, **options: Any) -> None:
+    """Make a network. It comes up with the first machine on it."""
+    fields = {key: value for key, value in options.items() if value is not None}
+    session.client.networks.create({"name": name, **fields})
+    click.echo(name)
+
+
+@network_command.command("set")
+@_network
+@click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
+@click.option("--dry-run", is_flag=True, help="Check, and say what would change.")
+@shared_options()
+@click.pass_obj
+def _set(session: Session, network: str, settings: Sequence[str], dry_run: bool) -> None:
+    """Set fields of a network, all or none, while no machine on it runs.
+
+    Its ranges, mode and uplink are set while no machine has an address of it.
+    """
+    pairs = [parse(setting) for setting in settings]
+    answer = session.client.networks.set(network, pairs, dry_run=dry_run)
+    if answer.changes or session.format != "table":
+        print_rows(session, [asdict(change) for change in answer.changes], CHANGE_COLUMNS, name="field")
+    elif not session.quiet:
+        click.echo(f"{answer.name} has that already")
+
+
+@network_command.command("delete")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=network_names)
+@_plain
+@click.pass_obj
+def _delete(session: Session, names: Sequence[str]) -> None:
+    """Remove networks that no machine is on, and all of them that is on the host."""
+    for name in names:
+        session.client.networks.delete(name)
+        if not session.quiet:
+            click.echo(f"{name} is deleted")

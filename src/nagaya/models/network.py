@@ -1,0 +1,101 @@
+"""Networks, security groups, and what goes through the machines' NICs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from nagaya.models.answer import Answer
+
+NetworkState = Literal["up", "down", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class NicInfo(Answer):
+    """A NIC of a machine, and its addresses: chosen when the machine was made, and kept until it goes."""
+
+    name: str  # "net0"
+    network: str
+    mac: str
+    ipv4: str  # "" where somebody on the uplink's network gives it one
+    ipv6: str
+    link: bool  # whether its cable is plugged
+    groups: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class AddressInfo(Answer):
+    """Who has an address of a network."""
+
+    machine: str
+    nic: str
+    mac: str
+    ipv4: str
+    ipv6: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInfo(Answer):
+    """A network. It is `up` while a machine uses it; `cause` says why it is `failed`."""
+
+    name: str
+    mode: str
+    ipv4: str  # its range, "" for none
+    ipv6: str
+    gateway4: str  # the host's address in it
+    gateway6: str
+    uplink: str  # what was asked for
+    interface: str  # what is there on the host while it is up
+    state: NetworkState
+    cause: str
+    created_at: float
+    spec: dict[str, Any]
+    addresses: list[AddressInfo]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        """Build it from a decoded answer."""
+        known = {name: body[name] for name in cls.__dataclass_fields__}
+        return cls(**{**known, "addresses": [AddressInfo.from_json(one) for one in body["addresses"]]})
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo(Answer):
+    """A security group: its rules as people write them, and the machines that are in it."""
+
+    name: str
+    inbound: list[str]
+    outbound: list[str]
+    machines: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo(Answer):
+    """A port of a network's switch: a NIC, or the way out. Counters are the guest's view, of this run."""
+
+    id: str  # "web/net0", or "uplink"
+    machine: str  # "" for the uplink
+    network: str
+    mac: str
+    link: bool
+    connected: bool  # whether a guest drives it
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    drops: dict[str, int] = field(default_factory=dict)  # by reason
+    faults: dict[str, Any] = field(default_factory=dict)  # on purpose
+
+
+@dataclass(frozen=True, slots=True)
+class FlowInfo(Answer):
+    """Connections of a NIC, the largest first: ends as `ADDRESS:PORT`."""
+
+    protocol: str
+    source: str
+    destination: str
+    packets: int
+    bytes: int
+    age_s: float
+    state: str = ""

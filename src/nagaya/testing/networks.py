@@ -1,0 +1,70 @@
+"""A host without networks: it remembers in a file what it was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from nagaya.errors import UnavailableError
+from nagaya.networks.config import Forward, Reservation, Uplink
+from nagaya.paths import Paths
+from nagaya.spec import NetworkMode, NetworkSpec
+
+
+class FakeNetworks:
+    """Networks outlive the daemon, as on a real host. Those in `refuse` cannot be brought up."""
+
+    default = "default"
+    default_mode: NetworkMode = "nat"
+
+    def __init__(self, paths: Paths) -> None:
+        self.refuse: set[str] = set()
+        self.used = ["192.0.2.0/24"]
+        self._file = paths.run / "fake-networks.json"
+
+    @property
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """What is on the host, by name."""
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def refusal(self, spec: NetworkSpec) -> str:
+        """There is no macvtap here."""
+        return "this host has no macvtap" if spec.mode == "macvtap" else ""
+
+    def ranges(self) -> Sequence[str]:
+        """What a test put into `used`."""
+        return self.used
+
+    def macs(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    async def ensure(
+        self, spec: NetworkSpec, reservations: Sequence[Reservation], forwards: Sequence[Forward]
+    ) -> Uplink:
+        """Remember it."""
+        if spec.name in self.refuse:
+            raise UnavailableError(f"the fake host was told to refuse network {spec.name}")
+        entry = {
+            "spec": spec.to_json(),
+            "reservations": [asdict(one) for one in reservations],
+            "forwards": [asdict(one) for one in forwards],
+        }
+        self._file.write_text(json.dumps(self.networks | {spec.name: entry}))
+        if spec.mode == "isolated":
+            return Uplink("none", mtu=spec.mtu)
+        return Uplink("tap", interface=f"ngy-{spec.name}"[:15], mtu=spec.mtu, rate=spec.rate)
+
+    async def remove(self, name: str) -> None:
+        """Forget it."""
+        kept = {key: entry for key, entry in self.networks.items() if key != name}
+        self._file.write_text(json.dumps(kept))
+
+    async def close(self) -> None:
+        """Nothing watches."""
