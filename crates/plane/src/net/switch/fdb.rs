@@ -1,9 +1,9 @@
 //! Which MAC address is at which port, learnt from what ports send (IEEE 802.1D, 7.8 and 7.9).
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::PortId;
+use super::keyed::Keyed;
 use crate::clock::Nanos;
 
 /// An address from which nothing came for so long is forgotten (IEEE 802.1D, 7.9.2).
@@ -128,62 +128,5 @@ impl Fdb {
 impl Place {
     fn is_valid(&self, now: Nanos) -> bool {
         self.fixed || now < self.seen + AGE
-    }
-}
-
-/// Hashing with a secret key: guests choose addresses, and must not choose collisions.
-#[derive(Clone)]
-pub struct Keyed(u64, u64);
-
-impl Default for Keyed {
-    fn default() -> Keyed {
-        let random = RandomState::new();
-        Keyed(random.hash_one(1), random.hash_one(2) | 1)
-    }
-}
-
-impl Keyed {
-    /// A hash of `words`.
-    pub fn hash(&self, words: &[u64]) -> u64 {
-        let mut state = self.0;
-        for word in words {
-            state = fold(state ^ word, self.1);
-        }
-        fold(state, self.0 | 1)
-    }
-}
-
-/// Both halves of a product, which each bit of both factors reaches.
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
-}
-
-/// The state of [`Keyed`] while it hashes one word.
-pub struct OneWord(Keyed, u64);
-
-impl BuildHasher for Keyed {
-    type Hasher = OneWord;
-
-    fn build_hasher(&self) -> OneWord {
-        OneWord(self.clone(), 0)
-    }
-}
-
-impl Hasher for OneWord {
-    fn finish(&self) -> u64 {
-        self.0.hash(&[self.1])
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_le_bytes(word));
-        }
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.1 = self.0.hash(&[self.1, word]);
     }
 }

@@ -2,17 +2,35 @@
 //!
 //! Pure: time is an argument, nothing is read or written, and what guests send cannot make it keep more than a bound.
 //!
-//! - [`rules`]: what a port may do; [`reason`]: why a frame was dropped;
-//! - [`fdb`]: which address is at which port.
+//! - [`rules`]: what a port may do; [`port`]: what that means for each frame; [`reason`]: why a frame was dropped;
+//! - [`frame`]: headers, parsed once; [`guard`]: who a guest may say it is; [`storm`]: how much it may send to many;
+//! - [`fdb`]: which address is at which port; [`forward`]: where a frame goes;
+//! - [`security`]: which connections are allowed; [`track`]: those that there are; [`fragments`]: packets in parts;
+//! - [`faults`]: a link that is bad on purpose; [`keyed`]: hashes that guests cannot guess.
 
+pub mod faults;
 pub mod fdb;
+mod forward;
+mod fragments;
+pub mod frame;
+mod guard;
+pub mod keyed;
+pub mod port;
 pub mod reason;
 pub mod rules;
+mod security;
+mod storm;
+pub mod track;
 
 use crate::clock::Nanos;
-use fdb::{Fdb, GUEST_ADDRESSES, Learnt, Mac, UPLINK_ADDRESSES};
+use faults::Faults;
+use fdb::{Fdb, Mac};
+use frame::Address;
+use keyed::Keyed;
+use port::{OBSERVED, Port};
 pub use reason::{DropReason, Drops};
 pub use rules::{PortKind, Rules};
+use track::Entry;
 
 /// A port: a small number that the caller chooses, below [`MAX_PORTS`]; free again after [`Switch::remove_port`].
 pub type PortId = u32;
@@ -23,6 +41,9 @@ pub const MAX_PORTS: u32 = 4096;
 /// How much of a frame is looked at. The longest headers that a guest needs: Ethernet with a tag (18), IPv6 (40) with 40 of
 /// extensions, an ICMPv6 error (8) with the headers that it is about (40 + 8); and all of an ordinary neighbour discovery.
 pub const HEADER: usize = 192;
+
+/// Most link-local addresses of uplinks that are known.
+const UPLINK_LOCALS: usize = 32;
 
 /// What becomes of a frame's VLAN tag on the way to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +79,14 @@ pub struct Verdict {
 pub struct Switch {
     ports: Vec<Option<Port>>,
     fdb: Fdb,
-}
-
-struct Port {
-    kind: PortKind,
-    mac: Option<Mac>,
-    rules: Rules,
-    drops: Drops,
-    /// Addresses learnt from it.
-    learnt: u32,
+    keyed: Keyed,
+    /// Link-local addresses of the host and what is beyond, which guests cannot have.
+    uplink_locals: [Address; UPLINK_LOCALS],
+    next_local: usize,
+    /// Of all rules together: what they allowed before is looked at again.
+    generation: u32,
+    /// Until when connections may be older than the switch.
+    resumed: Nanos,
 }
 
 impl Switch {
@@ -75,10 +95,15 @@ impl Switch {
         Switch::default()
     }
 
+    /// Until `until`, accept answers to connections that a switch before this one knew: those that the rows would have allowed.
+    pub fn resume(&mut self, until: Nanos) {
+        self.resumed = until;
+    }
+
     /// A port comes. `mac` is a guest's own address, from which alone it may send unless its rules say otherwise.
     ///
     /// # Errors
-    /// If the number is taken or too large, or the rules are out of bounds.
+    /// If the number is taken or too large, another port has the address, or the rules are out of bounds.
     pub fn add_port(
         &mut self,
         id: PortId,
@@ -90,11 +115,20 @@ impl Switch {
         if id >= MAX_PORTS || self.port(id).is_some() {
             return Err(format!("port {id} exists, or is not below {MAX_PORTS}"));
         }
+        if let Some(mac) = mac.filter(|_| kind == PortKind::Guest) {
+            if mac[0] & 1 != 0 || mac == [0; 6] {
+                return Err("the MAC address is none of a machine".into());
+            }
+            if self.ports.iter().flatten().any(|port| port.mac == Some(mac)) {
+                return Err("another port has the MAC address".into());
+            }
+        }
         let place = id as usize;
         if self.ports.len() <= place {
             self.ports.resize_with(place + 1, || None);
         }
-        self.ports[place] = Some(Port { kind, mac, rules, drops: Drops::default(), learnt: 0 });
+        self.ports[place] = Some(Port::new(kind, mac, rules));
+        self.generation = self.generation.wrapping_add(1);
         self.fix(id);
         Ok(())
     }
@@ -102,23 +136,31 @@ impl Switch {
     /// A port goes, with all that was learnt from it.
     pub fn remove_port(&mut self, id: PortId) {
         self.fdb.forget(id);
+        self.generation = self.generation.wrapping_add(1);
         if let Some(port) = self.ports.get_mut(id as usize) {
             *port = None;
         }
     }
 
-    /// New rules for a port, from the next frame on.
+    /// New rules for a port, from the next frame on. Connections that they do not allow end.
     ///
     /// # Errors
     /// If there is no such port, or the rules are out of bounds.
     pub fn set_rules(&mut self, id: PortId, rules: Rules) -> Result<(), String> {
         rules.check()?;
         let port = self.port_mut(id).ok_or_else(|| format!("there is no port {id}"))?;
-        port.rules = rules;
-        port.learnt = 0;
+        port.set_rules(rules);
+        self.generation = self.generation.wrapping_add(1);
         self.fdb.forget(id);
         self.fix(id);
         Ok(())
+    }
+
+    /// Faults on purpose for a port; `None` ends them.
+    pub fn set_faults(&mut self, id: PortId, faults: Option<Faults>) {
+        if let Some(port) = self.port_mut(id) {
+            port.faults = faults;
+        }
     }
 
     /// Where a frame from `from` goes: appended to `out`, which may stay empty if each receiver refuses it. `header` is its
@@ -136,7 +178,7 @@ impl Switch {
         segments: u32,
         out: &mut Vec<Delivery>,
     ) -> Result<Verdict, DropReason> {
-        let verdict = self.forward(now, from, header, length, out);
+        let verdict = self.forward(now, from, header, (length, segments), out);
         if let Err(reason) = verdict {
             self.count(from, reason, segments);
         }
@@ -160,79 +202,24 @@ impl Switch {
         self.port(id).map_or(0, |port| port.learnt)
     }
 
-    fn forward(
-        &mut self,
-        now: Nanos,
-        from: PortId,
-        header: &mut [u8],
-        length: usize,
-        out: &mut Vec<Delivery>,
-    ) -> Result<Verdict, DropReason> {
-        let Some((addresses, _)) = header.split_first_chunk::<12>() else {
-            return Err(DropReason::Malformed);
-        };
-        let (destination, source) = addresses.split_at(6);
-        let (destination, source) = (Mac::try_from(destination), Mac::try_from(source));
-        let (Ok(destination), Ok(source)) = (destination, source) else { return Err(DropReason::Malformed) };
-        if length < header.len() || source[0] & 1 != 0 {
-            return Err(DropReason::Malformed);
-        }
-        self.learn(now, from, &source)?;
-        let place = if destination[0] & 1 == 0 { self.fdb.find(now, 0, &destination) } else { None };
-        let delivery = |port| Delivery { port, tag: Tag::Keep, delay: 0 };
-        match place {
-            Some(place) if place.port == from => return Err(DropReason::Hairpin),
-            Some(place) => out.push(delivery(place.port)),
-            None => {
-                let others = self.ports.iter().enumerate().filter(|(_, port)| port.is_some());
-                out.extend(others.map(|(id, _)| id as PortId).filter(|id| *id != from).map(delivery));
-            }
-        }
-        Ok(Verdict { flow: 0 })
-    }
-
-    fn learn(&mut self, now: Nanos, from: PortId, source: &Mac) -> Result<(), DropReason> {
-        let Some(port) = self.port(from) else { return Err(DropReason::LinkDown) };
-        if port.kind == PortKind::Guest && !port.rules.spoof {
-            return if port.mac == Some(*source) { Ok(()) } else { Err(DropReason::MacSpoof) };
-        }
-        let most = if port.kind == PortKind::Uplink { UPLINK_ADDRESSES } else { GUEST_ADDRESSES };
-        let room = port.learnt < most;
-        let (kind, ports) = (port.kind, &self.ports);
-        let may_move = |other: PortId| {
-            let other = ports.get(other as usize).and_then(Option::as_ref);
-            kind == PortKind::Uplink || other.is_none_or(|other| other.kind == PortKind::Guest)
-        };
-        let (learnt, lost) = self.fdb.learn(now, (0, source), from, may_move, room);
-        if let Some(loser) = lost.and_then(|id| self.port_mut(id)) {
-            loser.learnt = loser.learnt.saturating_sub(1);
-        }
-        match learnt {
-            Learnt::Known => Ok(()),
-            Learnt::New => {
-                if let Some(port) = self.port_mut(from) {
-                    port.learnt += 1;
-                }
-                Ok(())
-            }
-            Learnt::Full => {
-                let ports = &mut self.ports;
-                self.fdb.sweep(now, |id| {
-                    if let Some(Some(port)) = ports.get_mut(id as usize) {
-                        port.learnt = port.learnt.saturating_sub(1);
-                    }
-                });
-                Ok(())
-            }
-            Learnt::Taken => Err(DropReason::MacInUse),
-        }
+    /// The `limit` connections of a port with the most bytes. Of a port without security rules they are counted for a minute
+    /// from this call on.
+    pub fn flows(&mut self, now: Nanos, id: PortId, limit: usize) -> Vec<Entry> {
+        let Some(port) = self.port_mut(id) else { return Vec::new() };
+        port.observed = now + OBSERVED;
+        let mut flows: Vec<Entry> = port.track.iter(now).copied().collect();
+        flows.sort_unstable_by_key(|flow| std::cmp::Reverse(flow.bytes[0] + flow.bytes[1]));
+        flows.truncate(limit);
+        flows
     }
 
     /// A guest's own address is known before it speaks.
     fn fix(&mut self, id: PortId) {
-        let Some(port) = self.port(id) else { return };
+        let Some(Some(port)) = self.ports.get(id as usize) else { return };
         if let (PortKind::Guest, Some(mac)) = (port.kind, port.mac) {
-            self.fdb.fix(0, &mac, id);
+            for vlan in port.rules.trunk.iter().copied().chain([port.rules.vlan.unwrap_or(0)]) {
+                self.fdb.fix(vlan, &mac, id);
+            }
         }
     }
 
@@ -244,6 +231,3 @@ impl Switch {
         self.ports.get_mut(id as usize)?.as_mut()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -11,6 +11,9 @@ pub const MAX_NAMES: usize = 64;
 /// Most rows of one port's security. Each new connection is compared with all of them.
 pub const MAX_ROWS: usize = 256;
 
+/// Broadcasts a second that a guest may send if nothing is said: a hundred receivers take each of them.
+const STORM_PPS: u32 = 1000;
+
 /// Longest name of a group.
 const MAX_NAME: usize = 64;
 
@@ -24,7 +27,7 @@ pub enum PortKind {
 }
 
 /// What a port may do. The default is a guest's that may send from its own MAC, from any IP address.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
     /// What it may send from; any address if empty.
@@ -41,7 +44,7 @@ pub struct Rules {
     pub vlan: Option<u16>,
     /// VLANs that it sends and receives tagged; for an uplink, all if empty.
     pub trunk: Vec<u16>,
-    /// Broadcasts, multicasts and frames to unknown addresses that it may send, each kind, in frames/s.
+    /// Broadcasts, multicasts and frames to unknown addresses that it may send, each kind, in frames/s; `None` for any number.
     pub storm_pps: Option<u32>,
     /// Names by which the rows of other ports mean this one.
     pub groups: Vec<String>,
@@ -134,7 +137,29 @@ impl From<Peer> for String {
     }
 }
 
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules { storm_pps: Some(STORM_PPS), ..Rules::uplink() }
+    }
+}
+
 impl Rules {
+    /// An uplink's: the host sends what it likes.
+    pub fn uplink() -> Rules {
+        Rules {
+            addresses: Vec::new(),
+            spoof: false,
+            dhcp_server: false,
+            router_advertisements: false,
+            isolated: false,
+            vlan: None,
+            trunk: Vec::new(),
+            storm_pps: None,
+            groups: Vec::new(),
+            security: None,
+        }
+    }
+
     /// Check the bounds.
     ///
     /// # Errors

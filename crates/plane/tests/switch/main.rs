@@ -1,0 +1,9 @@
+//! The switch, seen from outside: frames in, frames out.
+
+mod faults;
+mod guard;
+mod hostile;
+mod learning;
+mod scene;
+mod security;
+mod vlans;
