@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
-from nagaya.networks.config import Forward, Reservation
+from nagaya.networks.config import Forward, Instance, Reservation
 from nagaya.networks.host import HostNetworks
 from nagaya.paths import Paths
 from nagaya.spec import NetworkSpec
@@ -167,5 +167,32 @@ def test_names_of_machines_are_found_both_ways(site: Site) -> None:
         assert "db.nagaya.internal" in ask("fd77::5054:ff:fe00:6")
         await networks.ensure(NAT, [WEB])
         assert "10.77.0.6" not in ask("db.nagaya.internal")
+
+    run(site, test)
+
+
+def test_a_machine_is_told_who_it_is(site: Site) -> None:
+    web = replace(WEB, instance=Instance("i-1", ("ssh-ed25519 AAAA me",), "#cloud-config\n"))
+
+    async def test(networks: HostNetworks) -> None:
+        uplink = await networks.ensure(NAT, [web, DB])
+        site.hub.plug(site.host, uplink.interface)
+        guest, stranger = site.guest(web), site.guest(DB)
+
+        def get(path: str, place: Namespace = guest) -> str:
+            return place.run(f"curl -s -m 5 http://169.254.169.254{path}", check=False)
+
+        assert get("/latest/meta-data/instance-id") == "i-1"
+        assert get("/latest/meta-data/local-hostname") == "web.nagaya.internal"
+        assert get("/latest/meta-data/public-keys/0/openssh-key") == "ssh-ed25519 AAAA me"
+        assert get("/latest/user-data") == "#cloud-config\n"
+        assert "i-1" in guest.run("curl -s -m 5 'http://[fd00:ec2::254]/nocloud/meta-data'")
+        assert get("/latest/meta-data/instance-id", stranger) == "there is nothing\n"
+        ask = "curl -s -m 5 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'"
+        token = guest.run(f"{ask} 169.254.169.254/latest/api/token")
+        assert guest.run(f"curl -s -H 'X-aws-ec2-metadata-token: {token}' 169.254.169.254/latest/user-data")
+        assert "expired" in guest.run(
+            "curl -s -H 'X-aws-ec2-metadata-token: QUJD' 169.254.169.254/latest/user-data"
+        )
 
     run(site, test)

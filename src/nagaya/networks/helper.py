@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Program:
     argv: tuple[str, ...]
     mark: str
     uid: int
+    environment: Mapping[str, str] | None = None  # None: the daemon's
 
 
 class Helper:
@@ -61,7 +63,7 @@ class Helper:
             return
         await self._forget()
         pids = find(self.program.mark, self.program.uid)
-        if fresh or len(pids) != 1:
+        if fresh or len(pids) != 1 or not _runs(pids[0], self.program):
             await end(self.program.mark, self.program.uid)
             pids = [await self._start()]
         self._pid = pids[0]
@@ -98,6 +100,7 @@ class Helper:
             stderr=asyncio.subprocess.PIPE,
             cwd="/",
             start_new_session=True,
+            env=None if program.environment is None else dict(program.environment),
             restore_signals=False,  # a full log is an error of write, not the end by SIGXFSZ
         )
         message = b""
@@ -161,6 +164,15 @@ async def end(mark: str, uid: int) -> None:
             _signal(pid, mark, uid, number)
             if await _gone(pid, mark, uid, _POLITE_S):
                 break
+
+
+def _runs(pid: int, program: Program) -> bool:
+    """Whether the process has the program's arguments; what only prepares its start is not among them."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return False
+    return tuple(map(os.fsdecode, words)) == program.argv[-len(words) :]
 
 
 def _uid(process: str) -> int:

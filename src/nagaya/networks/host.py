@@ -18,12 +18,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
-from nagaya.errors import ConflictError, UnsupportedError
-from nagaya.networks import checks, plan, rules, sysctls
+from nagaya.errors import ConflictError, NagayaError, UnsupportedError
+from nagaya.networks import checks, documents, metadata, plan, rules, sysctls
 from nagaya.networks.config import Forward, Instance, Reservation, Uplink
 from nagaya.networks.dnsmasq import Dnsmasq
 from nagaya.networks.files import make_directory, write_if_changed
-from nagaya.networks.helper import Helper, end
+from nagaya.networks.helper import Helper, Program, end
 from nagaya.networks.links import Link, Links, open_links
 from nagaya.networks.names import Names
 from nagaya.networks.plan import Record
@@ -46,7 +46,7 @@ class HostNetworks:
         self._directory = self.names.directory
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "networks")  # one, so in order, cancelled or not
-        self._helpers: dict[str, Helper] = {}
+        self._helpers: dict[tuple[str, str], Helper] = {}  # by network and kind
         self._records: dict[str, Record] | None = None
         self._rules = ""
 
@@ -61,18 +61,18 @@ class HostNetworks:
         """
         record = Record(spec, tuple(reservations), tuple(forwards))
         async with self._lock:
-            uplink = await self._in_thread(lambda: self._make(record))
-            await self._serve(record, uplink)
+            uplink, fresh = await self._in_thread(lambda: self._make(record))
+            try:
+                await self._serve(record, uplink, fresh)
+            except* NagayaError as failures:
+                raise failures.exceptions[0] from None
         return uplink
 
     async def remove(self, name: str) -> None:
         """Nothing of the network is left on the host. Idempotent."""
         async with self._lock:
-            if helper := self._helpers.pop(name, None):
-                await helper.stop()
-            directory = self._directory / name
-            if directory.exists():  # a daemon before this one started it
-                await end(str(Dnsmasq(directory, self._uid).config), self._uid)
+            for kind, mark in _marks(self._directory / name).items():
+                await self._stop(name, kind, mark)
             await self._in_thread(lambda: self._unmake(name))
 
     async def sweep(self, keep: Collection[str]) -> list[str]:
@@ -89,7 +89,7 @@ class HostNetworks:
 
     def helpers(self, name: str) -> list[Helper]:
         """The programs that serve the network now."""
-        return [self._helpers[name]] if name in self._helpers else []
+        return [helper for key, helper in self._helpers.items() if key[0] == name]
 
     @property
     def default_mode(self) -> NetworkMode:
@@ -139,15 +139,19 @@ class HostNetworks:
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _make(self, record: Record) -> Uplink:
-        """The kernel's part. The rules come before the interface, so there is no moment without them."""
+    def _make(self, record: Record) -> tuple[Uplink, bool]:
+        """The kernel's part, and whether the interface was not there before.
+
+        The rules come before the interface, so there is no moment without them.
+        """
         name = record.spec.name
         interface = self.names.interface(name)
         known = self._load()
         with open_links() as links:
             _check_forwards(record, known.values())
             lower = links.require(record.spec.uplink, name) if record.spec.uplink else None
-            if links.find(interface) is None:
+            fresh = links.find(interface) is None
+            if fresh:
                 plan.check_ranges(
                     record, self.names, links, [one for key, one in known.items() if key != name]
                 )
@@ -156,7 +160,7 @@ class HostNetworks:
             self._save(record)
             self._filter(links)
             mtu = min(record.spec.mtu, lower.mtu if lower else record.spec.mtu)
-            return self._make_interface(record, lower, mtu, links)
+            return self._make_interface(record, lower, mtu, links), fresh
 
     def _make_interface(self, record: Record, lower: Link | None, mtu: int, links: Links) -> Uplink:
         spec = record.spec
@@ -201,24 +205,52 @@ class HostNetworks:
             rules.delete(self.names.table)
             self._rules = ""
 
-    async def _serve(self, record: Record, uplink: Uplink) -> None:
+    async def _serve(self, record: Record, uplink: Uplink, fresh: bool) -> None:
+        """The programs' part: they do not depend on one another, and each takes a moment to start."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve_names(record, uplink, fresh))
+            group.create_task(self._serve_metadata(record, uplink, fresh))
+
+    async def _serve_names(self, record: Record, uplink: Uplink, fresh: bool) -> None:
         name = record.spec.name
         dnsmasq = Dnsmasq(self._directory / name, self._uid)
-        helper = self._helpers.get(name)
         if not record.needs_dnsmasq:
-            if helper is not None:
-                await self._helpers.pop(name).stop()
+            await self._stop(name, "dnsmasq", dnsmasq.config)
             return
-        if helper is None:
-            helper = self._helpers[name] = Helper(dnsmasq.program(name))
+        helper = await self._helper(name, "dnsmasq", dnsmasq.program(name))
         hosts = dnsmasq.write_hosts(record.spec, record.reservations)
         if dnsmasq.needs(record.spec, uplink.interface, uplink.mtu):
             await helper.stop()  # before its file changes: who finds it running finds it with that file
             dnsmasq.write(record.spec, uplink.interface, uplink.mtu)
         adopted = helper.pid is None
-        await helper.ensure()
+        await helper.ensure(fresh=fresh)
         if hosts or adopted:  # a daemon may have been killed between the file and the signal
             helper.signal(signal.SIGHUP)
+
+    async def _serve_metadata(self, record: Record, uplink: Uplink, fresh: bool) -> None:
+        name = record.spec.name
+        directory = self._directory / name / "metadata"
+        if not record.needs_metadata:
+            await self._stop(name, "metadata", directory)
+            return
+        documents.write(directory, record.spec.domain, record.reservations, self._uid)
+        addresses = [str(address.ip) for address in record.addresses()]
+        program = metadata.program(name, uplink.interface, addresses, directory, self._uid)
+        await (await self._helper(name, "metadata", program)).ensure(fresh=fresh)
+
+    async def _helper(self, network: str, kind: str, program: Program) -> Helper:
+        helper = self._helpers.get((network, kind))
+        if helper is not None and helper.program != program:
+            await helper.stop()
+            helper = None
+        if helper is None:
+            helper = self._helpers[network, kind] = Helper(program)
+        return helper
+
+    async def _stop(self, network: str, kind: str, mark: Path) -> None:
+        if helper := self._helpers.pop((network, kind), None):
+            await helper.close()
+        await end(str(mark), self._uid)
 
     def _load(self) -> dict[str, Record]:
         """The records, from the files the first time. What cannot be read is as good as an empty network."""
@@ -237,6 +269,11 @@ class HostNetworks:
         }
         write_if_changed(self._directory / record.spec.name / "network.json", json.dumps(body, indent=1), 0)
         self._load()[record.spec.name] = record
+
+
+def _marks(directory: Path) -> dict[str, Path]:
+    """The programs that may serve a network, and how they are found, whoever started them."""
+    return {"dnsmasq": directory / "dnsmasq.conf", "metadata": directory / "metadata"}
 
 
 def _read(directory: Path) -> Record:

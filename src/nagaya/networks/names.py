@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+METADATA_PORT = 16925  # of the host's address in each network
 ANY_INTERFACE = "ngy-*"  # of all Nagayas of the host, as nftables matches names
 _OWN, _NETWORK = 4, 7  # hex digits; with "ngy-" they fill the 15 characters of an interface's name
 

@@ -10,11 +10,10 @@ from nagaya.errors import ConflictError
 from nagaya.networks import sysctls
 from nagaya.networks.config import Forward, Reservation
 from nagaya.networks.links import Interface, Link, Links, Range, Route
-from nagaya.networks.names import Names
+from nagaya.networks.names import METADATA_PORT, Names
 from nagaya.networks.rules import Area, Closed
 from nagaya.spec import NetworkSpec
 
-METADATA_PORT = 16925  # on the host's address in each network
 _ROUTED = ("nat", "routed")
 
 
@@ -43,6 +42,11 @@ class Record:
     def needs_dnsmasq(self) -> bool:
         """Whether machines ask the host for addresses or names."""
         return self.served and (self.spec.dhcp or self.spec.dns)
+
+    @property
+    def needs_metadata(self) -> bool:
+        """Whether a machine of it can ask who it is."""
+        return self.served and any(one.instance is not None for one in self.reservations)
 
     def addresses(self) -> list[Interface]:
         """Those of the host, the first of each range."""
@@ -81,15 +85,10 @@ def area(record: Record, names: Names, ways: tuple[str, ...]) -> Area:
         masquerade=spec.mode == "nat",
         dhcp=spec.dhcp,
         dns=spec.dns,
-        metadata_port=METADATA_PORT if serves_metadata(record) else None,
+        metadata_port=METADATA_PORT,
         uplinks=ways,
         forwards=record.forwards,
     )
-
-
-def serves_metadata(record: Record) -> bool:
-    """Whether the metadata service runs in it."""
-    return record.served
 
 
 def own_settings(record: Record, interface: str) -> dict[str, str]:

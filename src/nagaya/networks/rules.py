@@ -35,7 +35,7 @@ class Area:
     masquerade: bool  # as the host
     dhcp: bool
     dns: bool
-    metadata_port: int | None  # on the host's address in the network
+    metadata_port: int  # on the host's address in the network
     uplinks: tuple[str, ...]
     forwards: tuple[Forward, ...]
 
@@ -128,12 +128,12 @@ def _raw(own: str, areas: Iterable[Area]) -> Iterator[str]:
 
 def _incoming(areas: Iterable[Area]) -> Iterator[str]:
     for area in areas:
-        if area.metadata_port is not None and area.ipv4:
+        if area.ipv4:
             yield (
                 f'iifname "{area.interface}" ip daddr {METADATA_ADDRESS} tcp dport 80'
                 f" redirect to :{area.metadata_port}"
             )
-        if area.metadata_port is not None and area.ipv6:
+        if area.ipv6:
             yield (
                 f'iifname "{area.interface}" ip6 daddr {METADATA_ADDRESS_6} tcp dport 80'
                 f" redirect to :{area.metadata_port}"
@@ -190,8 +190,7 @@ def _host(own: str, areas: Iterable[Area]) -> Iterator[str]:
             yield f"{here} udp dport 547 accept"
         if area.dns:
             yield f"{here} meta l4proto {{ tcp, udp }} th dport 53 accept"
-        if area.metadata_port is not None:
-            yield f"{here} tcp dport {area.metadata_port} accept"
+        yield f"{here} tcp dport {area.metadata_port} accept"
     yield "meta pkttype { broadcast, multicast } drop"
     yield "reject with icmpx admin-prohibited"
 
