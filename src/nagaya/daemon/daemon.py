@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import nagaya
 from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
+from nagaya.daemon.login import admit
 from nagaya.daemon.operations import Operations
 from nagaya.daemon.parts import Agent, BaseImage, Parts
 from nagaya.daemon.supervised import ALIVE, UP, Supervised
@@ -22,6 +23,7 @@ from nagaya.errors import NagayaError, UsageError
 from nagaya.models.history import ExecAnswer
 from nagaya.models.host import HostInfo
 from nagaya.models.image import ImageInfo
+from nagaya.models.login import LoginAnswer
 from nagaya.models.machine import MachineInfo
 from nagaya.paths import Paths
 from nagaya.resources import admission
@@ -101,6 +103,15 @@ class Daemon:
         finally:
             await agent.close()
         return ExecAnswer(status, base64.b64encode(out).decode(), base64.b64encode(err).decode(), cut)
+
+    async def admit(self, name: str, *, user: str, key: str, wait: float) -> LoginAnswer:
+        """Let an ssh key into a guest."""
+        one = self.supervisor.get(name)
+        agent = await self.agent(one, wait)
+        try:
+            return await admit(agent, one.name, user, key)
+        finally:
+            await agent.close()
 
     async def agent(self, one: Supervised, wait: float) -> Agent:
         """A client of the guest agent, which answers; it has `wait` seconds to come up. `close` it."""

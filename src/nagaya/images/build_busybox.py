@@ -22,11 +22,12 @@ _DIRECTORIES = (
 _LINKS = {
     "etc/hosts": "/run/hosts",
     "etc/mtab": "/proc/mounts",
+    "etc/resolv.conf": "/run/resolv.conf",
     "lib": "usr/lib",
     "lib64": "usr/lib",
     "var/run": "/run",
 }
-_PROGRAMS = ("bin", "sbin", "init.d")
+_PROGRAMS = ("bin", "sbin", "init.d", "udhcpc")
 _EPOCH = 1_672_531_200  # 2023-01-01: any fixed time will do
 _LDD_LINE = re.compile(r"^\s*(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 

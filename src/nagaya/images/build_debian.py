@@ -37,7 +37,7 @@ _BASE = (
         "netbase",
         "less",
     ),
-    *("ca-certificates", "qemu-guest-agent"),
+    *("ca-certificates", "qemu-guest-agent", "openssh-server", "systemd-resolved"),
 )
 _PACK = _DATA / "debian-base.sh"
 _KEEP_ATTRIBUTES = (

@@ -16,6 +16,7 @@ from nagaya.models.machine import MachineInfo, MachineState
 if TYPE_CHECKING:
     from nagaya.models.fault import DiskFaults
     from nagaya.models.history import JournalEntry
+    from nagaya.models.login import LoginAnswer
     from nagaya.models.shares import ChangesAnswer
     from nagaya.models.waits import WhyAnswer
     from nagaya.sdk.client import Client
@@ -189,6 +190,17 @@ class Machine:
             base64.b64decode(answer.stderr),
             answer.truncated,
         )
+
+    def login(self, key: str, *, user: str = "root", wait: float = 0.0) -> LoginAnswer:
+        """Let the public ssh key `key` in as `user`, through the guest agent; the machine's host keys.
+
+        Raises `UnavailableError` if the guest has no ssh server, `NotFoundError` if it has no such user.
+        """
+        from nagaya.models.login import LoginAnswer
+
+        body = {"key": key, "user": user, "wait": wait}
+        told = self._client.request("POST", self._path("login"), body=body, within=wait + 60)
+        return LoginAnswer.from_json(told)
 
     def logs(
         self, *, tail: int | None = None, raw: bool = False, source: Literal["console", "engine"] = "console"

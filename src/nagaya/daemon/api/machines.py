@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nagaya.daemon.api.settings import SettingsBody
 from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.login import KEY_PATTERN, USER_PATTERN
 from nagaya.daemon.state import JOURNAL_KEPT
 from nagaya.daemon.supervised import DOWN, UP
 from nagaya.daemon.supervisor import STOP_TIME
 from nagaya.models.history import ExecAnswer, JournalEntry
+from nagaya.models.login import LoginAnswer
 from nagaya.models.machine import MachineInfo
 from nagaya.models.shares import ChangesAnswer
 from nagaya.spec import MachineSpec
@@ -30,6 +32,16 @@ class ExecBody(BaseModel):
     stdin: Annotated[str, Field(description="base64")] = ""
     env: dict[str, str] = {}
     timeout: Annotated[float, Field(gt=0, le=86400, description="seconds")] = 60.0
+    wait: Annotated[float, Field(ge=0, le=3600, description="seconds that the agent has to come up")] = 0.0
+
+
+class LoginBody(BaseModel):
+    """A key that a guest is to let in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Annotated[str, Field(pattern=KEY_PATTERN, description="a public key as in `id_ed25519.pub`")]
+    user: Annotated[str, Field(pattern=USER_PATTERN)] = "root"
     wait: Annotated[float, Field(ge=0, le=3600, description="seconds that the agent has to come up")] = 0.0
 
 
@@ -119,6 +131,11 @@ def router(daemon: Daemon) -> APIRouter:
         return await daemon.exec(
             name, body.argv, stdin=body.stdin, env=body.env, seconds=body.timeout, wait=body.wait
         )
+
+    @routes.post("/{name}/login")
+    async def login(name: Name, body: LoginBody) -> LoginAnswer:
+        """Let an ssh key in, through the guest agent; by which host keys the machine is known."""
+        return await daemon.admit(name, user=body.user, key=body.key, wait=body.wait)
 
     @routes.get("/{name}/journal")
     async def journal(

@@ -40,9 +40,10 @@ cp -R --no-preserve=ownership,timestamps "$overlay/." "$root/"
 chmod 755 "$root/usr/lib/nagaya/identity"
 echo "$hostname" >"$root/etc/hostname"
 ln -sf /lib/systemd/system/poweroff.target "$root/etc/systemd/system/ctrl-alt-del.target"
-inside systemctl -q enable nagaya-identity.service
+inside systemctl -q enable nagaya-identity.service ssh.socket
 inside systemctl -q disable apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
-    dpkg-db-backup.timer getty@tty1.service
+    dpkg-db-backup.timer getty@tty1.service ssh.service systemd-networkd.service systemd-networkd.socket \
+    systemd-network-generator.service systemd-networkd-wait-online.service systemd-resolved.service
 inside systemctl -q mask systemd-pstore.service systemd-vconsole-setup.service
 inside systemctl -q set-default multi-user.target
 if [ -x "$root/usr/bin/pg_ctlcluster" ]; then
@@ -68,6 +69,7 @@ rm -rf "$root/etc/resolv.conf" "$root"/var/lib/apt/lists/* "$root"/var/cache/apt
     "$root"/var/lib/systemd/catalog/database
 find "$root/var/log" -type f -exec sh -c ': >"$1"' _ {} \;
 find "$root/usr" -name __pycache__ -prune -exec rm -rf {} +
+ln -s ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 mkdir -p "$root/var/lib/dbus"
 ln -s /etc/machine-id "$root/var/lib/dbus/machine-id"
 : >"$root/etc/machine-id"
