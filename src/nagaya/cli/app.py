@@ -38,6 +38,7 @@ COMMANDS = {
     "delete": ("lifecycle", "Remove machines and their disks."),
     "console": ("terminal", "Attach this terminal to a machine's console."),
     "exec": ("terminal", "Run a command in a machine."),
+    "ssh": ("ssh", "Log in to a machine over its network."),
     "logs": ("terminal", "Print what a machine's console printed."),
     "up": ("files", "Bring up the images and machines of a file."),
     "down": ("files", "Remove the machines of a file."),

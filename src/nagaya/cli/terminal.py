@@ -92,17 +92,19 @@ def open_console(session: Session, machine: Machine, detach_byte: int = DETACH_B
 
 
 class GuestCommand(click.Command):
-    """A command that ends with a guest command's status; its own failures are told by `EXEC_FAILED`."""
+    """A command that ends with a guest command's status; its own failures are told by `failed`."""
+
+    failed = EXEC_FAILED
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.ensure_object(Session).failure_status = EXEC_FAILED
+        ctx.ensure_object(Session).failure_status = self.failed
         return super().parse_args(ctx, args)
 
 
-_VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
-@click.command("exec", cls=GuestCommand, context_settings=_VERBATIM)
+@click.command("exec", cls=GuestCommand, context_settings=VERBATIM)
 @name_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.option(
@@ -177,7 +179,7 @@ def strip_dashes(command: Sequence[str]) -> list[str]:
     if command[:1] and command[0].startswith("-") and command[0] != "--":
         raise UsageError(
             f"{command[0]!r} stands after the machine's name",
-            hint="options of exec stand before the name; write -- before a command that begins with a hyphen",
+            hint="options stand before the name; write -- before a command that begins with a hyphen",
         )
     return list(command[1:] if command[:1] and command[0] == "--" else command)
 

@@ -48,7 +48,7 @@ async def admit(agent: Agent, machine: str, user: str, key: str) -> LoginAnswer:
     if status == _NO_SERVER:
         raise UnavailableError(
             f"{machine} has no ssh server",
-            hint=f"nagaya console {machine}, nagaya exec {machine} -- COMMAND; images of kind debian have one",
+            hint=f"images of kind debian have one; nagaya console {machine} needs none",
             machine=machine,
         )
     if status != 0:
