@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from nagaya.errors import ConflictError, NotFoundError
 from nagaya.networks.config import Forward, Instance, Reservation
 from nagaya.networks.host import HostNetworks
 from nagaya.paths import Paths
@@ -34,6 +38,7 @@ class Site:
     world: Namespace
     hub: Hub
     guests: dict[str, Namespace] = field(default_factory=dict)
+    servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def guest(self, one: Reservation, *, configured: bool = True) -> Namespace:
         """A guest at the hub; `configured`, it has its addresses already and a route to the host."""
@@ -62,6 +67,9 @@ def site() -> Iterator[Site]:
             with host.entered():
                 yield one
         finally:
+            for server in one.servers:
+                server.kill()
+                server.communicate()
             for guest in one.guests.values():
                 guest.close()
             with host.entered():
@@ -194,5 +202,170 @@ def test_a_machine_is_told_who_it_is(site: Site) -> None:
         assert "expired" in guest.run(
             "curl -s -H 'X-aws-ec2-metadata-token: QUJD' 169.254.169.254/latest/user-data"
         )
+
+    run(site, test)
+
+
+def fetch(place: Namespace, url: str) -> str:
+    """What curl gets, or "" if it gets nothing in two seconds."""
+    return place.run(f"curl -s -m 2 {url}", check=False)
+
+
+def serve(site: Site, place: Namespace, port: int, text: str) -> subprocess.Popen[bytes]:
+    """A server on all addresses of `place`, of both families."""
+    program = (
+        "import http.server, socket, sys\n"
+        "class Page(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200); self.end_headers()\n"
+        "        peer = self.client_address[0].removeprefix('::ffff:')\n"
+        f"        self.wfile.write(f'{text} {{peer}}'.encode())\n"
+        "class Server(http.server.ThreadingHTTPServer):\n"
+        "    address_family = socket.AF_INET6\n"
+        f"server = Server(('::', {port}), Page)\n"
+        "print(flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    with place.entered():
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    site.servers.append(process)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_a_guest_reaches_no_service_of_the_host(site: Site) -> None:
+    async def test(networks: HostNetworks) -> None:
+        uplink = await networks.ensure(NAT, [WEB], [Forward("tcp", "", 8080, "10.77.0.5", 80)])
+        site.hub.plug(site.host, uplink.interface)
+        guest = site.guest(WEB)
+        serve(site, site.host, 2000, "host")
+        serve(site, site.world, 2000, "world")
+        assert fetch(site.host, "http://127.0.0.1:2000") == "host 127.0.0.1"
+        assert fetch(guest, "http://192.0.2.9:2000") == "world 192.0.2.1"
+        assert fetch(guest, "http://[2001:db8::9]:2000") == "world 2001:db8::1"
+        guest.run(
+            "ip route add 127.0.0.5/32 via 10.77.0.1 dev eth0; sysctl -q net.ipv4.conf.all.route_localnet=1"
+        )
+        for address in (
+            "10.77.0.1",
+            "192.0.2.1",
+            "127.0.0.5",
+            "[fd77::1]",
+            "[2001:db8::1]",
+            "[fe80::1%25eth0]",
+        ):
+            assert fetch(guest, f"http://{address}:2000") == "", address
+
+    run(site, test)
+
+
+def test_a_forward_leads_from_world_and_host_to_the_machine(site: Site) -> None:
+    forwards = [
+        Forward("tcp", "", 8080, "10.77.0.5", 80, "web"),
+        Forward("tcp", "", 8080, "fd77::5054:ff:fe00:5", 80, "web"),
+        Forward("tcp", "127.0.0.1", 8081, "10.77.0.5", 80, "web"),
+    ]
+
+    async def test(networks: HostNetworks) -> None:
+        uplink = await networks.ensure(NAT, [WEB], forwards)
+        site.hub.plug(site.host, uplink.interface)
+        serve(site, site.guest(WEB), 80, "page")
+        assert fetch(site.world, "http://192.0.2.1:8080") == "page 192.0.2.9"
+        assert fetch(site.world, "http://[2001:db8::1]:8080") == "page 2001:db8::9"
+        assert fetch(site.host, "http://192.0.2.1:8080") == "page 192.0.2.1"
+        assert fetch(site.host, "http://127.0.0.1:8080") == "page 10.77.0.1"
+        assert fetch(site.host, "http://127.0.0.1:8081") == "page 10.77.0.1"
+        assert fetch(site.world, "http://192.0.2.1:8081") == ""
+        assert fetch(site.world, "http://10.77.0.5:80") == "", "the world knows a way without a forward"
+        await networks.ensure(NAT, [WEB])
+        assert fetch(site.world, "http://192.0.2.1:8080") == ""
+
+    run(site, test)
+
+
+def test_networks_of_one_host_are_closed_to_one_another(site: Site) -> None:
+    other = NetworkSpec(name="other", mode="nat", ipv4="10.78.0.0/24", ipv6="fd78::/64")
+    db = Reservation("db", "52:54:00:00:00:06", "10.78.0.6", "fd78::5054:ff:fe00:6")
+
+    async def test(networks: HostNetworks) -> None:
+        site.hub.plug(site.host, (await networks.ensure(NAT, [WEB])).interface)
+        forwards = [Forward("tcp", "", 8080, "10.78.0.6", 80)]
+        uplink = await networks.ensure(other, [db], forwards)
+        with Hub() as hub:
+            hub.plug(site.host, uplink.interface)
+            web = site.guest(WEB)
+            there = site.guests["db"] = Namespace()
+            hub.plug(there, "eth0", db.mac)
+            there.run("ip addr add 10.78.0.6/24 dev eth0; ip route add default via 10.78.0.1")
+            serve(site, there, 80, "db")
+            assert fetch(site.world, "http://192.0.2.1:8080") == "db 192.0.2.9"
+            for url in ("10.78.0.6:80", "10.77.0.1:8080", "192.0.2.1:8080", "10.78.0.1:8080"):
+                assert fetch(web, f"http://{url}") == "", url
+
+    run(site, test)
+
+
+def test_the_host_does_not_become_a_router_for_others(site: Site) -> None:
+    async def test(networks: HostNetworks) -> None:
+        with Namespace() as lan:
+            site.host.wire("lan", lan, "eth0")
+            site.host.run("ip addr add 198.51.100.1/24 dev lan")
+            lan.run("ip addr add 198.51.100.2/24 dev eth0; ip route add default via 198.51.100.1")
+            site.world.run("ip route add 198.51.100.0/24 via 192.0.2.1")
+            assert not reaches(site.world, "198.51.100.2")
+            await networks.ensure(NAT, [WEB])
+            assert not reaches(site.world, "198.51.100.2")
+            assert not reaches(lan, "192.0.2.9")
+            for place in (lan, site.world):
+                names, values = (line.split() for line in place.run("grep Icmp: /proc/net/snmp").splitlines())
+                assert dict(zip(names, values, strict=True))["InEchos"] == "0"
+
+    run(site, test)
+
+
+def test_a_port_that_is_taken_is_refused_with_the_name_of_its_owner(site: Site) -> None:
+    async def test(networks: HostNetworks) -> None:
+        server = serve(site, site.host, 8080, "mine")
+        before = snapshot(site.host)
+        with pytest.raises(ConflictError, match=rf"8080/tcp.*in use by python.*{server.pid}"):
+            await networks.ensure(NAT, [WEB], [Forward("tcp", "", 8080, "fd77::5054:ff:fe00:5", 80, "web")])
+        assert snapshot(site.host) == before
+        await networks.ensure(NAT, [WEB], [Forward("tcp", "", 8081, "10.77.0.5", 80, "web")])
+        with pytest.raises(OSError, match="in use"), socket.socket() as late:
+            late.bind(("0.0.0.0", 8081))
+
+    run(site, test)
+
+
+def test_refusals_say_what_to_do(site: Site) -> None:
+    async def test(networks: HostNetworks) -> None:
+        before = snapshot(site.host)
+        for spec, error, words in (
+            (NAT.model_copy(update={"uplink": "eth7"}), NotFoundError, "no interface eth7.*eth0"),
+            (
+                NAT.model_copy(update={"ipv4": "192.0.2.128/25"}),
+                ConflictError,
+                "overlaps 192.0.2.0/24, a route",
+            ),
+            (
+                NetworkSpec(name="b", mode="bridge", uplink="eth0", ipv4=None, ipv6=None),
+                ConflictError,
+                "bridge",
+            ),
+            (
+                NetworkSpec(name="b", mode="macvtap", uplink="eth0", ipv4=None, ipv6=None),
+                ConflictError,
+                "192.0",
+            ),
+        ):
+            with pytest.raises(error, match=f"(?s){words}"):
+                await networks.ensure(spec)
+            assert snapshot(site.host) == before
+        site.host.run(f"ip link add {networks.names.interface('default')} type bridge")
+        with pytest.raises(ConflictError, match="not one of Nagaya's"):
+            await networks.ensure(NAT)
 
     run(site, test)

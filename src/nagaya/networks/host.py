@@ -27,6 +27,7 @@ from nagaya.networks.helper import Helper, Program, end
 from nagaya.networks.links import Link, Links, open_links
 from nagaya.networks.names import Names
 from nagaya.networks.plan import Record
+from nagaya.networks.ports import Ports
 from nagaya.paths import Paths
 from nagaya.spec import NetworkMode, NetworkSpec
 
@@ -49,6 +50,7 @@ class HostNetworks:
         self._helpers: dict[tuple[str, str], Helper] = {}  # by network and kind
         self._records: dict[str, Record] | None = None
         self._rules = ""
+        self._ports = Ports()
 
     async def ensure(
         self, spec: NetworkSpec, reservations: Iterable[Reservation] = (), forwards: Iterable[Forward] = ()
@@ -134,6 +136,7 @@ class HostNetworks:
         for helper in self._helpers.values():
             await helper.close()
         self._helpers.clear()
+        self._ports.close()
         self._thread.shutdown(wait=True)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
@@ -157,6 +160,8 @@ class HostNetworks:
                 )
             _check_uplink(record, lower, links)
             make_directory(self._directory / name, self._uid)
+            before = known[name].forwards if name in known else ()
+            self._ports.hold(before, record.forwards)
             self._save(record)
             self._filter(links)
             mtu = min(record.spec.mtu, lower.mtu if lower else record.spec.mtu)
@@ -182,7 +187,8 @@ class HostNetworks:
         with open_links() as links:
             links.remove(self.names.interface(name), self.names.alias(name))
             (self._directory / name / "network.json").unlink(missing_ok=True)
-            self._load().pop(name, None)
+            gone = self._load().pop(name, None)
+            self._ports.hold(gone.forwards if gone else (), ())
             self._filter(links)
         shutil.rmtree(self._directory / name, ignore_errors=True)
 

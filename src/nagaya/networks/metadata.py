@@ -162,14 +162,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         listeners = [_listen(address, options.interface) for address in options.address]
+        ready, ready_writer = os.pipe()
         if os.fork() > 0:
-            os._exit(0)
+            os.close(ready_writer)
+            os._exit(0 if os.read(ready, 1) else 1)
         os.setsid()
-        _silence()
         _drop_privileges(options.uid)
+        os.write(ready_writer, b"+")
     except OSError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    linux.close_range(ready_writer, ready_writer)
+    _silence()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(Service(options.directory), listeners))
     return 0
