@@ -24,7 +24,13 @@ class Plane:
         `{"driver": "console", "id", "worker", "ports": [{"name": "", "console": true},
           {"name": "org.qemu.guest_agent.0", "console": false}]}`, fds `[listener, port 0, port 1, ...]`, each
           port a connected SOCK_STREAM;
-        `{"driver": "rng", "id", "worker"}`, fds `[listener]`.
+        `{"driver": "rng", "id", "worker"}`, fds `[listener]`;
+        `{"driver": "net", "id", "worker", "network", "mac", "mtu": 1500, "queues": 1, "queue_size": 256, "link": true,
+          "rules": {...}}`, fds `[listener]`: a port of a network, all of whose devices share a worker; `rules` are those
+          of docs/plane.md, "Networks";
+        `{"driver": "uplink", "id", "worker", "network", "kind": "tap" | "stream", "uso": false}`, fds `[tap or socket]`,
+          which do not block: a tap with virtio-net headers of 12 bytes (`uso`: it takes UDP that is to be cut), or a
+          stream of frames, each after 4 bytes of length. `UPLINK_LOST` (`id`, `errno`) says that it cannot be read.
 
         Devices with the same `worker` name share one worker process. The fds are duplicated, the caller keeps its own.
         Returns when the worker has opened a blk device's layers; raises `OSError` if it cannot.
@@ -74,6 +80,11 @@ class Plane:
         "flush_error": errno of a failed flush or 0, "faults": {...} | null, "faulted": count, "violations": {"kind": count},
         "last_violation": str | null}],
         "workers": [{"name", "pid": null while none runs, "generation", "devices"}]}`."""
+
+    def query_ports(self, network: str | None) -> str:
+        """JSON `[{"id", "network", "mac": null of an uplink, "link", "connected", "rx_packets", "rx_bytes", "tx_packets",
+        "tx_bytes", "drops": {"reason": count}, "fdb": addresses learnt}]`, of one network or of all. Drops are those of
+        up to 50 ms ago."""
 
     def event_fd(self) -> int:
         """An eventfd that is readable while `take_events` has something."""

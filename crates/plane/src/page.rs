@@ -10,6 +10,12 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::config::MAX_PORTS;
+use crate::net::switch::DropReason;
+
+/// Room for counters of drops.
+pub const MAX_REASONS: usize = 64;
+
+const _: () = assert!(DropReason::ALL.len() <= MAX_REASONS);
 
 /// Counters of a device and the state of its ports. All zero at first.
 #[repr(C)]
@@ -44,6 +50,12 @@ pub struct DevicePage {
     pub copied: AtomicU64,
     /// See `copied`.
     pub to_copy: AtomicU64,
+    /// Frames dropped at a port of a network, by place in [`crate::net::switch::DropReason::ALL`].
+    pub drops: [AtomicU64; MAX_REASONS],
+    /// Addresses learnt from a port of a network.
+    pub fdb: AtomicU32,
+    /// Pairs of queues that the guest of a port uses; 0 until it has said so.
+    pub pairs: AtomicU32,
     /// Ports of a console.
     pub ports: [PortState; MAX_PORTS],
     /// Mappings of an overlay that its file does not have yet.

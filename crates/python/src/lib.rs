@@ -81,6 +81,10 @@ impl Plane {
         py.detach(|| self.0.query())
     }
 
+    fn query_ports(&self, py: Python<'_>, network: Option<String>) -> String {
+        py.detach(|| self.0.query_ports(network.as_deref()))
+    }
+
     fn event_fd(&self) -> RawFd {
         self.0.event_fd()
     }

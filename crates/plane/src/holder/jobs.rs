@@ -1,4 +1,4 @@
-//! Host work on disks: like a device of a worker, but no frontend connects to it.
+//! Host work on disks, and uplinks: like devices of a worker, but no frontend connects to them.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -21,9 +21,14 @@ impl Plane {
         if !matches!(config, DeviceConfig::Copy(_)) {
             return Err(PlaneError::Config(format!("{} is a device and no job", config.id())));
         }
+        self.attend(config, fds)
+    }
+
+    /// Give the worker something that no frontend connects to.
+    pub(super) fn attend(&self, config: DeviceConfig, fds: Vec<OwnedFd>) -> Result<(), PlaneError> {
         let expected = config.backend_fds();
         if fds.len() != expected || expected > MAX_FDS {
-            let reason = format!("{} fds for job {}, needs {expected}", fds.len(), config.id());
+            let reason = format!("{} fds for {}, needs {expected}", fds.len(), config.id());
             return Err(PlaneError::Config(reason));
         }
         let (id, worker) = (config.id().to_owned(), config.worker().to_owned());

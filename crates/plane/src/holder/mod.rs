@@ -31,6 +31,7 @@ mod jobs;
 mod layers;
 mod link;
 mod offer;
+mod ports;
 mod protocol;
 mod relay;
 mod reopen;
@@ -70,7 +71,7 @@ struct Inner {
     devices: BTreeMap<String, Device>,
     /// Devices that are on their way in or out, whose names are not to be taken, and their workers.
     reserved: BTreeMap<String, String>,
-    /// Jobs, with their workers and their numbers there.
+    /// Jobs and uplinks, with their workers and their numbers there.
     jobs: BTreeMap<String, (Arc<Link>, u32)>,
     links: BTreeMap<String, (Arc<Link>, JoinHandle<()>)>,
     shares: Shares,
@@ -89,12 +90,17 @@ impl Plane {
         Ok(Plane { worker_argv, events: Arc::new(Events::new()?), inner: Mutex::default() })
     }
 
-    /// Serve a device: `fds` are the listener and the backend's.
+    /// Serve a device: `fds` are the listener, if frontends connect to it, and the backend's.
     ///
     /// # Errors
     /// A wrong configuration, a name that is taken, or what the kernel says.
     pub fn device_add(&self, json: &str, fds: Vec<OwnedFd>) -> Result<(), PlaneError> {
         let config = DeviceConfig::parse(json).map_err(PlaneError::Config)?;
+        match config {
+            DeviceConfig::Uplink(_) => return self.attend(config, fds),
+            DeviceConfig::Copy(_) => return Err(PlaneError::Config(format!("{} is a job", config.id()))),
+            _ => {}
+        }
         let expected = config.backend_fds() + 1;
         if fds.len() != expected || expected > MAX_FDS {
             let reason = format!("{} fds for device {}, needs {expected}", fds.len(), config.id());
@@ -177,6 +183,9 @@ impl Plane {
     /// # Errors
     /// If there is no such device, or it does not come to an end.
     pub fn device_del(&self, id: &str) -> Result<(), PlaneError> {
+        if lock(&self.inner).jobs.contains_key(id) {
+            return self.job_end(id);
+        }
         let device = {
             let mut inner = lock(&self.inner);
             let device = inner.devices.remove(id).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;

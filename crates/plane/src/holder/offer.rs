@@ -12,6 +12,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use crate::block;
 use crate::config::{BlkConfig, DeviceConfig, Format};
 use crate::console;
+use crate::net;
 
 /// The offer.
 pub struct Offer {
@@ -39,7 +40,8 @@ impl Offer {
                 (block::device::features(blk), block::device::config_space(blk, size))
             }
             DeviceConfig::Console(console) => (console::FEATURE_MULTIPORT, console::config_space(console)),
-            DeviceConfig::Rng(_) | DeviceConfig::Copy(_) => (0, Vec::new()),
+            DeviceConfig::Net(net) => (net::device::features(net), net::device::config_space(net)),
+            DeviceConfig::Rng(_) | DeviceConfig::Copy(_) | DeviceConfig::Uplink(_) => (0, Vec::new()),
         };
         Ok(Offer { features: common | features, queues: config.queues() as u16, config: space })
     }

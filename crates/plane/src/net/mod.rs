@@ -1,3 +1,20 @@
-//! The network between machines: [`switch`] decides where a frame goes.
+//! Networks: the ports of machines, the uplink, and the switch between them (docs/plane.md, "Networks").
+//!
+//! A worker serves all ports of a network, so a frame goes from one guest's ring straight into another's: its front is copied
+//! out once and looked at, then that copy and the rest of the sender's buffers are written to the receiver's.
+//!
+//! - [`device`]: a machine's NIC; [`uplink`]: the way out, a tap or a [`stream`];
+//! - [`network`]: the way of a frame from a port to others; [`switch`]: which others; [`receive`]: into a guest's buffers;
+//! - [`header`]: the virtio-net header; [`frame`]: a frame on its way; [`segment`]: what receivers do not take on themselves;
+//! - [`settle`]: counters for the holder.
 
+pub mod device;
+pub mod frame;
+pub mod header;
+pub mod network;
+pub mod receive;
+pub mod segment;
+mod settle;
+pub mod stream;
 pub mod switch;
+pub mod uplink;

@@ -7,6 +7,7 @@ use crate::block::faults::FaultPlan;
 use crate::clock::Nanos;
 use crate::page::DevicePage;
 use crate::uring::Uring;
+use crate::worker::entry::Entry;
 use crate::worker::queue::{Violation, VirtQueue};
 
 /// Who an io_uring completion is for.
@@ -91,6 +92,57 @@ pub struct Context<'a> {
     pub now: Nanos,
     /// Queues that the reactor is to serve soon.
     pub wake: &'a mut Vec<u16>,
+    /// The other devices of the worker, for those whose work is to pass something on.
+    pub peers: Peers<'a>,
+}
+
+/// The reactor's table, but for the device that works; and what is to be done for the others after it has.
+pub struct Peers<'a> {
+    /// The places before that of the device, and those behind it.
+    pub(super) before: &'a mut [Option<Entry>],
+    pub(super) after: &'a mut [Option<Entry>],
+    pub(super) effects: &'a mut Effects,
+}
+
+/// What follows for other devices from one having worked.
+#[derive(Default)]
+pub struct Effects {
+    /// Places of devices with completions to announce.
+    pub touched: Vec<u16>,
+    /// Queues to serve: place and index.
+    pub wake: Vec<(u16, u16)>,
+    /// Queues whose drivers broke a rule.
+    pub faults: Vec<(u16, Fault)>,
+}
+
+impl Peers<'_> {
+    /// Queues and page of the device at place `slot`, if there is another one.
+    pub fn get(&mut self, slot: u16) -> Option<(&mut [Option<VirtQueue>], &DevicePage)> {
+        let (place, own) = (usize::from(slot), self.before.len());
+        let entry = match place.checked_sub(own) {
+            None => self.before.get_mut(place),
+            Some(0) => None,
+            Some(behind) => self.after.get_mut(behind - 1),
+        };
+        entry?.as_mut().map(Entry::lend)
+    }
+
+    /// The device at `slot` has completions to announce.
+    pub fn touch(&mut self, slot: u16) {
+        if self.effects.touched.last() != Some(&slot) {
+            self.effects.touched.push(slot);
+        }
+    }
+
+    /// Have queue `index` of the device at `slot` served.
+    pub fn wake(&mut self, slot: u16, index: u16) {
+        self.effects.wake.push((slot, index));
+    }
+
+    /// The driver of queue `index` of the device at `slot` broke a rule.
+    pub fn fault(&mut self, slot: u16, index: u16, violation: Violation) {
+        self.effects.faults.push((slot, (index, violation)));
+    }
 }
 
 impl Context<'_> {

@@ -17,10 +17,13 @@ use crate::clock::Nanos;
 use crate::config::{BlkConfig, CopyConfig, DeviceConfig, Format};
 use crate::console::Console;
 use crate::memory::Memory;
-use crate::page::Shared;
+use crate::net::device::Net;
+use crate::net::network::Networks;
+use crate::net::uplink::Uplink;
+use crate::page::{DevicePage, Shared};
 use crate::rng::Rng;
 use crate::uring::Uring;
-use crate::worker::device::{Context, Device, Kind, Token};
+use crate::worker::device::{Context, Device, Kind, Peers, Token};
 use crate::worker::queue::VirtQueue;
 
 /// A device that the worker serves.
@@ -33,6 +36,8 @@ pub struct Entry {
     pub disk: Option<String>,
     /// Its queues; `None` where none runs.
     pub queues: Vec<Option<VirtQueue>>,
+    /// Whether the reactor has it in its list of devices with completions to announce.
+    pub touched: bool,
     /// Requests taken and not answered, when the reactor last looked.
     pub seen_taken: usize,
     /// Its guest's memory.
@@ -51,7 +56,7 @@ impl Entry {
     /// # Errors
     /// What opening the image says.
     pub fn open(
-        (uring, models): (&Rc<Uring>, &mut ModelDevices),
+        (uring, (models, networks)): (&Rc<Uring>, (&mut ModelDevices, &mut Networks)),
         (number, epoch): (u32, u32),
         leaf: Option<Leaf>,
         config: &DeviceConfig,
@@ -74,6 +79,11 @@ impl Entry {
                 let copy = Copy::new(from, to, leaf).ok_or(io::ErrorKind::OutOfMemory)?;
                 Box::new(copy)
             }
+            DeviceConfig::Net(net) => Box::new(Net::new(net, networks)),
+            DeviceConfig::Uplink(uplink) => {
+                let file = fds.next().ok_or_else(|| io::Error::other("an uplink without its fd"))?;
+                Box::new(Uplink::new(uplink, file.into(), networks))
+            }
         };
         // What was in flight in a crashed worker is counted again when it is taken again.
         page.inflight.store(0, std::sync::atomic::Ordering::Relaxed);
@@ -81,7 +91,8 @@ impl Entry {
         let queues = (0..config.queues()).map(|_| None).collect();
         let disk = leaf.map(|_| config.id().to_owned());
         let (memory, closing, retired) = (None, None, Vec::new());
-        Ok(Entry { number, epoch, disk, queues, seen_taken: 0, memory, closing, device, page, retired })
+        let (touched, seen_taken) = (false, 0);
+        Ok(Entry { number, epoch, disk, queues, touched, seen_taken, memory, closing, device, page, retired })
     }
 
     /// Call `run` with the device and its context.
@@ -90,13 +101,18 @@ impl Entry {
         uring: &Rc<Uring>,
         (arbiter, now): (&mut Arbiter, Nanos),
         slot: u16,
-        wake: &mut Vec<u16>,
+        (wake, peers): (&mut Vec<u16>, Peers<'_>),
         run: impl FnOnce(&mut dyn Device, &mut Context<'_>) -> T,
     ) -> T {
         let token = Token { kind: Kind::Io, epoch: self.epoch, slot, value: 0 };
         let mut context =
-            Context { uring, queues: &mut self.queues, page: &self.page, token, arbiter, now, wake };
+            Context { uring, queues: &mut self.queues, page: &self.page, token, arbiter, now, wake, peers };
         run(self.device.as_mut(), &mut context)
+    }
+
+    /// Queues and page, for another device to pass something on.
+    pub fn lend(&mut self) -> (&mut [Option<VirtQueue>], &DevicePage) {
+        (&mut self.queues, &self.page)
     }
 
     /// Whether nothing is left to wait for before it can be dropped.

@@ -5,13 +5,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{opcode, types};
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestRegionMmap};
 
 use crate::chain::Buffers;
 use crate::config::MAX_QUEUE_SIZE;
@@ -19,6 +19,8 @@ use crate::control::QueueSetup;
 use crate::inflight::Inflight;
 use crate::memory::Memory;
 use crate::uring::Uring;
+
+mod in_order;
 
 /// A rule that a guest or a frontend broke; the queue is not served any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,10 @@ pub struct VirtQueue {
     parked: bool,
     /// Chains taken and not completed.
     taken: u16,
+    /// Completions that the driver is not shown yet.
+    staged: u16,
+    /// The used index when the driver was last told of it.
+    announced: u16,
     /// Feature bits that the driver took.
     pub features: u64,
     /// Nothing is taken from the queue any more after a violation.
@@ -126,6 +132,8 @@ impl VirtQueue {
             polled: false,
             parked: false,
             taken: 0,
+            staged: 0,
+            announced: used,
             features: setup.features,
             broken: false,
             ready: false,
@@ -189,6 +197,14 @@ impl VirtQueue {
         if self.stopping.is_some() {
             return Ok(None);
         }
+        let Some(head) = self.next_chain(buffers)? else { return Ok(None) };
+        self.inflight.take(head);
+        self.taken += 1;
+        Ok(Some(head))
+    }
+
+    /// The next chain of the available ring, in `buffers`.
+    fn next_chain(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, Violation> {
         let size = self.queue.size();
         let mut chains = self
             .queue
@@ -208,8 +224,6 @@ impl VirtQueue {
         buffers
             .fill(self.memory.guest(), chain, size)
             .map_err(|error| Violation::new(error.kind(), error.to_string()))?;
-        self.inflight.take(head);
-        self.taken += 1;
         Ok(Some(head))
     }
 
@@ -278,7 +292,7 @@ impl VirtQueue {
         }
         self.unannounced = false;
         // Asked in any case: the answer counts from the last question.
-        let wanted = self.queue.needs_notification(self.memory.guest()).unwrap_or(true);
+        let wanted = self.wants_call().unwrap_or(true);
         if !std::mem::take(&mut self.owed) && !wanted {
             return;
         }
@@ -286,6 +300,20 @@ impl VirtQueue {
             self.calls = (self.calls + 1) % CALLS_PER_CHECK;
             self.calling = call.raise(uring, (self.calls == 0).then_some(token));
         }
+    }
+
+    /// Whether the driver wants to know of what was used since this was last asked (virtio 1.3, 2.7.7 and 2.7.10).
+    fn wants_call(&mut self) -> Result<bool, GuestMemoryError> {
+        let (new, driver) = (self.queue.next_used(), self.queue.avail_ring());
+        let old = std::mem::replace(&mut self.announced, new);
+        // The driver writes its wish, then looks at the used index; we the other way round.
+        fence(Ordering::SeqCst);
+        let word = |address| self.memory.guest().load(GuestAddress(address), Ordering::Relaxed);
+        if !self.queue.event_idx_enabled() {
+            return Ok(u32::from(u16::from_le(word(driver)?)) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let event = u16::from_le(word(driver + 4 + 2 * u64::from(self.queue.size()))?);
+        Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
     }
 
     /// The write that `announce` started is done.

@@ -11,9 +11,10 @@ use io_uring::{cqueue, opcode, types};
 use crate::block::model::ModelDevices;
 use crate::clock::{self, Nanos};
 use crate::control::{Channel, FromWorker, ToWorker};
+use crate::net::network::Networks;
 use crate::sandbox;
 use crate::uring::Uring;
-use crate::worker::device::{Context, Device, IGNORED, Kind, Token};
+use crate::worker::device::{Context, Device, Effects, IGNORED, Kind, Peers, Token};
 use crate::worker::entry::Entry;
 use crate::worker::polling::{self, Polling};
 use crate::worker::queue::{Violation, VirtQueue};
@@ -35,6 +36,7 @@ const LOOKS: usize = 8;
 pub struct Reactor {
     uring: Rc<Uring>,
     models: ModelDevices,
+    networks: Networks,
     sharing: Sharing,
     /// The time of this turn.
     now: Nanos,
@@ -53,6 +55,7 @@ pub struct Reactor {
     polled: Vec<(u16, u16)>,
     /// Devices with completions to announce.
     touched: Vec<u16>,
+    effects: Effects,
     /// Requests taken and not answered, of all devices.
     taken: usize,
     /// How soon answers come while there are such, and requests while there are none.
@@ -84,6 +87,8 @@ impl Reactor {
             ready: VecDeque::new(),
             polled: Vec::new(),
             touched: Vec::new(),
+            effects: Effects::default(),
+            networks: Networks::default(),
             taken: 0,
             host_polling: Polling::new(polling::DISK),
             guest_polling: Polling::new(polling::GUEST),
@@ -153,7 +158,7 @@ impl Reactor {
         let Some(queue) = self.queue(token.slot, token.value) else { return };
         if queue.epoch == token.epoch {
             queue.called();
-            self.touched.push(token.slot);
+            self.touch(token.slot);
         }
     }
 
@@ -175,9 +180,12 @@ impl Reactor {
 
     /// Have the device at `slot` work, and see to what follows from that.
     fn with<T>(&mut self, slot: u16, run: impl FnOnce(&mut dyn Device, &mut Context<'_>) -> T) -> Option<T> {
-        let entry = self.devices.get_mut(usize::from(slot))?.as_mut()?;
+        let (before, rest) = self.devices.split_at_mut_checked(usize::from(slot))?;
+        let (entry, after) = rest.split_first_mut()?;
+        let peers = Peers { before, after, effects: &mut self.effects };
         let mut wake = Vec::new();
-        let result = entry.with(&self.uring, (&mut self.sharing.arbiter, self.now), slot, &mut wake, run);
+        let arbiter = (&mut self.sharing.arbiter, self.now);
+        let result = entry.as_mut()?.with(&self.uring, arbiter, slot, (&mut wake, peers), run);
         self.after(slot, wake);
         Some(result)
     }
@@ -208,9 +216,8 @@ impl Reactor {
         for index in wake {
             self.wake(slot, index);
         }
-        if self.touched.last() != Some(&slot) {
-            self.touched.push(slot);
-        }
+        self.touch(slot);
+        self.spread();
         if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
             if entry.disk.is_some() && !self.reporting {
                 self.reporting = turns::report_later(&self.uring);
@@ -220,10 +227,32 @@ impl Reactor {
         }
     }
 
+    /// What follows for other devices from one having worked.
+    fn spread(&mut self) {
+        while let Some(slot) = self.effects.touched.pop() {
+            self.touch(slot);
+        }
+        while let Some((slot, index)) = self.effects.wake.pop() {
+            self.wake(slot, index);
+        }
+        while let Some((slot, (index, violation))) = self.effects.faults.pop() {
+            self.fail(slot, index, &violation);
+        }
+    }
+
+    fn touch(&mut self, slot: u16) {
+        if let Some(entry) = self.devices[usize::from(slot)].as_mut()
+            && !std::mem::replace(&mut entry.touched, true)
+        {
+            self.touched.push(slot);
+        }
+    }
+
     fn announce(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
         for slot in touched.drain(..) {
             let Some(entry) = self.devices[usize::from(slot)].as_mut() else { continue };
+            entry.touched = false;
             for (index, queue) in entry.queues.iter_mut().enumerate() {
                 let Some(queue) = queue else { continue };
                 let token = Token { kind: Kind::Call, epoch: queue.epoch, slot, value: index as u16 };

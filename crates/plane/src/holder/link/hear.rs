@@ -27,7 +27,9 @@ impl Link {
             }
             FromWorker::Ended { device, errno } => {
                 let Some(shadow) = state.devices.get(&device) else { return };
-                self.events.push("JOB_ENDED", json!({"id": shadow.config.id(), "errno": errno}));
+                let uplink = matches!(shadow.config, DeviceConfig::Uplink(_));
+                let event = if uplink { "UPLINK_LOST" } else { "JOB_ENDED" };
+                self.events.push(event, json!({"id": shadow.config.id(), "errno": errno}));
             }
             FromWorker::Stopped { serial, base } => {
                 for shadow in state.devices.values_mut() {

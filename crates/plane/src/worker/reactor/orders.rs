@@ -18,8 +18,8 @@ impl Reactor {
             ToWorker::Open { device, config } => {
                 self.epoch = (self.epoch + 1) % EPOCHS;
                 let leaf = self.join(&config);
-                let opened =
-                    Entry::open((&self.uring, &mut self.models), (device, self.epoch), leaf, &config, fds);
+                let places = (&mut self.models, &mut self.networks);
+                let opened = Entry::open((&self.uring, places), (device, self.epoch), leaf, &config, fds);
                 let error = opened.as_ref().err().map(ToString::to_string);
                 self.outbox.push_back(FromWorker::Opened { device, error });
                 match opened {
@@ -96,7 +96,7 @@ impl Reactor {
                 self.poll(kick, Token { kind: Kind::Kick, epoch, slot, value: setup.index });
                 // Requests may have been waiting since before we looked: no kick will come for them.
                 self.wake(slot, setup.index);
-                self.touched.push(slot);
+                self.touch(slot);
             }
             Err(error) => self.report(device, Some(setup.index), "queue", &error.to_string()),
         }
@@ -111,7 +111,7 @@ impl Reactor {
         queue.update(setup, fds, epoch);
         let kick = queue.kick().as_raw_fd();
         self.poll(kick, Token { kind: Kind::Kick, epoch, slot, value: setup.index });
-        self.touched.push(slot);
+        self.touch(slot);
     }
 
     fn stop(&mut self, device: u32, index: u16, serial: u64) {

@@ -4,6 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::shares::ShareNode;
 
+pub use blk::{BlkConfig, CopyConfig, Format, Layer, MAX_LAYERS, Model, Speed};
+pub use net::{Mac, NetConfig, UplinkConfig, UplinkKind};
+
+use blk::{check_models, files};
+
+mod blk;
+mod net;
+
 /// Largest virtqueue that we offer. User-mode Linux asks for 256, QEMU for at most 1024.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
@@ -12,12 +20,6 @@ pub const MAX_QUEUES: usize = 64;
 
 /// Most ports of a console; their state has a fixed place in [`crate::page::DevicePage`].
 pub const MAX_PORTS: usize = 16;
-
-/// Most image files of a disk; deeper chains are for the image store to flatten.
-pub const MAX_LAYERS: usize = 32;
-
-/// Most requests that a simulated device serves at once.
-const MAX_PARALLEL: usize = 4096;
 
 /// One device.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -31,147 +33,10 @@ pub enum DeviceConfig {
     Rng(RngConfig),
     /// No device of a guest: host work on disks.
     Copy(CopyConfig),
-}
-
-/// How the bytes of an image file are to be read. Always stated, never probed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// Guest byte n is file byte n.
-    Raw,
-    /// QEMU's copy-on-write format, version 2 or 3.
-    Qcow2,
-    /// No file: every request is done at once, or after a fixed time. For tests and benches.
-    Null,
-    /// No file: a device that serves so many requests at once, each in a known time. For tests and benches.
-    Simulated,
-}
-
-impl Format {
-    /// Whether there is a file.
-    pub fn has_file(self) -> bool {
-        matches!(self, Format::Raw | Format::Qcow2)
-    }
-}
-
-/// How a disk without a file behaves.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// Bytes.
-    pub size: u64,
-    /// Simulated disks of a worker that name the same device share its capacity.
-    #[serde(default)]
-    pub device: String,
-    /// Requests that a simulated device serves at once.
-    #[serde(default)]
-    pub parallel: u32,
-    /// Microseconds that a read takes once it is served.
-    #[serde(default)]
-    pub read_us: u64,
-    /// The same of a write, and of a discard or write-zeroes.
-    #[serde(default)]
-    pub write_us: u64,
-    /// The same of a flush.
-    #[serde(default)]
-    pub flush_us: u64,
-    /// What moving bytes adds to it; 0 for nothing.
-    #[serde(default)]
-    pub bytes_per_second: u64,
-    /// Changes of its speed, in order of time.
-    #[serde(default)]
-    pub speeds: Vec<Speed>,
-}
-
-/// From `after_ms` of a simulated device's life on, it works at `percent` of its speed.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Speed {
-    /// Milliseconds.
-    pub after_ms: u64,
-    /// 100 is as the model says.
-    pub percent: u32,
-}
-
-/// One image file of a disk.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Layer {
-    /// Its format.
-    pub format: Format,
-    /// With the formats `null` and `simulated`, and only with them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<Model>,
-}
-
-/// A virtio-blk device; its fds are the layers that have a file, top first.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlkConfig {
-    /// Unique among the devices.
-    pub id: String,
-    /// Devices with the same name share a worker process.
-    pub worker: String,
-    /// Number of virtqueues.
-    #[serde(default = "one")]
-    pub queues: u16,
-    /// Size that we recommend to the frontend, in descriptors.
-    #[serde(default = "queue_size")]
-    pub queue_size: u16,
-    /// Refuse everything that changes the disk.
-    #[serde(default)]
-    pub read_only: bool,
-    /// At most 20 bytes (virtio 1.3, 5.2.6).
-    #[serde(default)]
-    pub serial: String,
-    /// Past the host's page cache, where the file system can.
-    #[serde(default = "yes")]
-    pub direct: bool,
-    /// A file beside the layers' gets all writes and flushes ([`crate::block::writelog`]). For tests.
-    #[serde(default)]
-    pub write_log: bool,
-    /// Image files, top first; only the first is ever written.
-    pub layers: Vec<Layer>,
-    /// Its nodes in the arbiter's tree. The holder tells the worker of them apart, for they change.
-    #[serde(default, skip_serializing)]
-    pub shares: Vec<ShareNode>,
-}
-
-/// A copy of a disk's content to a raw file or a block device; its fds are the source's layers that have a file, top
-/// first, then the target.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct CopyConfig {
-    /// Unique among the devices; also its place in the arbiter's tree.
-    pub id: String,
-    /// Devices with the same name share a worker process.
-    pub worker: String,
-    /// Past the host's page cache, where the file systems can.
-    #[serde(default = "yes")]
-    pub direct: bool,
-    /// The source's layers, top first. None is written.
-    pub layers: Vec<Layer>,
-    /// What is said of the arbiter's tree; see [`BlkConfig::shares`].
-    #[serde(default, skip_serializing)]
-    pub shares: Vec<ShareNode>,
-}
-
-impl CopyConfig {
-    /// The source as a disk.
-    pub fn source(&self) -> BlkConfig {
-        BlkConfig {
-            id: self.id.clone(),
-            worker: self.worker.clone(),
-            queues: one(),
-            queue_size: queue_size(),
-            read_only: true,
-            serial: String::new(),
-            direct: self.direct,
-            write_log: false,
-            layers: self.layers.clone(),
-            shares: Vec::new(),
-        }
-    }
+    /// virtio-net.
+    Net(NetConfig),
+    /// No device of a guest: the way out of a network.
+    Uplink(UplinkConfig),
 }
 
 /// A port of a console.
@@ -257,6 +122,8 @@ impl DeviceConfig {
                 bound("layers", copy.layers.len(), 1, MAX_LAYERS)?;
                 check_models(&copy.layers)?;
             }
+            DeviceConfig::Net(net) => net.check()?,
+            DeviceConfig::Uplink(_) => {}
         }
         Ok(())
     }
@@ -277,6 +144,8 @@ impl DeviceConfig {
             DeviceConfig::Console(console) => &console.id,
             DeviceConfig::Rng(rng) => &rng.id,
             DeviceConfig::Copy(copy) => &copy.id,
+            DeviceConfig::Net(net) => &net.id,
+            DeviceConfig::Uplink(uplink) => &uplink.id,
         }
     }
 
@@ -287,16 +156,20 @@ impl DeviceConfig {
             DeviceConfig::Console(console) => &console.worker,
             DeviceConfig::Rng(rng) => &rng.worker,
             DeviceConfig::Copy(copy) => &copy.worker,
+            DeviceConfig::Net(net) => &net.worker,
+            DeviceConfig::Uplink(uplink) => &uplink.worker,
         }
     }
 
-    /// "blk", "console", "rng" or "copy".
+    /// "blk", "console", "rng", "copy", "net" or "uplink".
     pub fn driver(&self) -> &'static str {
         match self {
             DeviceConfig::Blk(_) => "blk",
             DeviceConfig::Console(_) => "console",
             DeviceConfig::Rng(_) => "rng",
             DeviceConfig::Copy(_) => "copy",
+            DeviceConfig::Net(_) => "net",
+            DeviceConfig::Uplink(_) => "uplink",
         }
     }
 
@@ -306,8 +179,14 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => files(&blk.layers) + usize::from(blk.write_log),
             DeviceConfig::Copy(copy) => files(&copy.layers) + 1,
             DeviceConfig::Console(console) => console.ports.len(),
-            DeviceConfig::Rng(_) => 0,
+            DeviceConfig::Rng(_) | DeviceConfig::Net(_) => 0,
+            DeviceConfig::Uplink(_) => 1,
         }
+    }
+
+    /// Whether frontends connect to it.
+    pub fn has_frontend(&self) -> bool {
+        !matches!(self, DeviceConfig::Copy(_) | DeviceConfig::Uplink(_))
     }
 
     /// Number of virtqueues.
@@ -317,36 +196,11 @@ impl DeviceConfig {
             // Receive and transmit of each port, and of the control messages (virtio 1.3, 5.3.2).
             DeviceConfig::Console(console) => 2 * (console.ports.len() + 1),
             DeviceConfig::Rng(_) => 1,
-            DeviceConfig::Copy(_) => 0,
+            // Receive and transmit of each pair, and the control queue (virtio 1.3, 5.1.2).
+            DeviceConfig::Net(net) => 2 * usize::from(net.queues) + 1,
+            DeviceConfig::Copy(_) | DeviceConfig::Uplink(_) => 0,
         }
     }
-}
-
-fn files(layers: &[Layer]) -> usize {
-    layers.iter().filter(|layer| layer.format.has_file()).count()
-}
-
-/// A disk without a file is one layer, and says how it behaves.
-fn check_models(layers: &[Layer]) -> Result<(), String> {
-    for layer in layers {
-        match &layer.model {
-            None if layer.format.has_file() => {}
-            Some(model) if !layer.format.has_file() => {
-                bound("layers of a disk without a file", layers.len(), 1, 1)?;
-                let (least, most) = if layer.format == Format::Null { (0, 0) } else { (1, MAX_PARALLEL) };
-                bound("parallel", model.parallel as usize, least, most)?;
-                bound("size", model.size as usize, 512, 1 << 50)?;
-                let times = [model.read_us, model.write_us, model.flush_us];
-                bound("a time in µs", times.into_iter().max().unwrap_or(0) as usize, 0, 60_000_000)?;
-                bound("speeds", model.speeds.len(), 0, 64)?;
-                for speed in &model.speeds {
-                    bound("percent", speed.percent as usize, 1, 10_000)?;
-                }
-            }
-            _ => return Err("a model goes with the formats null and simulated, and only with them".into()),
-        }
-    }
-    Ok(())
 }
 
 fn bound(what: &str, value: usize, least: usize, most: usize) -> Result<(), String> {
