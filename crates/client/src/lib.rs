@@ -6,15 +6,18 @@
 //! - [`ring`]: a split virtqueue laid by hand; every field can be set to anything.
 //! - [`device`]: the vhost-user connection, well-formed by the `vhost` crate or raw bytes.
 //! - [`blk`]: an honest virtio-blk driver on top, that checks each request completes exactly once.
+//! - [`net`]: an honest virtio-net driver.
 //! - [`stamp`]: a disk workload whose every block proves where and when it was written.
 
 pub mod blk;
 pub mod device;
 pub mod memory;
+pub mod net;
 pub mod ring;
 pub mod stamp;
 
 pub use blk::{Blk, BlkOptions, Completion, Request};
 pub use device::{Device, Queue};
 pub use memory::Memory;
+pub use net::{Net, NetOptions};
 pub use ring::{Descriptor, Ring};

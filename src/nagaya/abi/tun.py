@@ -6,6 +6,8 @@ import fcntl
 import os
 import struct
 
+IFNAMSIZ = 16
+
 TUNSETIFF = 0x400454CA
 TUNSETPERSIST = 0x400454CB
 TUNSETOFFLOAD = 0x400454D0
@@ -18,10 +20,9 @@ IFF_VNET_HDR = 0x4000
 TUN_F_CSUM = 0x01
 TUN_F_TSO4 = 0x02
 TUN_F_TSO6 = 0x04
+TUN_F_TSO_ECN = 0x08
 TUN_F_USO4 = 0x20
 TUN_F_USO6 = 0x40
-
-_IFNAMSIZ = 16
 
 
 def open_tap(name: str, flags: int = IFF_NO_PI | IFF_VNET_HDR) -> int:
@@ -31,12 +32,26 @@ def open_tap(name: str, flags: int = IFF_NO_PI | IFF_VNET_HDR) -> int:
     """
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        request = struct.pack(f"{_IFNAMSIZ}sH22x", name.encode(), IFF_TAP | flags)
-        fcntl.ioctl(fd, TUNSETIFF, request)
+        attach(fd, name, flags)
     except OSError:
         os.close(fd)
         raise
     return fd
+
+
+def attach(fd: int, name: str, flags: int = IFF_NO_PI | IFF_VNET_HDR) -> None:
+    """Make an open tun device, or the device of the macvtap `name`, the other end of the interface `name`."""
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack(f"{IFNAMSIZ}sH22x", name.encode(), IFF_TAP | flags))
+
+
+def set_header_size(fd: int, size: int) -> None:
+    """Frames begin with a virtio-net header of `size` bytes, 10 or 12."""
+    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", size))
+
+
+def set_offloads(fd: int, offloads: int) -> None:
+    """What the owner takes on itself, TUN_F_*: the kernel sends it frames for which that is left."""
+    fcntl.ioctl(fd, TUNSETOFFLOAD, offloads)
 
 
 def persist(fd: int) -> None:

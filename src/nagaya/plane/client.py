@@ -15,6 +15,7 @@ from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, R
 from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
 from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
 from nagaya.plane.config import CopyJob, Device, Layer
+from nagaya.plane.ports import PortStatus, port_from_json
 from nagaya.plane.shares import (
     ArbiterStatus,
     ShareNode,
@@ -223,6 +224,12 @@ class PlaneClient:
         Raises `NotFoundError`, and `UsageError` for what the plane does not take.
         """
         await self._execute("set-faults", {"id": device_id, **(faults or {})})
+
+    async def query_ports(self, network: str | None = None) -> list[PortStatus]:
+        """The ports of a network, or of all."""
+        return [
+            port_from_json(row) for row in _rows(await self._execute("query-ports", {"network": network}))
+        ]
 
     async def query_workers(self) -> list[WorkerStatus]:
         return [

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nagaya.plane.ports import PortRules
 from nagaya.plane.shares import ShareNode
 
+NO_RULES = PortRules()  # from its own MAC, with any address
 ImageFormat = Literal["raw", "qcow2", "null", "simulated"]
 
 
@@ -96,6 +98,40 @@ class RngDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class NetDevice:
+    """A virtio-net device: a port of `network`, whose ports share one worker."""
+
+    id: str  # "<machine id>/net0"
+    socket: str
+    uid: int
+    gid: int
+    network: str
+    mac: str  # "52:54:00:12:34:56"
+    mtu: int = 1500
+    queues: int = 1  # pairs
+    queue_size: int = 256
+    link: bool = True  # whether the cable is in
+    rules: PortRules = NO_RULES
+    driver: Literal["net"] = "net"
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkDevice:
+    """The way out of `network`.
+
+    `tap` and `macvtap`: the `interface` must exist, in the holder's network namespace. `stream`: somebody
+    listens on the unix socket at `path` for frames, each after its length in 4 bytes, big-endian.
+    """
+
+    id: str  # "%<network>/uplink"
+    network: str
+    kind: Literal["tap", "macvtap", "stream"]
+    interface: str = ""
+    path: str = ""
+    driver: Literal["uplink"] = "uplink"
+
+
+@dataclass(frozen=True, slots=True)
 class CopyJob:
     """Host work: what a disk of `layers` holds is copied to `target`, which is made as large as that.
 
@@ -111,4 +147,4 @@ class CopyJob:
     kind: Literal["copy"] = "copy"
 
 
-Device = BlkDevice | ConsoleDevice | RngDevice
+Device = BlkDevice | ConsoleDevice | RngDevice | NetDevice | UplinkDevice

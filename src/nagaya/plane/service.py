@@ -16,12 +16,13 @@ from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
 from nagaya.plane import arbitration, jobs
 from nagaya.plane.arbitration import Arbitration
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Device
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, NetDevice, UplinkDevice
 from nagaya.plane.hub import ConsoleHub
 from nagaya.plane.jobs import Jobs
 from nagaya.plane.shares import share_to_json
 from nagaya.plane.sockets import Listener
 from nagaya.plane.storage import ImageKey, OpenImages, handed_over
+from nagaya.plane.uplinks import OpenUplink
 from nagaya.plane.wire import device_from_json, device_to_json, layer_to_core
 from nagaya.qmp import Command, version_info
 
@@ -43,6 +44,7 @@ class Core(arbitration.Core, jobs.Core, Protocol):
     def set_faults(self, id: str, faults: str) -> None: ...  # noqa: A002
     def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None: ...  # noqa: A002
     def query(self) -> str: ...
+    def query_ports(self, network: str | None) -> str: ...
     def event_fd(self) -> int: ...
     def take_events(self) -> list[str]: ...
     def close(self) -> None: ...
@@ -82,6 +84,7 @@ class Service:
             "query-consoles": self._query_consoles,
             "query-devices": self._query_devices,
             "query-faults": self._query_faults,
+            "query-ports": self._query_ports,
             "query-status": self._query_status,
             "query-version": self._query_version,
             "query-workers": self._query_workers,
@@ -100,7 +103,7 @@ class Service:
     @property
     def machines(self) -> set[str]:
         """Ids of the machines that have a device here."""
-        return {device_id.partition("/")[0] for device_id in self._devices}
+        return {device_id.partition("/")[0] for device_id in self._devices if not device_id.startswith("%")}
 
     def start(self) -> None:
         """Forward the core's events from now on."""
@@ -158,10 +161,18 @@ class Service:
             stack.push_async_callback(hub.close)
             fds += [end.fileno() for end in hub.guest_ends]
             config["ports"] = _PORTS[1:] if device.serial_socket else _PORTS
-        listener = stack.enter_context(Listener(device.socket, uid=device.uid, gid=device.gid, backlog=1))
+        elif isinstance(device, NetDevice):
+            config |= _net_config(device)
+        elif isinstance(device, UplinkDevice):
+            uplink = stack.enter_context(await self._in_core(OpenUplink, device))
+            fds.append(uplink.fd)
+            config |= _uplink_config(device, uplink)
+        if not isinstance(device, UplinkDevice):
+            listener = Listener(device.socket, uid=device.uid, gid=device.gid, backlog=1)
+            fds.insert(0, stack.enter_context(listener).fileno())
         whole = json.dumps(config | ({"shares": shares} if shares else {}))
         try:
-            await self._in_core(self._core.device_add, whole, [listener.fileno(), *fds])
+            await self._in_core(self._core.device_add, whole, fds)
         except ValueError as error:
             raise UsageError(f"the core refuses device {device.id}: {error}") from error
         if served.hub is not None:
@@ -258,6 +269,12 @@ class Service:
         _no_arguments(arguments)
         return [served.hub.describe() for served in self._devices.values() if served.hub is not None]
 
+    async def _query_ports(self, arguments: Mapping[str, object]) -> object:
+        network = arguments.get("network")
+        if set(arguments) - {"network"} or not isinstance(network, str | None):
+            raise UsageError("query-ports has one argument, network: a name, or null for all")
+        return json.loads(await self._in_core(self._core.query_ports, network))
+
     async def _query_status(self, arguments: Mapping[str, object]) -> object:
         _no_arguments(arguments)
         status = {"status": "running", "running": True, "pid": os.getpid()}
@@ -324,6 +341,17 @@ def _blk_config(device: BlkDevice, images: OpenImages) -> dict[str, object]:
         "direct": images.direct,
         "layers": [layer_to_core(layer) for layer in device.layers],
     }
+
+
+def _net_config(device: NetDevice) -> dict[str, object]:
+    fields = device_to_json(device)
+    taken = ("network", "mac", "mtu", "queues", "queue_size", "link", "rules")
+    return {"worker": f"net-{device.network}"} | {name: fields[name] for name in taken}
+
+
+def _uplink_config(device: UplinkDevice, uplink: OpenUplink) -> dict[str, object]:
+    kind = "stream" if device.kind == "stream" else "tap"
+    return {"worker": f"net-{device.network}", "network": device.network, "kind": kind, "uso": uplink.uso}
 
 
 def _no_device(device_id: str) -> NagayaError:

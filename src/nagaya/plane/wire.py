@@ -7,17 +7,33 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+from nagaya.abi.tun import IFNAMSIZ
 from nagaya.errors import UsageError
-from nagaya.plane.config import BlkDevice, ConsoleDevice, CopyJob, Device, Layer, Model, RngDevice, Speed
+from nagaya.plane.config import (
+    BlkDevice,
+    ConsoleDevice,
+    CopyJob,
+    Device,
+    Layer,
+    Model,
+    NetDevice,
+    RngDevice,
+    Speed,
+    UplinkDevice,
+)
+from nagaya.plane.ports import rules_from_json
 from nagaya.plane.shares import shares_from_json
 
-_DRIVERS: dict[object, type[BlkDevice] | type[ConsoleDevice] | type[RngDevice]] = {
+_DRIVERS: dict[object, type[Device]] = {
     "blk": BlkDevice,
     "console": ConsoleDevice,
     "rng": RngDevice,
+    "net": NetDevice,
+    "uplink": UplinkDevice,
 }
 _SCALARS: dict[object, type] = {"str": str, "int": int, "bool": bool}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its terminator
 _SERIAL_BYTES = 20  # VIRTIO 1.3, 5.2.6: VIRTIO_BLK_T_GET_ID
 _LAYERS = 64  # each is an open file; deeper chains are flattened first
@@ -87,6 +103,8 @@ def _build(cls: Any, arguments: Mapping[str, object]) -> Any:
 def _value(name: str, annotation: object, value: object) -> object:
     if name == "layers":
         return _layers(value)
+    if name == "rules":
+        return rules_from_json(value)
     if name == "shares":
         return shares_from_json(value)
     if name == "model":
@@ -125,7 +143,8 @@ def _object(name: str, value: object) -> Mapping[str, object]:
 
 
 def _check(device: Device) -> None:
-    if not _ID.fullmatch(device.id):
+    of_host = isinstance(device, UplinkDevice)  # its id begins with %, which no machine's does
+    if not _ID.fullmatch(device.id.removeprefix("%") if of_host else device.id):
         raise UsageError(f"device id {device.id!r} does not match {_ID.pattern}")
     for name, (low, high) in _BOUNDS.items():
         number = getattr(device, name, low)
@@ -135,11 +154,27 @@ def _check(device: Device) -> None:
         path = getattr(device, name, None)
         if path is not None and (path or name != "serial_socket"):
             _check_path(name, path, None if name == "log" else _SOCKET_PATH_BYTES)
-    if isinstance(device, BlkDevice):
-        if device.queue_size & (device.queue_size - 1):
-            raise UsageError(f"queue_size of {device.id} is {device.queue_size}, not a power of two")
-        if len(device.serial.encode()) > _SERIAL_BYTES:
-            raise UsageError(f"serial {device.serial!r} of {device.id} is over {_SERIAL_BYTES} bytes")
+    if isinstance(device, BlkDevice | NetDevice) and device.queue_size & (device.queue_size - 1):
+        raise UsageError(f"queue_size of {device.id} is {device.queue_size}, not a power of two")
+    if isinstance(device, NetDevice | UplinkDevice):
+        _check_network(device)
+    if isinstance(device, BlkDevice) and len(device.serial.encode()) > _SERIAL_BYTES:
+        raise UsageError(f"serial {device.serial!r} of {device.id} is over {_SERIAL_BYTES} bytes")
+
+
+def _check_network(device: NetDevice | UplinkDevice) -> None:
+    if not _NETWORK.fullmatch(device.network):
+        raise UsageError(f"network {device.network!r} of {device.id} does not match {_NETWORK.pattern}")
+    if isinstance(device, NetDevice):
+        return
+    if device.kind not in ("tap", "macvtap", "stream"):
+        raise UsageError(
+            f"kind {device.kind!r} of {device.id} is unknown", hint="it is tap, macvtap or stream"
+        )
+    if device.kind == "stream":
+        _check_path("path", device.path, _SOCKET_PATH_BYTES)
+    elif not 1 <= len(device.interface.encode()) < IFNAMSIZ or "/" in device.interface:
+        raise UsageError(f"interface {device.interface!r} of {device.id} is not the name of one")
 
 
 def _check_path(name: str, path: str, limit: int | None = None) -> None:

@@ -16,7 +16,7 @@ from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.images.qemuimg import Node, QemuImg
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
-from nagaya.plane.config import ConsoleDevice, Device, Layer
+from nagaya.plane.config import ConsoleDevice, Device, Layer, UplinkDevice
 from nagaya.plane.shares import (
     ArbiterStatus,
     NodeStatus,
@@ -68,7 +68,7 @@ class FakePlane:
             raise ConflictError(f"the plane has a device {device.id} already")
         if device.id.partition("/")[2] in self.refuse:
             raise UnavailableError(f"the fake plane was told to refuse {device.id}")
-        if not Path(device.socket).parent.is_dir():
+        if not isinstance(device, UplinkDevice) and not Path(device.socket).parent.is_dir():
             raise NotFoundError(f"there is no directory for {device.socket}")
         self._save(devices | {device.id: asdict(device)})
         await self.set_shares(getattr(device, "shares", ()))

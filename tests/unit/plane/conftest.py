@@ -72,6 +72,19 @@ class FakeCore:
         workers = [{"name": "chars", "pid": 12, "generation": 1, "devices": list(self.devices)}]
         return json.dumps({"devices": devices, "workers": workers})
 
+    def query_ports(self, network: str | None) -> str:
+        ports = [parsed for parsed, _ in self.devices.values() if parsed.get("network")]
+        counters = {"connected": True, "rx_packets": 1, "rx_bytes": 60, "tx_packets": 2, "tx_bytes": 120}
+        return json.dumps(
+            [
+                {"id": one["id"], "network": one["network"], "mac": one.get("mac"), "link": True, "fdb": 1}
+                | counters
+                | {"drops": {"mac-spoof": 3}}
+                for one in ports
+                if network in (None, one["network"])
+            ]
+        )
+
     def event_fd(self) -> int:
         return self._event_fd
 

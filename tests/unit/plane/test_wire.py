@@ -13,12 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nagaya.errors import UsageError
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, RngDevice, Speed
+from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, NetDevice, RngDevice, Speed
+from nagaya.plane.ports import PortRules, SecurityRow
 from nagaya.plane.shares import ShareNode
 from nagaya.plane.wire import device_from_json, device_to_json
 
 RNG: dict[str, Any] = {"driver": "rng", "id": "m/rng", "socket": "/tmp/s", "uid": 0, "gid": 0}
 DISK: dict[str, Any] = RNG | {"driver": "blk", "layers": [{"path": "/tmp/i", "format": "raw"}]}
+NIC: dict[str, Any] = RNG | {"driver": "net", "network": "default", "mac": "52:54:00:00:00:01"}
+TAP: dict[str, Any] = {
+    "driver": "uplink",
+    "id": "%n/uplink",
+    "network": "n",
+    "kind": "tap",
+    "interface": "t0",
+}
 
 
 def test_a_device_survives_the_way_through_json(
@@ -31,11 +40,20 @@ def test_a_device_survives_the_way_through_json(
         assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
 
 
+def test_a_port_survives_the_way_through_json() -> None:
+    security = (SecurityRow("in", "tcp", (80, 443), "group:web"), SecurityRow("out"))
+    rules = PortRules(("10.0.0.5", "fd00::5"), vlan=7, trunk=(8, 9), groups=("web",), security=security)
+    net = NetDevice("m/net0", "/tmp/s", 0, 0, "default", "52:54:00:00:00:01", queues=2, rules=rules)
+    for device in (net, dataclasses.replace(net, rules=PortRules()), device_from_json(TAP)):
+        assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
+    assert device_from_json(NIC).id == "m/rng"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({}, "driver None"),
-        (RNG | {"driver": "net"}, "driver 'net'"),
+        (RNG | {"driver": "nic"}, "driver 'nic'"),
         (RNG | {"driver": ["blk"]}, "driver ['blk']"),
         (RNG | {"speed": 9}, "'speed' is unknown"),
         ({name: value for name, value in RNG.items() if name != "uid"}, "'uid' is missing"),
@@ -71,6 +89,17 @@ def test_a_device_survives_the_way_through_json(
         (DISK | {"shares": [{"id": "m", "weight": True}]}, "weight of share m is True"),
         (DISK | {"shares": [{"id": "m", "limit": 0}]}, "limit of share m is 0"),
         (DISK | {"shares": [{"id": "m", "reservation": None}]}, "reservation of share m is None"),
+        (NIC | {"network": "a/b"}, "network 'a/b'"),
+        (NIC | {"queue_size": 100}, "power of two"),
+        (NIC | {"rules": 7}, "rules is 7"),
+        (NIC | {"rules": {"colour": 7}}, "'colour' of rules is unknown"),
+        (NIC | {"rules": {"trunk": 7}}, "'trunk' is 7"),
+        (NIC | {"rules": {"security": [{"peer": "any"}]}}, "no direction"),
+        (NIC | {"id": "%m/net0"}, "device id '%m/net0'"),
+        (TAP | {"kind": "bridge"}, "kind 'bridge'"),
+        (TAP | {"interface": "x" * 16}, "is not the name of one"),
+        (TAP | {"interface": ""}, "is not the name of one"),
+        (TAP | {"kind": "stream", "path": "passt.sock"}, "not an absolute path"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: dict[str, Any], words: str) -> None:

@@ -179,4 +179,3 @@ pub(super) fn check_models(layers: &[Layer]) -> Result<(), String> {
     }
     Ok(())
 }
-

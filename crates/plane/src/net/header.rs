@@ -191,7 +191,10 @@ mod tests {
         assert_eq!(offload.shifted(4).bytes(1)[6], 38);
         assert_eq!(Offload::parse(&[0; 10], &front(), 60), Ok((Offload::default(), 1)));
         // Flags that are not for devices to see are not passed on (5.1.6.2.1).
-        assert_eq!(Offload::parse(&bytes(2 | 4, 0, 9, 9, 9), &front(), 60).unwrap().0.bytes(1)[..10], [0; 10]);
+        assert_eq!(
+            Offload::parse(&bytes(2 | 4, 0, 9, 9, 9), &front(), 60).unwrap().0.bytes(1)[..10],
+            [0; 10]
+        );
     }
 
     #[test]

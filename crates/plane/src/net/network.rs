@@ -134,7 +134,10 @@ impl Network {
 
     /// Whether the cable of the guest at `slot` is in.
     pub fn has_link(&self, slot: u16) -> bool {
-        matches!(self.ports.get(usize::from(slot)), Some(Some(Port::Guest { link: true, .. } | Port::Uplink { .. })))
+        matches!(
+            self.ports.get(usize::from(slot)),
+            Some(Some(Port::Guest { link: true, .. } | Port::Uplink { .. }))
+        )
     }
 
     /// Count `frames` that a port sent, or should have got, and that went nowhere.
@@ -184,10 +187,9 @@ impl Network {
             }
             Todo::Cut(checksum, cut) => {
                 self.linear(&Frame { front: &front, rest: frame.rest, length, offload });
-                let (mut whole, mut room) =
-                    (std::mem::take(&mut self.whole), std::mem::take(&mut self.segment));
+                let (whole, mut room) = (std::mem::take(&mut self.whole), std::mem::take(&mut self.segment));
                 let mut done = Ok(());
-                segment::cut(&mut whole, (checksum, cut), &mut room, |bytes| {
+                segment::cut(&whole, (checksum, cut), &mut room, |bytes| {
                     done = self.hand_over_bytes(peers, slot, flow, bytes);
                     done.is_ok()
                 });
@@ -324,7 +326,9 @@ fn vec_of(bytes: &mut [u8]) -> Vec<libc::iovec> {
 /// The receive queue for a flow: one of those that the guest uses, which it tells by the control queue (virtio 1.3, 5.1.5),
 /// or a frontend for it by starting no others.
 fn receive_queue(queues: &[Option<VirtQueue>], page: &DevicePage, flow: u32) -> Option<u16> {
-    let runs = |index: u32| queues.get(index as usize).is_some_and(|queue| queue.as_ref().is_some_and(VirtQueue::runs));
+    let runs = |index: u32| {
+        queues.get(index as usize).is_some_and(|queue| queue.as_ref().is_some_and(VirtQueue::runs))
+    };
     let told = page.pairs.load(Relaxed);
     if told > 1 && runs(2 * (flow % told)) {
         return Some(2 * (flow % told) as u16);
@@ -365,6 +369,10 @@ impl Offload {
             Gso::Tcp6 => takes.tcp6,
             Gso::Udp => takes.udp,
         };
-        if takes.checksum && kind && (takes.ecn || !cut.ecn) { Todo::Nothing } else { Todo::Cut(checksum, cut) }
+        if takes.checksum && kind && (takes.ecn || !cut.ecn) {
+            Todo::Nothing
+        } else {
+            Todo::Cut(checksum, cut)
+        }
     }
 }

@@ -30,7 +30,11 @@ pub struct Receiver {
 
 /// Bytes of the virtio-net header for a driver that took `features` (5.1.6.1).
 pub fn header_length(features: u64) -> usize {
-    if features & (1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF) == 0 { LEGACY_LENGTH } else { LENGTH }
+    if features & (1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF) == 0 {
+        LEGACY_LENGTH
+    } else {
+        LENGTH
+    }
 }
 
 impl Receiver {

@@ -97,12 +97,7 @@ fn network(frame: &[u8], kind: Gso) -> Option<(usize, usize)> {
 }
 
 /// Make the headers those of this segment.
-fn finish(
-    segment: &mut [u8],
-    network: usize,
-    (checksum, cut): (Checksum, Segmentation),
-    place: Place,
-) {
+fn finish(segment: &mut [u8], network: usize, (checksum, cut): (Checksum, Segmentation), place: Place) {
     let transport = usize::from(checksum.start);
     let put = |segment: &mut [u8], at: usize, value: u16| {
         segment[at..at + 2].copy_from_slice(&value.to_be_bytes());

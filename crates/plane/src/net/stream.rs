@@ -129,7 +129,9 @@ impl Incoming {
 
     /// The length of the next frame, if all of it is there.
     fn whole(&self, most: usize) -> io::Result<Option<usize>> {
-        let Some((prefix, rest)) = self.bytes[self.taken..].split_first_chunk::<PREFIX>() else { return Ok(None) };
+        let Some((prefix, rest)) = self.bytes[self.taken..].split_first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
         let length = u32::from_be_bytes(*prefix) as usize;
         if length > most {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));

@@ -6,10 +6,10 @@
 
 use std::sync::atomic::Ordering;
 
-use vm_memory::{Bytes, GuestAddress};
 use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddress};
 
-use super::{VirtQueue, Violation};
+use super::{Violation, VirtQueue};
 use crate::chain::Buffers;
 
 /// Of the used ring: where its index and its first element are, and the size of one (2.7.8).

@@ -1,0 +1,6 @@
+//! Networks with a real holder, a real worker and raw guests.
+
+mod street;
+
+mod frames;
+mod tap;

@@ -1,0 +1,118 @@
+//! A plane with one network, whose machines are raw guests.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nagaya_client::net::HEADER;
+use nagaya_client::{Net, NetOptions};
+use nagaya_plane::holder::Plane;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// What a frame may take to arrive: generous, for the host's sake.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// That a frame does not come is seen after so long.
+pub const SILENCE: Duration = Duration::from_millis(100);
+
+/// The last byte of each machine's address is its number.
+pub fn mac(number: u8) -> [u8; 6] {
+    [0x52, 0x54, 0, 0, 0, number]
+}
+
+/// A frame that only the receiver looks at.
+pub fn frame(to: [u8; 6], from: [u8; 6], payload: &[u8]) -> Vec<u8> {
+    [&to[..], &from[..], &[0x88, 0xb5], payload].concat()
+}
+
+pub struct Street {
+    pub plane: Plane,
+    directory: TempDir,
+}
+
+impl Street {
+    pub fn new() -> Self {
+        let plane = Plane::new(vec![env!("CARGO_BIN_EXE_nagaya-worker").to_owned()]).expect("plane");
+        // Short: a socket's path must fit in 107 bytes.
+        let directory = tempfile::Builder::new().prefix("ns").tempdir_in("/tmp").expect("directory");
+        Self { plane, directory }
+    }
+
+    /// Add a port with `extra` in its configuration; the path of its socket.
+    pub fn port(&self, number: u8, extra: &Value) -> PathBuf {
+        let [a, b, c, d, e, f] = mac(number);
+        let mut config = json!({
+            "driver": "net", "id": format!("m{number}/net0"), "worker": "net-test", "network": "test",
+            "mac": format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+        });
+        for (key, value) in extra.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        let socket = self.directory.path().join(format!("{number}.sock"));
+        let listener = UnixListener::bind(&socket).expect("listen");
+        self.plane.device_add(&config.to_string(), vec![listener.into()]).expect("device_add");
+        socket
+    }
+
+    /// A machine at a port of its own.
+    pub fn guest(&self, number: u8, options: NetOptions) -> Net {
+        Net::open(&self.port(number, &json!({})), options).expect("a guest")
+    }
+
+    /// An uplink that is a stream; our end of it.
+    pub fn stream(&self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().expect("sockets");
+        theirs.set_nonblocking(true).expect("non-blocking");
+        ours.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        self.uplink("stream", theirs.into());
+        ours
+    }
+
+    pub fn uplink(&self, kind: &str, fd: OwnedFd) {
+        let config = json!({
+            "driver": "uplink", "id": "%test/uplink", "worker": "net-test", "network": "test", "kind": kind,
+        });
+        let fd = fd.as_fd().try_clone_to_owned().expect("fd");
+        self.plane.device_add(&config.to_string(), vec![fd]).expect("uplink");
+    }
+
+    /// What `query-ports` says of a port.
+    pub fn query(&self, id: &str) -> Value {
+        let ports: Value = serde_json::from_str(&self.plane.query_ports(Some("test"))).expect("JSON");
+        let port = ports.as_array().expect("ports").iter().find(|port| port["id"] == id);
+        port.unwrap_or_else(|| panic!("no port {id}: {ports}")).clone()
+    }
+
+    /// Wait until `count` frames have been dropped at a port for `reason`.
+    pub fn await_drops(&self, id: &str, reason: &str, count: u64) {
+        let end = Instant::now() + PATIENCE;
+        while self.query(id)["drops"][reason].as_u64().unwrap_or(0) < count {
+            assert!(Instant::now() < end, "{}", self.query(id));
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Send one frame.
+pub fn send(guest: &mut Net, frame: &[u8]) {
+    send_with(guest, &[0; HEADER], frame);
+}
+
+/// Send one frame with a header.
+pub fn send_with(guest: &mut Net, header: &[u8; HEADER], frame: &[u8]) {
+    assert!(guest.send_with(header, frame).expect("send"), "the transmit ring is full");
+    guest.kick().expect("kick");
+}
+
+/// The next frame that a guest gets.
+pub fn received(guest: &mut Net) -> Vec<u8> {
+    guest.wait(PATIENCE).expect("receive").expect("a frame").1
+}
+
+/// Fail if a guest gets a frame.
+pub fn nothing(guest: &mut Net) {
+    assert_eq!(guest.wait(SILENCE).expect("receive"), None);
+}
