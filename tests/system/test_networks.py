@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +64,8 @@ def site() -> Iterator[Site]:
     top.chmod(0o755)
     with Namespace() as host, Namespace() as world, Hub() as hub:
         one = Site(paths, host, world, hub)
+        for place in (host, world):
+            place.run("sysctl -q net.ipv6.conf.default.accept_dad=0")
         host.wire("eth0", world, "eth0")
         host.run("ip addr add 192.0.2.1/24 dev eth0; ip addr add 2001:db8::1/64 dev eth0 nodad")
         host.run("ip route add default via 192.0.2.9; ip route add default via 2001:db8::9")
@@ -369,3 +376,75 @@ def test_refusals_say_what_to_do(site: Site) -> None:
             await networks.ensure(NAT)
 
     run(site, test)
+
+
+FOREIGN = """
+table inet theirs {
+  chain forward {
+    type filter hook forward priority 10; policy accept;
+  }
+}
+table ip nat {
+  chain POSTROUTING {
+    type nat hook postrouting priority 100; policy accept;
+    ip saddr 10.9.0.0/16 masquerade
+  }
+}
+"""
+
+
+def test_a_kill_at_any_moment_leaves_nothing_that_ensure_and_remove_do_not_mend(site: Site) -> None:
+    forwards = [Forward("tcp", "", 8080, "10.77.0.5", 80)]
+    other = NetworkSpec(name="other", mode="isolated", ipv4="10.78.0.0/24", ipv6="fd78::/64")
+    web = replace(WEB, instance=Instance("i-1"))
+
+    async def life(networks: HostNetworks) -> None:
+        await networks.ensure(other, [])
+        await networks.ensure(NAT, [web], forwards)
+        await networks.ensure(NAT, [DB])
+        await networks.remove("other")
+        await networks.remove("default")
+
+    def killed(seconds: float) -> None:
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                run(site, life)
+            os._exit(0)
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    site.host.run(
+        f"set -e\nnft -f - <<'E'\n{FOREIGN}\nE\nip link add br9 type bridge; ip addr add 10.9.0.1/16 dev br9"
+    )
+    before = snapshot(site.host)
+    run(site, life)
+    assert snapshot(site.host) == before
+    for step in range(9):
+        killed(0.1 * step)
+        if step % 2:
+            run(site, life)
+
+            async def nothing(networks: HostNetworks) -> None:
+                assert await networks.present() == []
+        else:
+
+            async def nothing(networks: HostNetworks) -> None:
+                await networks.sweep([])
+
+        run(site, nothing)
+        assert snapshot(site.host) == before, f"killed after {0.1 * step:.1f} s"
+        assert list(site.paths.run.glob("networks/*")) == []
+        assert find_any(site) == []
+
+
+def find_any(site: Site) -> list[str]:
+    """The programs that serve networks of the site."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = entry.read_bytes()
+            if str(site.paths.run / "networks").encode() in line:
+                found.append(line.decode())
+    return found

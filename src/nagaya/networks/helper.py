@@ -22,6 +22,7 @@ from nagaya.errors import UnavailableError
 
 _START_S = 15.0
 _POLITE_S = 2.0
+_ATTEMPTS = 3
 _BACKOFF_S = (0.1, 30.0)  # of restarts: the first, and the longest
 _STEADY_S = 60.0  # who lived so long begins again with the shortest
 _MESSAGE_LIMIT = 1000  # bytes of a program's complaint in an error
@@ -64,8 +65,7 @@ class Helper:
         await self._forget()
         pids = find(self.program.mark, self.program.uid)
         if fresh or len(pids) != 1 or not _runs(pids[0], self.program):
-            await end(self.program.mark, self.program.uid)
-            pids = [await self._start()]
+            pids = [await self._start_alone()]
         self._pid = pids[0]
         self._watch = asyncio.create_task(self._supervise(), name=self.program.title)
 
@@ -91,7 +91,17 @@ class Helper:
                 await self._watch
             self._watch = None
 
-    async def _start(self) -> int:
+    async def _start_alone(self) -> int:
+        """Start it where no other is: what a daemon that was killed had begun to start may come up late."""
+        for _ in range(_ATTEMPTS):
+            await end(self.program.mark, self.program.uid)
+            await self._start()
+            pids = find(self.program.mark, self.program.uid)
+            if len(pids) == 1:
+                return pids[0]
+        raise UnavailableError(f"{self.program.title} started and ended, or others like it run: {pids}")
+
+    async def _start(self) -> None:
         program = self.program
         process = await asyncio.create_subprocess_exec(
             *program.argv,
@@ -112,14 +122,12 @@ class Helper:
             process.kill()
             await process.wait()
             raise UnavailableError(f"{program.title} did not start within {_START_S:g} s") from error
-        pids = find(program.mark, program.uid)
-        if status != 0 or len(pids) != 1:
+        if status != 0:
             text = message.decode(errors="replace").strip()
             raise UnavailableError(
-                f"{program.title} did not start: {text or f'status {status}, {len(pids)} processes'}",
+                f"{program.title} did not start: {text or f'status {status}'}",
                 hint=f"by hand: {' '.join(program.argv)}",
             )
-        return pids[0]
 
     async def _supervise(self) -> None:
         pause = _BACKOFF_S[0]
@@ -133,21 +141,21 @@ class Helper:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _BACKOFF_S[1])
             try:
-                self._pid = await self._start()
+                self._pid = await self._start_alone()
                 self.restarts += 1
             except UnavailableError as error:
                 log.error("%s", error.message)
 
 
 def find(mark: str, uid: int) -> list[int]:
-    """The processes of `uid` that have `mark` as an argument."""
+    """The processes of `uid`, or of root on its way there, that have `mark` as an argument."""
     wanted = os.fsencode(mark)
     found = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
         try:
-            if entry.stat().st_uid != uid and _uid(entry.path) != uid:
+            if entry.stat().st_uid not in (0, uid):
                 continue
             words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
         except OSError:  # it has ended
@@ -159,11 +167,12 @@ def find(mark: str, uid: int) -> list[int]:
 
 async def end(mark: str, uid: int) -> None:
     """End the processes of `uid` that have `mark` as an argument, politely first."""
-    for pid in find(mark, uid):
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            _signal(pid, mark, uid, number)
-            if await _gone(pid, mark, uid, _POLITE_S):
-                break
+    while pids := find(mark, uid):  # again, for one may have forked meanwhile
+        for pid in pids:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                _signal(pid, mark, uid, number)
+                if await _gone(pid, mark, uid, _POLITE_S):
+                    break
 
 
 def _runs(pid: int, program: Program) -> bool:
@@ -173,14 +182,6 @@ def _runs(pid: int, program: Program) -> bool:
     except OSError:
         return False
     return tuple(map(os.fsdecode, words)) == program.argv[-len(words) :]
-
-
-def _uid(process: str) -> int:
-    """The real user: /proc/PID of a process that has dropped privileges may belong to root."""
-    for line in Path(process, "status").read_text().splitlines():
-        if line.startswith("Uid:"):
-            return int(line.split()[1])
-    return -1
 
 
 async def _status(process: asyncio.subprocess.Process, stderr: asyncio.StreamReader) -> tuple[int, bytes]:

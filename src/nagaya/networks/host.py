@@ -38,7 +38,9 @@ log = logging.getLogger("nagaya.networks")
 class HostNetworks:
     """The networks of the Nagaya of `paths`; `uid` is the user of the programs that serve them.
 
-    Calls wait for one another. Cancelled ones leave something that the next `ensure` or `remove` mends.
+    `default` names the network of machines that name none, "" where this host can have no network at all;
+    its mode is `default_mode`. Calls wait for one another. A cancelled one leaves something that the next
+    `ensure` or `remove` mends.
     """
 
     def __init__(self, paths: Paths, uid: int) -> None:
@@ -51,6 +53,9 @@ class HostNetworks:
         self._records: dict[str, Record] | None = None
         self._rules = ""
         self._ports = Ports()
+        self.default_mode: NetworkMode = "nat" if os.geteuid() == 0 else "user"
+        usual = NetworkSpec(name="default", mode=self.default_mode)
+        self.default = "" if self.refusal(usual) else usual.name
 
     async def ensure(
         self, spec: NetworkSpec, reservations: Iterable[Reservation] = (), forwards: Iterable[Forward] = ()
@@ -73,9 +78,12 @@ class HostNetworks:
     async def remove(self, name: str) -> None:
         """Nothing of the network is left on the host. Idempotent."""
         async with self._lock:
-            for kind, mark in _marks(self._directory / name).items():
+            marks = _marks(self._directory / name)
+            for kind, mark in marks.items():
                 await self._stop(name, kind, mark)
             await self._in_thread(lambda: self._unmake(name))
+            for mark in marks.values():  # one that was about to start now lacks its files, or is seen here
+                await end(str(mark), self._uid)
 
     async def sweep(self, keep: Collection[str]) -> list[str]:
         """Remove what a crash left of networks that are not in `keep`. Returns their names."""
@@ -92,17 +100,6 @@ class HostNetworks:
     def helpers(self, name: str) -> list[Helper]:
         """The programs that serve the network now."""
         return [helper for key, helper in self._helpers.items() if key[0] == name]
-
-    @property
-    def default_mode(self) -> NetworkMode:
-        """The mode of the network `default`: nat where this process may make interfaces."""
-        return "nat" if os.geteuid() == 0 else "user"
-
-    @property
-    def default(self) -> str:
-        """The network of machines that name none; "" where this host can have no network at all."""
-        spec = NetworkSpec(name="default", mode=self.default_mode)
-        return "" if self.refusal(spec) else spec.name
 
     def refusal(self, spec: NetworkSpec) -> str:
         """Why this host cannot have such a network, and what to do; "" if it can."""

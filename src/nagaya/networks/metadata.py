@@ -161,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("address", nargs="+", help="the host's in the network")
     options = parser.parse_args(arguments)
     try:
+        os.close(os.open(options.directory, os.O_DIRECTORY))  # a network that is gone needs no service
         listeners = [_listen(address, options.interface) for address in options.address]
         ready, ready_writer = os.pipe()
         if os.fork() > 0:
