@@ -28,10 +28,11 @@ SLICE_MS = 100
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """Random reads of 4 KiB: `depth` at a time, `rate` a second at most if it is not 0."""
+    """Reads of 4 KiB: `depth` at a time, `rate` a second at most if it is not 0."""
 
     depth: int = 32
     rate: int = 0
+    order: str = "random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ class Crowd:
 
     def _start(self, path: Path, asks: Asks) -> subprocess.Popen[bytes]:
         command = [str(self._vub), "bench", "--socket", str(path), "--op", "read", "--mode", "block"]
-        command += ["--depth", str(asks.depth), "--rate", str(asks.rate), "--slice-ms", str(SLICE_MS)]
+        command += ["--depth", str(asks.depth), "--rate", str(asks.rate), "--order", asks.order]
+        command += ["--slice-ms", str(SLICE_MS)]
         command += ["--seconds", str(self.seconds), "--warm-up", str(self.warm_up)]
         return subprocess.Popen(command, stdout=subprocess.PIPE)
 

@@ -2,9 +2,9 @@
 
     python -m benches.arbitration.run [--quick] [--json FILE]
 
-Random 4 KiB reads by vhost-user clients that sleep until they are called: on a simulated device with known
-service times, and on a real file, one for all. The first seconds, in which clients connect and the window is
-found, are not counted.
+4 KiB reads, random but for one row, by vhost-user clients that sleep until they are called: on a simulated
+device with known service times, and on a real file, one for all. The first seconds, in which clients connect
+and the window is found, are not counted.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
                 _reservation(samples, where, crowd, directory, device)
                 _limit(samples, where, crowd, directory, device)
                 _latency(samples, where, crowd, directory, device)
+                _neighbours(samples, where, crowd, directory, device)
             if "file" in options.where:
                 _peers(samples, crowd, directory, file)
     rows = _rows(samples)
-    title = "Arbitration, 4 KiB random reads"
+    title = "Arbitration, 4 KiB reads"
     print_table(title, rows)
     if options.json:
         options.json.write_text(to_json(title, rows))
@@ -125,6 +126,17 @@ def _latency(samples: Samples, where: str, crowd: Crowd, directory: Path, file: 
         _note(samples, f"{where}: ours, objective", alone, crowd.ask(sockets, {"q": QUIET, **BUSY}))
 
 
+def _neighbours(samples: Samples, where: str, crowd: Crowd, directory: Path, file: Path | None) -> None:
+    """Two machines of one weight; one reads block after block, which are merged while they wait."""
+    with our_plane(directory, file) as plane:
+        sockets = {name: plane.add(name) for name in ("s", "r")}
+        random = crowd.ask(sockets, {"s": Asks(), "r": Asks()})
+        sequential = crowd.ask(sockets, {"s": Asks(order="sequential"), "r": Asks()})
+    for name in ("s", "r"):
+        samples[f"{where}: {name} random"].append(random[name].iops)
+        samples[f"{where}: {name} beside"].append(sequential[name].iops)
+
+
 def _peers(samples: Samples, crowd: Crowd, directory: Path, file: Path) -> None:
     for peer, one in QSD.items():
         with qemu_storage_daemons(directory, file, ["q", *BUSY], one) as sockets:
@@ -172,6 +184,10 @@ def _rows(samples: Samples) -> list[Row]:
     for where in [where for where in DEVICES if f"{where}: total of one" in samples]:
         for ours in ("ours", "ours, objective"):
             rows += _latency_rows(samples, where, ours, list(QSD) if where == "file" else [])
+    for where in [where for where in DEVICES if f"{where}: s beside" in samples]:
+        for name, label in {"s": "a sequential reader", "r": "its neighbour"}.items():
+            peers = {"both random": samples[f"{where}: {name} random"]}
+            rows.append(Row(f"{where}: {label}", samples[f"{where}: {name} beside"], peers, "IOPS", "higher"))
     return rows
 
 

@@ -83,9 +83,26 @@ pub enum Objective {
     Missed,
 }
 
-/// The window is at most this far shrunk for an objective, in requests of 4 KiB; one that is missed even so by half
-/// of the requests is not to be had.
+/// The window is at most this far shrunk for an objective, in requests of 4 KiB, if not for the throughput of others.
 const LEAST: f64 = 1.0;
+
+/// A smaller window, and a larger one where others have too little.
+pub(super) const SMALLER: f64 = 0.8;
+const LARGER: f64 = 1.1;
+
+/// What a window that an objective keeps small leaves the device to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// A smaller one would leave enough too.
+    Enough,
+    /// It has not been measured yet.
+    Unknown,
+    /// Not enough for those that have no objective.
+    TooLittle,
+}
+
+/// So many seconds with the least window show whether it helps.
+const PATIENCE: u32 = 5;
 
 /// How long an objective that is not to be had is left alone before it is tried again.
 const GIVEN_UP: Nanos = 30_000_000_000;
@@ -97,21 +114,42 @@ pub(super) struct Goal {
     pub state: Objective,
     /// In requests of 4 KiB.
     pub window: f64,
-    /// Requests, and those that took too long: in this tick and, forgetting, in the last seconds.
+    /// Requests of this tick, and those that took too long, by the device's doing.
     tick: (u32, u32),
+    /// Requests of the last seconds, forgetting, and those that took too long.
     recent: (f64, f64),
+    late: u32,
+    /// The part that took too long while no window was kept small for it.
+    free: f64,
+    /// For how many seconds the window has been as small as it may be.
+    least: u32,
+    is_least: bool,
     given_up_until: Nanos,
 }
 
 impl Goal {
     pub fn new(latency: Nanos) -> Goal {
-        let (tick, recent) = ((0, 0), (0.0, 0.0));
-        Goal { latency, state: Objective::None, window: f64::INFINITY, tick, recent, given_up_until: 0 }
+        Goal {
+            latency,
+            state: Objective::None,
+            window: f64::INFINITY,
+            tick: (0, 0),
+            recent: (0.0, 0.0),
+            late: 0,
+            free: 1.0,
+            least: 0,
+            is_least: false,
+            given_up_until: 0,
+        }
     }
 
-    pub fn add(&mut self, latency: Nanos) {
+    /// A request took so long, and so much of it at the device.
+    pub fn add(&mut self, latency: Nanos, device: Nanos) {
+        let late = latency > self.latency;
+        self.late += u32::from(late);
         self.tick.0 += 1;
-        self.tick.1 += u32::from(latency > self.latency);
+        // What waited here for longer would do so behind a small window too.
+        self.tick.1 += u32::from(late && device > latency / 2);
     }
 
     /// Whether others are to give way for it.
@@ -121,16 +159,21 @@ impl Goal {
 
     /// A tick has passed, with a window of `window`. Shrinks by a fifth when more than one in 100 took too long; grows
     /// back at a rate that balances this when one in 200 does.
-    pub fn steer(&mut self, now: Nanos, window: f64) {
+    pub fn steer(&mut self, now: Nanos, window: f64, left: Left) {
         let (requests, late) = std::mem::take(&mut self.tick);
         self.recent.0 += f64::from(requests);
-        self.recent.1 += f64::from(late);
+        self.recent.1 += f64::from(std::mem::take(&mut self.late));
         if requests == 0 || !self.is_pursued(now) {
             return;
         }
         self.window = self.window.min(window);
         if late * 100 > requests {
-            self.window = (self.window * 0.8).max(LEAST);
+            self.is_least |= left == Left::TooLittle || self.window <= LEAST;
+            match left {
+                Left::Enough => self.window = (self.window * SMALLER).max(LEAST),
+                Left::Unknown => {}
+                Left::TooLittle => self.window *= LARGER,
+            }
         } else {
             self.window *= 1.0 + 0.001 * f64::from(requests.min(10));
         }
@@ -149,17 +192,32 @@ impl Goal {
         } else if late <= requests * 0.005 || before == Objective::None {
             self.state = Objective::Met;
         }
-        if self.is_pursued(now) && self.window <= LEAST && late > requests / 2.0 {
+        self.consider_giving_up(now, late / requests);
+        self.state != before
+    }
+
+    /// If a window as small as may be leaves more than half of the requests late that were so without one, the device
+    /// is not to blame, and others need not suffer.
+    fn consider_giving_up(&mut self, now: Nanos, late: f64) {
+        if !self.is_pursued(now) {
+            self.free = late;
+        } else if std::mem::take(&mut self.is_least) && late > 0.01 {
+            self.least += 1;
+        } else {
+            self.least = 0;
+        }
+        if self.least >= PATIENCE && late > self.free / 2.0 {
             self.given_up_until = now + GIVEN_UP;
             self.window = f64::INFINITY;
+            self.least = 0;
         }
-        self.state != before
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arbiter::SECOND;
 
     #[test]
     fn the_99th_percentile_is_known_within_a_bucket() {
@@ -194,15 +252,51 @@ mod tests {
         let mut goal = Goal::new(1000);
         let mut now = 0;
         for _ in 0..20 {
-            for _ in 0..50 {
-                now += 20_000_000;
-                goal.add(2000);
-                goal.steer(now, 32.0);
-            }
-            goal.judge(now);
+            seconds(&mut goal, &mut now, 1, 2000, 1500);
         }
         assert_eq!(goal.state, Objective::Missed);
         assert!(!goal.is_pursued(now) && goal.window.is_infinite());
         assert!(goal.is_pursued(now + GIVEN_UP));
+    }
+
+    /// All requests take so long, and so much of it at the device.
+    fn seconds(goal: &mut Goal, now: &mut Nanos, count: u32, latency: Nanos, device: Nanos) {
+        for _ in 0..count {
+            for _ in 0..50 {
+                *now += 20_000_000;
+                goal.add(latency, device);
+                goal.steer(*now, 32.0, Left::Enough);
+            }
+            goal.judge(*now);
+        }
+    }
+
+    #[test]
+    fn no_window_is_shrunk_for_what_waited_before_the_device() {
+        let (mut goal, mut now) = (Goal::new(1000), 0);
+        seconds(&mut goal, &mut now, 20, 5000, 400);
+        assert_eq!(goal.state, Objective::Missed);
+        assert!(goal.window >= 32.0, "{}", goal.window);
+    }
+
+    #[test]
+    fn the_window_is_not_shrunk_below_what_others_are_left_and_given_up_if_that_does_not_help() {
+        let (mut goal, mut now) = (Goal::new(1000), 0);
+        for _ in 0..50 {
+            now += 20_000_000;
+            goal.add(2000, 2000);
+            goal.steer(now, 32.0, if goal.window <= 8.0 { Left::TooLittle } else { Left::Enough });
+        }
+        assert!((6.0..=9.0).contains(&goal.window), "{}", goal.window);
+        for second in 0..10 {
+            goal.judge(now);
+            now += SECOND;
+            (0..20).for_each(|_| goal.add(2000, 2000));
+            goal.steer(now, 32.0, Left::TooLittle);
+            assert_eq!(goal.is_pursued(now), second < PATIENCE - 1, "after {second} s");
+            if !goal.is_pursued(now) {
+                return;
+            }
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! small frame of a flow that sends little does not wait for the link at all: it goes at once, and what waits goes
 //! later by as much. [`AHEAD`] bounds by how much.
 
-use super::node::{Knobs, Manner};
+use super::node::{By, Knobs, Manner};
 use super::queue::{Flows, Queue};
 use super::{Arbiter, Entry, Leaf, Nanos, ROOT};
 
@@ -80,6 +80,7 @@ impl Arbiter {
         let request = self.enter(Entry {
             ticket: frame.ticket,
             offered: now,
+            started: now,
             bytes: frame.bytes.into(),
             leaf: index,
             cost: frame.bytes,
@@ -195,7 +196,7 @@ impl Arbiter {
             index = parent;
         }
         self.waiting += 1;
-        self.dispatch(now, request, false);
+        self.dispatch(now, request, By::Share);
         self.forget(now, request);
     }
 }

@@ -54,7 +54,7 @@ pub use tree::{Leaf, TreeError};
 pub use waits::{Cause, Wait};
 
 use heap::Heap;
-use node::Node;
+use node::{By, Node};
 use waits::Waits;
 use window::Window;
 
@@ -89,6 +89,7 @@ const SECOND: Nanos = 1_000_000_000;
 struct Entry {
     ticket: u64,
     offered: Nanos,
+    started: Nanos,
     bytes: u64,
     leaf: u32,
     cost: u32,
@@ -162,6 +163,7 @@ impl Arbiter {
         let request = self.enter(Entry {
             ticket: ask.ticket,
             offered: now,
+            started: now,
             bytes: ask.paced(),
             leaf: index,
             cost: ask.cost(),
@@ -222,7 +224,7 @@ impl Arbiter {
         node.account.completed += 1;
         node.latencies.add(latency);
         if node.goal.latency > 0 {
-            node.goal.add(latency);
+            node.goal.add(latency, now.saturating_sub(entry.started));
         }
         self.forget(now, request.0);
     }
@@ -249,7 +251,7 @@ impl Arbiter {
         if entry.waits {
             self.settle(now, entry.leaf);
             self.take_out(request.0);
-            self.dispatch(now, request.0, false);
+            self.dispatch(now, request.0, By::Share);
         }
     }
 
@@ -268,7 +270,7 @@ impl Arbiter {
         self.settle(now, leaf);
         self.take_out(request.0);
         self.nodes[leaf as usize].joined += 1;
-        self.dispatch(now, request.0, false);
+        self.dispatch(now, request.0, By::Share);
         true
     }
 
@@ -309,11 +311,11 @@ impl Arbiter {
     #[cold]
     fn tick(&mut self, now: Nanos) {
         self.tick_at = now + TICK;
-        let window = self.window.centre();
+        let (window, left) = (self.window.centre(), self.window.left());
         let mut bound = f64::INFINITY;
         for leaf in &self.goals {
             let goal = &mut self.nodes[*leaf as usize].goal;
-            goal.steer(now, window);
+            goal.steer(now, window, left);
             bound = bound.min(goal.window);
         }
         self.window.bound = bound;

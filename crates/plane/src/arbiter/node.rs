@@ -64,6 +64,21 @@ impl Manner {
     pub const LINK: Manner = Manner { slack: 2_000_000, lead: 2 * link::LARGEST_FRAME as u64 };
 }
 
+/// A request that is late by its node's latency objective counts in the share by one part in so many: the objective
+/// gives a node at most what this times its weight would, and the others have the rest.
+const OBJECTIVE: u64 = 4;
+
+/// Why a request is started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// It is its node's turn, or nobody else's.
+    Share,
+    /// A reservation of the node, or of one above it, is due.
+    Reservation,
+    /// Its node's latency objective.
+    Objective,
+}
+
 /// A clock that goes on by so much for each I/O or byte. mClock's R and L tags.
 #[derive(Clone, Copy, Default)]
 struct Pace {
@@ -238,13 +253,20 @@ impl Node {
         self.share = self.share.max(served) + u64::from(spent.cost) * self.inverse_weight;
     }
 
-    /// Account for a request of its own or of one below. `reserved`: it was served under a reservation.
-    pub fn charge(&mut self, now: Nanos, spent: &Spent, served: u64, reserved: bool) {
+    /// Whether it has had more than its share, at the time `served` of its parent, by more than a few requests.
+    pub fn is_ahead(&self, served: u64) -> bool {
+        self.share > served + self.manner.lead * self.inverse_weight
+    }
+
+    /// Account for a request of its own or of one below.
+    pub fn charge(&mut self, now: Nanos, spent: &Spent, served: u64, by: By) {
         let cost = u64::from(spent.cost) * self.inverse_weight;
-        self.share += cost;
+        self.share += if by == By::Objective { cost / OBJECTIVE } else { cost };
         self.charge_limits(now, u64::from(spent.ios), spent.bytes);
-        if reserved {
+        if by == By::Reservation {
             self.share = self.share.min(served + cost.max(self.manner.lead * self.inverse_weight));
+        }
+        if by != By::Share {
             for (pace, units) in self.reservations.iter_mut().zip([u64::from(spent.ios), spent.bytes]) {
                 pace.charge_reservation(now, units);
             }

@@ -1,8 +1,11 @@
 //! mClock: which request is next, and what its start changes.
 
 use super::cost::UNIT;
-use super::node::Spent;
+use super::node::{By, Spent};
 use super::{Arbiter, Nanos, REBASE, ROOT};
+
+/// How soon it is looked again whether an objective may take more, at the earliest.
+const SOON: Nanos = 10_000;
 
 /// How far behind its share somebody is whom a full window would hurt and who would not fill it: a cost.
 const QUIET: u64 = 8 * UNIT;
@@ -16,23 +19,23 @@ impl Arbiter {
             self.window.mark(now, admits);
             return None;
         }
-        let (top, reserved) = match self.due(now) {
-            Some(node) => (node, true),
+        let (top, by) = match self.due(now) {
+            Some(due) => due,
             None if self.limited.contains(ROOT) => return None,
-            None => (ROOT, false),
+            None => (ROOT, By::Share),
         };
         let Some(leaf) = self.descend(top) else {
             self.window.mark(now, true);
             return None;
         };
-        self.start_first(now, leaf, reserved)
+        self.start_first(now, leaf, by)
     }
 
     /// Start the request at the head of the queue of `leaf`.
-    fn start_first(&mut self, now: Nanos, leaf: u32, reserved: bool) -> Option<u32> {
+    fn start_first(&mut self, now: Nanos, leaf: u32, by: By) -> Option<u32> {
         self.settle(now, leaf);
         let request = self.nodes[leaf as usize].queue.pop()?;
-        self.dispatch(now, request, reserved);
+        self.dispatch(now, request, by);
         Some(request)
     }
 
@@ -45,8 +48,8 @@ impl Arbiter {
         }
         self.open_limits(now);
         match self.due(now) {
-            Some(due) if self.descend(due) == Some(leaf) => self.start_first(now, leaf, true),
-            None if self.is_first(leaf) => self.start_first(now, leaf, false),
+            Some((due, by)) if self.descend(due) == Some(leaf) => self.start_first(now, leaf, by),
+            None if self.is_first(leaf) => self.start_first(now, leaf, By::Share),
             _ => None,
         }
     }
@@ -88,18 +91,41 @@ impl Arbiter {
         }
     }
 
-    /// The node whose reservation has been due for longest and can be served.
-    fn due(&mut self, now: Nanos) -> Option<u32> {
-        while let Some((at, node)) = self.reserved.first()
+    /// The node whose reservation has been due for longest and can be served, or whose request is late.
+    fn due(&mut self, now: Nanos) -> Option<(u32, By)> {
+        while let Some((at, index)) = self.reserved.first()
             && at <= now
         {
             // A limit further up the tree holds for reservations too: they are due when it opens.
-            match self.closed_above(node) {
-                Some(opens) => self.reserved.put(node, opens),
-                None => return Some(node),
+            if let Some(opens) = self.closed_above(index) {
+                self.reserved.put(index, opens);
+                continue;
             }
+            let node = &self.nodes[index as usize];
+            let reserved = node.due_at();
+            if reserved.is_some_and(|due| due <= now) {
+                return Some((index, By::Reservation));
+            }
+            if !self.is_ahead(index) {
+                return Some((index, By::Objective));
+            }
+            // What an objective may take from the others is used up: they have their part first.
+            let again = now + (node.goal.latency / 4).max(SOON);
+            self.reserved.put(index, reserved.map_or(again, |due| due.min(again)));
         }
         None
+    }
+
+    /// Whether `node`, or one above it, has had more than its objective may take.
+    fn is_ahead(&self, mut index: u32) -> bool {
+        while index != ROOT {
+            let node = &self.nodes[index as usize];
+            if node.is_ahead(self.nodes[node.parent as usize].served) {
+                return true;
+            }
+            index = node.parent;
+        }
+        false
     }
 
     /// Whether a limit of `node` or of one above it keeps requests waiting.
@@ -153,8 +179,8 @@ impl Arbiter {
         }
     }
 
-    /// `request`, which waits but is in no queue any more, goes to the device. `reserved`: under a reservation.
-    pub(super) fn dispatch(&mut self, now: Nanos, request: u32, reserved: bool) {
+    /// `request`, which waits but is in no queue any more, goes to the device.
+    pub(super) fn dispatch(&mut self, now: Nanos, request: u32, by: By) {
         self.waiting -= 1;
         let spent = self.enter_device(now, request);
         let leaf = self.entries[request as usize].leaf;
@@ -167,7 +193,7 @@ impl Arbiter {
                 above.served = above.served.max(share);
             }
             let served = above.served;
-            self.nodes[index as usize].charge(now, &spent, served, reserved);
+            self.nodes[index as usize].charge(now, &spent, served, by);
             self.rebase_if_far(parent);
             index = parent;
         }
@@ -179,6 +205,7 @@ impl Arbiter {
     fn enter_device(&mut self, now: Nanos, request: u32) -> Spent {
         let entry = &mut self.entries[request as usize];
         entry.waits = false;
+        entry.started = now;
         let waited = entry.offered < now;
         let (leaf, joined) = (entry.leaf, entry.joined);
         let spent = Spent { cost: entry.cost, ios: entry.ios, bytes: entry.bytes };
@@ -225,12 +252,13 @@ impl Arbiter {
     }
 
     /// When reservations, or a latency objective, entitle `index` to the next request; never without any. Half of the
-    /// time that an objective allows is for waiting here, the other half for the device.
+    /// time that an objective allows is for waiting here, the other half for the device; what is late already does not
+    /// go before a reservation that has been due before.
     fn due_at(&self, now: Nanos, index: u32) -> Option<Nanos> {
         let node = &self.nodes[index as usize];
         let reserved = node.due_at();
         let head = node.queue.front().filter(|_| node.goal.is_pursued(now));
-        let hurried = head.map(|head| self.entries[head as usize].offered + node.goal.latency / 2);
+        let hurried = head.map(|head| (self.entries[head as usize].offered + node.goal.latency / 2).max(now));
         [reserved, hurried].into_iter().flatten().min()
     }
 

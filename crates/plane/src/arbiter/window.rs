@@ -11,6 +11,7 @@
 use super::Nanos;
 use super::capacity::Capacity;
 use super::cost::UNIT;
+use super::latency::{Left, SMALLER};
 
 /// How long a node counts as active after its last request.
 const PRESENT: Nanos = 100_000_000;
@@ -65,6 +66,9 @@ const BEYOND: u64 = 4 * UNIT;
 
 /// A device with so many requests at any time is busy, also without a window.
 const BUSY: u32 = 8;
+
+/// An objective's window leaves the device at least so much of what it did without one.
+const LEFT: f64 = 0.25;
 
 /// What a trial measures.
 #[derive(Default, Clone, Copy)]
@@ -150,6 +154,9 @@ pub(super) struct Window {
     quiet_until: Nanos,
     /// A latency objective keeps the window below this, in requests of 4 KiB.
     pub bound: f64,
+    /// Cost for each ns while requests waited: without an objective's bound, and in the last trial with one.
+    full: f64,
+    bounded: Option<f64>,
     pub capacity: Capacity,
 }
 
@@ -173,6 +180,8 @@ impl Window {
             contended_until: 0,
             quiet_until: 0,
             bound: f64::INFINITY,
+            full: 0.0,
+            bounded: None,
             capacity: Capacity::default(),
         }
     }
@@ -237,10 +246,15 @@ impl Window {
         let trial = std::mem::replace(&mut self.trial, next);
         let idle = trial.idle + self.idle_since.map_or(0, |since| now - since.max(trial.since));
         let shared = now < self.contended_until && idle < time / 10;
-        if shared || trial.fewest >= BUSY {
-            self.capacity.learn(time, trial.answers, trial.bytes);
-        }
         let throughput = trial.cost as f64 / time as f64;
+        let bounded = self.bound < self.centre;
+        if bounded && shared {
+            self.bounded = Some(throughput);
+        } else if shared || trial.fewest >= BUSY {
+            // A device that is kept from working says nothing of what it can do.
+            self.capacity.learn(time, trial.answers, trial.bytes);
+            self.full = throughput;
+        }
         self.phase = match self.phase {
             // What was asked for was measured, not the device.
             _ if !shared || throughput <= 0.0 => {
@@ -299,6 +313,18 @@ impl Window {
         }
         let step = (worth * STEP * self.pace).clamp(-LONGEST_STEP, LONGEST_STEP);
         self.centre = (self.centre * step.exp()).clamp(LEAST, MOST);
+    }
+
+    /// Whether an objective may make it smaller; the answer is good once.
+    pub fn left(&mut self) -> Left {
+        if self.bound >= self.centre && self.full > 0.0 {
+            return Left::Enough;
+        }
+        match self.bounded.take() {
+            Some(throughput) if throughput * SMALLER > self.full * LEFT => Left::Enough,
+            Some(_) => Left::TooLittle,
+            None => Left::Unknown,
+        }
     }
 
     /// Its size in requests of 4 KiB, without the trials' swing.

@@ -206,3 +206,19 @@ fn what_one_does_not_use_is_for_the_others() {
     simulator.run(SECOND);
     near(simulator.rate(second, from, simulator.now), 80_000.0, 3.0);
 }
+
+#[test]
+fn host_work_of_little_weight_gets_its_part_and_no_more() {
+    // The device takes as long as the arbiter reckons: 4 KiB 1 ms, 64 KiB 4 ms.
+    let device = Device { channels: 4, service: 800_000, byte: 48.8, jitter: 10, paused: 0 };
+    let mut simulator = Simulator::new(device, 1);
+    let machine = simulator.node("m", Knobs::default());
+    let copy = simulator.node("%copy", Knobs { weight: 10, ..Knobs::default() });
+    let machine = simulator.start(Client::reads(machine, 32));
+    let copy = simulator.start(Client { bytes: 64 << 10, ..Client::reads(copy, 16) });
+    simulator.run(2 * SECOND);
+    let from = simulator.now;
+    simulator.run(4 * SECOND);
+    let [machine, copy] = [machine, copy].map(|client| simulator.rate(client, from, simulator.now));
+    near(machine / copy, 40.0, 5.0);
+}

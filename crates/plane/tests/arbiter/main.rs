@@ -3,6 +3,7 @@
 mod attribution;
 mod knobs;
 mod model;
+mod objective;
 mod schedules;
 mod simulator;
 mod window;

@@ -120,7 +120,7 @@ fn a_sequential_machine_gains_and_its_neighbour_keeps_its_share() {
     let start = Instant::now();
     let done = completed(&clients, 6000);
     let neighbour = done[1] as f64 / start.elapsed().as_secs_f64();
-    assert!(done[0] >= 3 * done[1], "{done:?}: reads that adjoin were to gain");
+    assert!(done[0] * 10 >= done[1] * 13, "{done:?}: reads that adjoin were to gain");
     assert!(neighbour >= before * 0.75, "{neighbour} requests a second of the neighbour, {before} before");
     clients.into_iter().for_each(|client| assert!(client.leave() > 0));
 }

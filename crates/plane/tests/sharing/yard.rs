@@ -20,6 +20,9 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a disk.
 pub const DISK_LEN: u64 = 8 << 20;
 
+/// Bytes of a simulated disk that is copied: more than can be in a test.
+const COPY_LEN: u64 = 4 << 30;
+
 /// A plane whose disks all share one worker.
 pub struct Yard {
     plane: Plane,
@@ -34,9 +37,10 @@ impl Yard {
         Yard { plane, directory }
     }
 
-    /// Add a disk on the simulated device of the yard: 4 requests at once, 1 ms each.
+    /// Add a disk on the simulated device of the yard: 4 requests at once, 1 ms for 4 KiB, as the arbiter reckons 4 ms
+    /// for 64 KiB.
     pub fn simulated(&self, id: &str) -> PathBuf {
-        self.add(id, &simulated_layer(), &[])
+        self.add(id, &simulated_layer(DISK_LEN), &[])
     }
 
     /// Add a disk on a file of its own.
@@ -77,7 +81,7 @@ impl Yard {
 
     /// Begin a copy of a disk on the simulated device.
     pub fn copy_simulated(&self, id: &str, target: &Path) {
-        self.start_copy(id, &[simulated_layer()], Vec::new(), target, &json!([])).expect("job_start");
+        self.start_copy(id, &[simulated_layer(COPY_LEN)], Vec::new(), target, &json!([])).expect("job_start");
     }
 
     fn start_copy(
@@ -111,6 +115,12 @@ impl Yard {
 
     pub fn set(&self, nodes: &Value) {
         self.plane.set_shares(&nodes.to_string()).expect("set_shares");
+    }
+
+    /// How many requests of 4 KiB may be at the device.
+    pub fn window(&self) -> u64 {
+        let workers: Value = serde_json::from_str(&self.plane.query_arbiter()).expect("JSON");
+        workers[0]["window"].as_u64().expect("window")
     }
 
     /// What the arbiter says of a node; `null` if it does not know it.
@@ -148,8 +158,8 @@ impl Yard {
     }
 }
 
-fn simulated_layer() -> Value {
-    let model = json!({"size": DISK_LEN, "parallel": 4, "read_us": 1000, "write_us": 1000, "flush_us": 1000});
+fn simulated_layer(size: u64) -> Value {
+    let model = json!({"size": size, "parallel": 4, "read_us": 800, "write_us": 800, "flush_us": 1000, "bytes_per_second": 20_480_000});
     json!({"format": "simulated", "model": model})
 }
 

@@ -22,6 +22,11 @@ pub fn run(options: &Options) -> io::Result<Value> {
         "write" => true,
         other => return Err(invalid(format!("--op {other}: want read or write"))),
     };
+    let sequential = match options.text("order").unwrap_or("random") {
+        "random" => false,
+        "sequential" => true,
+        other => return Err(invalid(format!("--order {other}: want random or sequential"))),
+    };
     let polling = match options.text("mode")? {
         "poll" => true,
         "block" => false,
@@ -43,6 +48,7 @@ pub fn run(options: &Options) -> io::Result<Value> {
         latencies: Histogram::default(),
         random: options.number("seed", 1)? | 1,
         blocks: span / u64::from(block),
+        sequential,
         blk,
         block,
         write,
@@ -72,6 +78,8 @@ struct Bench {
     block: u32,
     /// Blocks to choose from.
     blocks: u64,
+    /// One after the other.
+    sequential: bool,
     write: bool,
     polling: bool,
     random: u64,
@@ -169,9 +177,13 @@ impl Bench {
     }
 
     fn submit(&mut self, slot: u16) {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
+        if self.sequential {
+            self.random = self.random.wrapping_add(1);
+        } else {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+        }
         let sector = self.random % self.blocks * u64::from(self.block) / SECTOR;
         let len = self.block;
         let request = if self.write { Request::Write { sector, len } } else { Request::Read { sector, len } };

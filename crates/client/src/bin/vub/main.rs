@@ -4,6 +4,7 @@
 //! ```text
 //! vub bench  --socket S --op read|write --depth N --mode block|poll --seconds T [--block 4096] [--indirect 1]
 //!            [--warm-up T: not counted] [--rate N: at most so many requests a second] [--slice-ms N: counts by time]
+//!            [--order random|sequential]
 //! vub stamp  --socket S --depth N --seconds T --blocks N [--seed N] [--log FILE] [--patience S]
 //! vub config --socket S
 //! vub ask    --socket S < requests    (a line each: read SECTOR LEN, write SECTOR LEN BYTE, flush)
