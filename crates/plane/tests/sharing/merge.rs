@@ -15,6 +15,8 @@ const BLOCK: u64 = 4096;
 /// Have the requests of `blk` wait, and then go, all in one turn.
 fn at_once(yard: &Yard, blk: &mut Blk, requests: &[Request]) -> Vec<u8> {
     yard.set(&json!([{"id": "m0", "limit_iops": 1}]));
+    // An answer to this is one to the limit too.
+    assert_eq!(yard.node("m0")["limit_iops"], 1);
     // What the limit lets pass at first.
     for _ in 0..2 {
         blk.submit(requests.len() as u16, Request::Read { sector: 8 * 1024, len: 4096 });
