@@ -63,9 +63,13 @@ class Plane:
         such a list as `"shares"`. Raises `ValueError` for a node that would be above itself.
         """
 
+    def set_network_shares(self, nodes: str) -> None:
+        """The same for networks, whose nodes are a tree of their own; a net device's configuration may carry them."""
+
     def query_arbiter(self) -> str:
-        """JSON `[{"worker", "window", "in_flight", "waiting", "nodes": [{"id", "parent", the knobs, "dispatched",
-        "joined" (those that the device got as a part of another), "bytes", "waiting", "in_flight"}]}]`, a row for each worker that has disks and answers within a second."""
+        """JSON `[{"worker", "resource", "window", "in_flight", "waiting", "nodes": [{"id", "parent", the knobs, "dispatched",
+        "joined" (those that the device got as a part of another), "bytes", "waiting", "in_flight"}]}]`, a row for each worker that has disks or a network
+        (`resource`: "disk" or "network") and answers within a second."""
 
     def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None:
         """Serve a blk device from other image files: `config` as for `device_add`, with other `layers` alone; `fds` are

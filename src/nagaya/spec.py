@@ -133,7 +133,7 @@ class DiskKnobs(_Part):
 
 
 class NetworkKnobs(_Part):
-    """Network shares of a machine, bytes per second."""
+    """Shares of each network that it is on, bytes per second; the limit holds in each direction."""
 
     reservation: Rate = Field(0, description="bytes per second it gets whatever the others do")
     limit: Rate | None = Field(None, description="bytes per second it never exceeds")
@@ -153,6 +153,7 @@ class Tenant(_Part):
 
     name: Name
     disk: DiskKnobs = Field(DiskKnobs(), description="what all its machines together get of the host's disks")
+    network: NetworkKnobs = Field(NetworkKnobs(), description="the same of each network")
 
     def to_json(self) -> dict[str, object]:
         """JSON-ready, rates as text."""

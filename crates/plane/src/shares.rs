@@ -1,17 +1,28 @@
 //! Who gets how much, as the holder is told: nodes of a tree, by id. The same for all workers, which each keep what
 //! their own arbiter needs of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::arbiter::Knobs;
+use crate::arbiter::{Arbiter, Knobs, TreeError};
+use crate::clock::Nanos;
 
 /// Longest way from a disk to the top: the chain of an id's prefixes and of parents that were said.
 pub const MAX_DEPTH: usize = 8;
 
 /// Weight of host work.
 const HOST_WEIGHT: u32 = 10;
+
+/// What is shared out. Each has a tree of its own, and a worker serves one of the two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resource {
+    /// The disks of the host.
+    #[default]
+    Disk,
+    /// Its networks.
+    Network,
+}
 
 /// A node: a tenant (`@acme`), a machine (`m1`), a disk (`m1/disk0`), or host work (`%copy`).
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -97,6 +108,94 @@ impl Shares {
             return Ok(());
         }
         Err(format!("{id} would be below more than {MAX_DEPTH} nodes, or below itself"))
+    }
+}
+
+/// The part of the tree that some leaves need, in arbiters that all have the same.
+#[derive(Default)]
+pub struct Tree {
+    shares: Shares,
+    /// Ids of disks, or of NICs.
+    leaves: BTreeSet<String>,
+    /// Nodes of the arbiters.
+    nodes: BTreeSet<String>,
+}
+
+/// One arbiter, or several.
+pub trait Arbiters {
+    /// Each of them.
+    fn each(&mut self) -> &mut [Arbiter];
+}
+
+impl Arbiters for Arbiter {
+    fn each(&mut self) -> &mut [Arbiter] {
+        std::slice::from_mut(self)
+    }
+}
+
+impl<const COUNT: usize> Arbiters for [Arbiter; COUNT] {
+    fn each(&mut self) -> &mut [Arbiter] {
+        self
+    }
+}
+
+impl Tree {
+    /// The leaf `id` comes.
+    ///
+    /// # Errors
+    /// If something is a leaf that other nodes are below.
+    pub fn join(&mut self, now: Nanos, arbiters: &mut impl Arbiters, id: &str) -> Result<(), TreeError> {
+        self.hang(now, arbiters, id)?;
+        self.leaves.insert(id.to_owned());
+        Ok(())
+    }
+
+    /// The leaf `id` has gone; so do the nodes that only it needed.
+    pub fn leave(&mut self, now: Nanos, arbiters: &mut impl Arbiters, id: &str) {
+        self.leaves.remove(id);
+        self.prune(now, arbiters);
+    }
+
+    /// Share by `nodes` from now on. A leaf whose place in the tree cannot be what they say keeps the one it has.
+    pub fn set(&mut self, now: Nanos, arbiters: &mut impl Arbiters, nodes: &[ShareNode]) {
+        let changed: BTreeSet<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
+        if let Err(error) = self.shares.set(nodes) {
+            // The holder has checked them.
+            return eprintln!("plane worker: shares: {error}");
+        }
+        for id in self.leaves.clone() {
+            if self.shares.path(&id).iter().any(|node| changed.contains(node))
+                && let Err(error) = self.hang(now, arbiters, &id)
+            {
+                eprintln!("plane worker: shares: {error}");
+            }
+        }
+        self.prune(now, arbiters);
+    }
+
+    /// Make `id` and all above it nodes of the arbiters, with their knobs.
+    fn hang(&mut self, now: Nanos, arbiters: &mut impl Arbiters, id: &str) -> Result<(), TreeError> {
+        let mut above = None;
+        for node in self.shares.path(id) {
+            for arbiter in arbiters.each() {
+                arbiter.set_node(now, node, above, self.shares.knobs(node))?;
+            }
+            self.nodes.insert(node.to_owned());
+            above = Some(node);
+        }
+        Ok(())
+    }
+
+    /// Remove the nodes that no leaf needs.
+    fn prune(&mut self, now: Nanos, arbiters: &mut impl Arbiters) {
+        let needed: BTreeSet<String> =
+            self.leaves.iter().flat_map(|leaf| self.shares.path(leaf)).map(str::to_owned).collect();
+        for node in self.nodes.difference(&needed) {
+            for arbiter in arbiters.each() {
+                arbiter.remove_node(now, node);
+            }
+        }
+        self.nodes = needed;
     }
 }
 

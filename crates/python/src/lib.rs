@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use nagaya_plane::block::qcow2;
 use nagaya_plane::holder::{self, PlaneError};
 use nagaya_plane::seccomp;
+use nagaya_plane::shares::Resource;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 
@@ -70,7 +71,11 @@ impl Plane {
     }
 
     fn set_shares(&self, py: Python<'_>, nodes: &str) -> PyResult<()> {
-        py.detach(|| self.0.set_shares(nodes)).map_err(error)
+        py.detach(|| self.0.set_shares(Resource::Disk, nodes)).map_err(error)
+    }
+
+    fn set_network_shares(&self, py: Python<'_>, nodes: &str) -> PyResult<()> {
+        py.detach(|| self.0.set_shares(Resource::Network, nodes)).map_err(error)
     }
 
     fn query_arbiter(&self, py: Python<'_>) -> String {

@@ -18,7 +18,7 @@ from nagaya.settings import flatten, parse
 
 _target = click.argument("name", metavar="NAME|@TENANT", shell_complete=shared_names)
 
-KNOBS = re.compile(r"(cpu|memory|disk|network)\..+|disks\[\d+\]\.share\..+|tenant")
+KNOBS = re.compile(r"(cpu|memory|disk|network)\..+|(disks|nics)\[\d+\]\.share\..+|tenant")
 
 
 def _value(value: Any) -> str:
@@ -43,12 +43,14 @@ KNOB_COLUMNS = (Column("FIELD", field("field")), Column("VALUE", lambda row: _va
 def set_command(session: Session, name: str, settings: Sequence[str], dry_run: bool) -> None:
     """Set fields of a machine or the knobs of a tenant, all or none.
 
-    Knobs (disk, cpu, disks[N].share, tenant) take effect at once and the guest notices nothing; other fields
-    are set while the machine is down. `none` takes a limit away. Units say what is meant:
+    Knobs (disk, network, cpu, disks[N].share, nics[N].share, tenant) take effect at once and the guest
+    notices nothing; other fields are set while the machine is down. `none` takes a limit away. Units say
+    what is meant:
 
     \b
         nagaya set db disk.weight=400 disk.reservation=2000iops disk.limit=50MiB/s
         nagaya set db disk.latency_p99=5ms disks[0].share.weight=50 cpu.weight=200
+        nagaya set db network.limit=10MiB/s network.weight=200
         nagaya set @acme disk.weight=300
     """
     pairs = [parse(setting) for setting in settings]
@@ -75,7 +77,8 @@ def get_command(session: Session, name: str, fields: Sequence[str]) -> None:
     One field is printed as its bare value.
     """
     if name.startswith("@"):
-        flat = flatten({"disk": session.client.tenants.get(name).disk})
+        tenant = session.client.tenants.get(name)
+        flat = flatten({"disk": tenant.disk, "network": tenant.network})
     else:
         flat = flatten(session.client.machines.get(name).info.spec)
     wanted = fields or [one for one in flat if KNOBS.fullmatch(one)]

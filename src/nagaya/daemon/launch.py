@@ -25,6 +25,7 @@ from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
 from nagaya.plane.imagelock import Access
+from nagaya.plane.shares import ShareNode
 from nagaya.resources.leases import inode_of
 from nagaya.spec import Disk, MachineSpec
 from nagaya.units import human_size
@@ -87,6 +88,7 @@ class Launcher:
             await asyncio.to_thread(self._spare_base_images, row.name, devices)
             await self.leases.take(row.id, row.name, devices)
             await _all(self.parts.plane.device_add(device) for device in devices)
+            await self._share_networks(row, machine.spec)
         except BaseException as error:
             await self.remove_devices(row, machine.spec)
             if isinstance(error, ConflictError):
@@ -98,9 +100,16 @@ class Launcher:
         """Have the plane forget them; those that it does not have are passed over."""
         await _all(self._remove_device(f"{row.id}/{name}") for name in _names(spec))
         await self.leases.release(row.id, row.name)
-        nodes = [node.id for node in share_nodes(row.id, spec, self.tenants) if not node.id.startswith("@")]
         with contextlib.suppress(NagayaError):  # they take a few bytes until the plane ends
-            await self.parts.plane.set_shares([], nodes[::-1])
+            for resource, nodes in share_nodes(row.id, spec, self.tenants).items():
+                ids = [node.id for node in nodes if not node.id.startswith("@")]
+                await self.parts.plane.set_shares([], ids[::-1], resource=resource)
+
+    async def _share_networks(self, row: MachineRow, spec: MachineSpec) -> None:
+        """Tell what a machine gets of its networks, unless that is what everybody gets."""
+        nodes = share_nodes(row.id, spec, self.tenants)["network"]
+        if any(node != ShareNode(node.id) for node in nodes if "/" not in node.id) or spec.nics:
+            await self.parts.plane.set_shares(nodes, resource="network")
 
     async def close_disk(self, row: MachineRow, disk: str) -> None:
         """Take one disk away from a machine that runs, after its requests in flight."""
@@ -161,7 +170,7 @@ class Launcher:
         """What the plane serves for the machine."""
         paths, uid, gid = machine.paths, machine.uid, machine.gid
         devices: list[Device] = []
-        nodes = share_nodes(row.id, machine.spec, self.tenants)
+        nodes = share_nodes(row.id, machine.spec, self.tenants)["disk"]
         for index, disk in enumerate(machine.spec.disks):
             devices.append(
                 BlkDevice(

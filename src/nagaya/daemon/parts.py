@@ -18,7 +18,7 @@ from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import Device, Layer
-from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
+from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
 
@@ -50,14 +50,16 @@ class PlaneControl(Protocol):
     async def device_ids(self) -> frozenset[str]:
         """The devices that are served now."""
 
-    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+    async def set_shares(
+        self, nodes: Sequence[ShareNode], remove: Sequence[str] = (), *, resource: Resource = "disk"
+    ) -> None:
         """Set knobs of the arbiters' nodes, live and for devices to come; forget the nodes `remove`."""
 
     async def counters(self) -> Sequence[DiskCounters]:
         """What each virtual disk has done."""
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
-        """The arbiter of each physical disk."""
+        """The arbiter of each physical disk and of each network."""
 
     def objectives(self) -> AsyncIterator[tuple[str, bool]]:
         """Nodes whose latency objective is met again, or not any more; ends when the plane has gone."""

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from nagaya import settings, validation
 from nagaya.daemon import failpoint
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Supervised
-from nagaya.daemon.tenants import Tenants, share_node, share_nodes
+from nagaya.daemon.tenants import Nodes, Tenants, share_nodes, tenant_nodes
 from nagaya.engines.engine import Machine
 from nagaya.errors import ConflictError, NagayaError, ResourceError, SpecError, UsageError
 from nagaya.models.shares import Change, ChangesAnswer, TenantInfo
-from nagaya.plane.shares import ShareNode
+from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode
 from nagaya.resources.reservations import admit
 from nagaya.spec import MachineSpec, Tenant, check_name
 
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 Settings = Sequence[tuple[str, object]]
 
 _LIVE = re.compile(
-    r"(disk|cpu|network)\..*|disks\[\d+\]\.share\..*|memory\.(reservation|limit|weight)|tenant|restart|autostart"
+    r"(disk|cpu|network)\..*|(disks|nics)\[\d+\]\.share\..*|memory\.(reservation|limit|weight)|tenant|restart|autostart"
 )
 _GROUPS = ("cpu.", "memory.")  # what the machine's control groups hold
-_SHARES = ("disk.", "disks[", "tenant")  # what the plane's arbiters hold
+_SHARES: Mapping[Resource, tuple[str, ...]] = {  # what the plane's arbiters hold
+    "disk": ("disk.", "disks[", "tenant"),
+    "network": ("network.", "nics[", "tenant"),
+}
 _FIXED = re.compile(r"name|disks\[\d+\]\.(?!share\.).*")  # never set
 
 log = logging.getLogger("nagaya.daemon")
@@ -110,8 +113,10 @@ class Shares:
         engine.check(spec)
         changes = [Change(field, *values, "live" if up else "start") for field, values in found.items()]
         async with self._admitting:
-            if up and any(field.startswith(_SHARES) for field in found):
-                await self._admit(one, spec, self._nodes(one))
+            if up:
+                before = self._nodes(one)
+                for resource in _shared(found):
+                    await self._admit(one, spec, resource, before[resource])
             if found and not dry_run:
                 await self._commit(one, spec, changes)
         return changes
@@ -127,20 +132,21 @@ class Shares:
         """Give a tenant other knobs. Raises `ResourceError` for a reservation that does not fit."""
         name, before = after.name, self.tenants.get(after.name)
         found = differences(before.to_json(), after.to_json())
-        nodes = [share_node(f"@{name}", None, tenant.disk) for tenant in (after, before)]
+        new, old = tenant_nodes(after), tenant_nodes(before)
         async with self._admitting:
-            admit(await self._supervisor.parts.plane.arbiters(), nodes[:1], nodes[1:], self.names())
+            for resource in _shared(found):
+                admit(await self._arbiters(resource), [new[resource]], [old[resource]], self.names())
             if found and not dry_run:
                 await self.tenants.save(after)
                 if any(one.row.state in ALIVE for one in self._members(name)):
-                    await self._tell_tenant(before, nodes)
+                    await self._tell_tenant(before, {kind: new[kind] for kind in _shared(found)})
         return [Change(field, *values, "live") for field, values in found.items()]
 
     def tenant(self, name: str) -> TenantInfo:
         """What the API says of a tenant."""
         tenant = self.tenants.get(_checked(name))
-        disk: Any = tenant.to_json()["disk"]
-        return TenantInfo(name, disk, [one.name for one in self._members(name)])
+        knobs: Any = tenant.to_json()
+        return TenantInfo(name, knobs["disk"], knobs["network"], [one.name for one in self._members(name)])
 
     def all_tenants(self) -> list[TenantInfo]:
         """Those that have machines or knobs, by name."""
@@ -148,34 +154,43 @@ class Shares:
         return [self.tenant(name) for name in sorted(used.union(self.tenants.names()))]
 
     async def add_devices(self, one: Supervised, machine: Machine) -> None:
-        """Have the plane serve a machine's disks, if they can keep what it reserves; else none is left.
+        """Have the plane serve a machine's devices, if the host can keep what it reserves; else none is left.
 
-        Only with its devices is it known on which disks of the host a machine is. Raises `ResourceError`.
+        Only with its devices is it known on which disks and networks a machine is. Raises `ResourceError`.
         """
         launcher = self._supervisor.launcher
-        if not any(node.reservation or node.reservation_iops for node in self._nodes(one)):
+        reserving = [kind for kind, nodes in self._nodes(one).items() if any(map(_reserves, nodes))]
+        if not reserving:
             await launcher.add_devices(one.row, machine)
             return
         async with self._admitting:
             await launcher.add_devices(one.row, machine)
             try:
-                await self._admit(one, one.spec, ())
+                for resource in reserving:
+                    await self._admit(one, one.spec, resource, ())
             except ResourceError:
                 await launcher.remove_devices(one.row, one.spec)
                 raise
 
     async def renew(self, machines: Iterable[Supervised]) -> None:
         """Tell the plane the knobs of machines again: an earlier daemon may have died in between."""
-        nodes = {node.id: node for one in machines for node in self._nodes(one)}
-        if nodes:
-            await self._supervisor.parts.plane.set_shares(list(nodes.values()))
+        trees = [self._nodes(one) for one in machines]
+        for resource in _SHARES:
+            nodes = {node.id: node for tree in trees for node in tree[resource]}
+            if nodes:
+                await self._supervisor.parts.plane.set_shares(list(nodes.values()), resource=resource)
 
-    async def _admit(self, one: Supervised, spec: MachineSpec, before: Sequence[ShareNode]) -> None:
-        nodes = share_nodes(one.row.id, spec, self.tenants)
-        if any(node.reservation or node.reservation_iops for node in nodes):
-            admit(await self._supervisor.parts.plane.arbiters(), nodes, before, self.names())
+    async def _admit(
+        self, one: Supervised, spec: MachineSpec, resource: Resource, before: Sequence[ShareNode]
+    ) -> None:
+        nodes = share_nodes(one.row.id, spec, self.tenants)[resource]
+        if any(map(_reserves, nodes)):
+            admit(await self._arbiters(resource), nodes, before, self.names())
 
-    def _nodes(self, one: Supervised) -> tuple[ShareNode, ...]:
+    async def _arbiters(self, resource: Resource) -> list[ArbiterStatus]:
+        return [one for one in await self._supervisor.parts.plane.arbiters() if one.resource == resource]
+
+    def _nodes(self, one: Supervised) -> Mapping[Resource, Nodes]:
         return share_nodes(one.row.id, one.spec, self.tenants)
 
     def _members(self, tenant: str) -> list[Supervised]:
@@ -212,15 +227,25 @@ class Shares:
     async def _apply(self, one: Supervised, fields: Sequence[str]) -> None:
         if any(field.startswith(_GROUPS) for field in fields):
             await one.require_process().engine.adjust(self._supervisor.engine_machine(one))
-        if any(field.startswith(_SHARES) for field in fields):
-            await self._supervisor.parts.plane.set_shares(self._nodes(one))
+        for resource in _shared(fields):
+            await self._supervisor.parts.plane.set_shares(self._nodes(one)[resource], resource=resource)
 
-    async def _tell_tenant(self, before: Tenant, nodes: Sequence[ShareNode]) -> None:
+    async def _tell_tenant(self, before: Tenant, nodes: Mapping[Resource, ShareNode]) -> None:
         try:
-            await self._supervisor.parts.plane.set_shares(nodes[:1])
+            for resource, node in nodes.items():
+                await self._supervisor.parts.plane.set_shares([node], resource=resource)
         except NagayaError:
             await self.tenants.save(before)
             raise
+
+
+def _shared(fields: Iterable[str]) -> list[Resource]:
+    """The resources whose arbiters are to be told of changed fields."""
+    return [kind for kind, parts in _SHARES.items() if any(field.startswith(parts) for field in fields)]
+
+
+def _reserves(node: ShareNode) -> bool:
+    return bool(node.reservation or node.reservation_iops)
 
 
 def _applied(spec: MachineSpec, changed: Settings) -> MachineSpec:

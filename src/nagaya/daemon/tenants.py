@@ -1,4 +1,4 @@
-"""Tenants, names under which machines share together, and the tree that they make with machines and disks.
+"""Tenants, names under which machines share together, and the trees of machines and their parts below them.
 
 Tenants are remembered as one fact of the state.
 """
@@ -6,14 +6,15 @@ Tenants are remembered as one fact of the state.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nagaya.daemon.state import State
 from nagaya.daemon.writer import Writer
-from nagaya.plane.shares import ShareNode
-from nagaya.spec import DiskKnobs, MachineSpec, Tenant
+from nagaya.plane.shares import Resource, ShareNode
+from nagaya.spec import DiskKnobs, MachineSpec, NetworkKnobs, Tenant
 
 _FACT = "tenants"
+Nodes = tuple[ShareNode, ...]
 
 
 class Tenants:
@@ -42,12 +43,33 @@ class Tenants:
         self._tenants = tenants
 
 
-def share_nodes(machine_id: str, spec: MachineSpec, tenants: Tenants) -> tuple[ShareNode, ...]:
-    """The nodes of a machine in the arbiters' tree, from the top: its tenant if any, itself, its disks."""
+def share_nodes(machine_id: str, spec: MachineSpec, tenants: Tenants) -> Mapping[Resource, Nodes]:
+    """The nodes of a machine in the arbiters' trees, from the top: its tenant if any, itself, its parts."""
+    return {
+        "disk": _disk_nodes(machine_id, spec, tenants),
+        "network": _network_nodes(machine_id, spec, tenants),
+    }
+
+
+def tenant_nodes(tenant: Tenant) -> Mapping[Resource, ShareNode]:
+    """The node of a tenant in each tree."""
+    name = f"@{tenant.name}"
+    return {"disk": share_node(name, None, tenant.disk), "network": network_node(name, None, tenant.network)}
+
+
+def _disk_nodes(machine_id: str, spec: MachineSpec, tenants: Tenants) -> Nodes:
     above = f"@{spec.tenant}" if spec.tenant else None
     top = (share_node(above, None, tenants.get(spec.tenant).disk),) if above else ()
     disks = (share_node(f"{machine_id}/disk{n}", machine_id, disk.share) for n, disk in enumerate(spec.disks))
     return (*top, share_node(machine_id, above, spec.disk), *disks)
+
+
+def _network_nodes(machine_id: str, spec: MachineSpec, tenants: Tenants) -> Nodes:
+    above = f"@{spec.tenant}" if spec.tenant else None
+    top = (network_node(above, None, tenants.get(spec.tenant).network),) if above else ()
+    nics = enumerate(spec.nics or ())
+    parts = (network_node(f"{machine_id}/net{n}", machine_id, nic.share) for n, nic in nics)
+    return (*top, network_node(machine_id, above, spec.network), *parts)
 
 
 def path_of(disk: int, nodes: Sequence[ShareNode]) -> tuple[ShareNode, ...]:
@@ -67,3 +89,8 @@ def share_node(node_id: str, above: str | None, knobs: DiskKnobs) -> ShareNode:
         weight=knobs.weight,
         latency_p99_us=knobs.latency_p99,
     )
+
+
+def network_node(node_id: str, above: str | None, knobs: NetworkKnobs) -> ShareNode:
+    """The same of networks."""
+    return ShareNode(node_id, above, reservation=knobs.reservation, limit=knobs.limit, weight=knobs.weight)

@@ -27,7 +27,8 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
         waits.matrix(supervisor, since),
         asyncio.to_thread(lambda: [supervisor.parts.usage(one.row.id) for one in machines]),
     )
-    nodes = {node.id: node for arbiter in arbiters for node in arbiter.nodes}
+    disk_arbiters = [arbiter for arbiter in arbiters if arbiter.resource == "disk"]
+    nodes = {node.id: node for arbiter in disk_arbiters for node in arbiter.nodes}
     disks: dict[str, list[DiskUsage]] = {}
     for counter in counters:
         machine, _, name = counter.id.partition("/")

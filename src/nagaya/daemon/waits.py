@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nagaya.models.waits import Advice, WaitInfo, WhyAnswer
-from nagaya.plane.shares import ArbiterStatus, Objective
-from nagaya.spec import MachineSpec
+from nagaya.plane.shares import ArbiterStatus, Objective, Resource
+from nagaya.spec import DiskKnobs, MachineSpec, NetworkKnobs, Tenant
 from nagaya.units import format_rate, format_time, human_time
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nagaya.daemon.supervisor import Supervisor
 
 MOST_WEIGHT = 10000
+KINDS: tuple[Resource, ...] = ("disk", "network")
 _NOTICED = 0.05  # of the waiting: what is less gets no advice
 
 Cause = Literal["machine", "device", "limit"]
@@ -25,7 +26,10 @@ async def matrix(supervisor: Supervisor, since: int) -> list[WaitInfo]:
     """Who waited for whom in the last `since` seconds, all machines, the longest first."""
     name = supervisor.shares.names()
     rows = await supervisor.parts.plane.waits(since)
-    found = [WaitInfo(name(row.waiter), row.cause, name(row.whom), row.wait_us, row.requests) for row in rows]
+    found = [
+        WaitInfo(name(row.waiter), row.cause, name(row.whom), row.wait_us, row.requests, row.resource)
+        for row in rows
+    ]
     return sorted(found, key=lambda row: -row.wait_us)
 
 
@@ -44,19 +48,19 @@ async def why(supervisor: Supervisor, machine: str, since: int) -> WhyAnswer:
         requests=requests,
         objective=objective,
         rows=waited,
-        words=[*_words(one, rows, since, _limits(supervisor, one)), *_objective_words(one.spec, objective)],
-        advice=list(_advice(supervisor, one, rows)),
+        words=[*_words(supervisor, one, rows, since), *_objective_words(one.spec, objective)],
+        advice=[advice for kind in KINDS for advice in _advice(supervisor, one, kind, _of(rows, kind))],
     )
 
 
 def merged(rows: Sequence[WaitInfo], name: str) -> list[WaitInfo]:
-    """One row for each cause and machine, whichever disks it was about; the longest first."""
-    sums: dict[tuple[Cause, str], tuple[int, int]] = {}
+    """One row for each cause and machine, whichever of its parts it was about; the longest first."""
+    sums: dict[tuple[Cause, str, Resource], tuple[int, int]] = {}
     for row in rows:
-        key = (row.cause, row.whom.partition("/")[0])
+        key = (row.cause, row.whom.partition("/")[0], row.resource)
         wait_us, requests = sums.get(key, (0, 0))
         sums[key] = (wait_us + row.wait_us, requests + row.requests)
-    found = [WaitInfo(name, cause, whom, *both) for (cause, whom), both in sums.items()]
+    found = [WaitInfo(name, cause, whom, *both, kind) for (cause, whom, kind), both in sums.items()]
     return sorted(found, key=lambda row: -row.wait_us)
 
 
@@ -69,19 +73,28 @@ def span(seconds: int) -> str:
     return f"the last {seconds} seconds"
 
 
-def _words(one: Supervised, rows: Sequence[WaitInfo], since: int, limits: Sequence[_Limit]) -> Iterator[str]:
-    total, requests = sum(row.wait_us for row in rows), sum(row.requests for row in rows)
-    if not total:
-        yield f"{one.name} waited for nobody at its disks in {span(since)}."
-        return
-    together = total / since / 1e6
-    aside = f" ({together:.1f} requests at a time)" if together > 1 else ""
-    yield (
-        f"{one.name} waited {human_time(total)} at its disks in {span(since)}{aside}: "
-        f"{requests} requests, {human_time(total / max(1, requests))} each."
-    )
-    for row in rows:
-        yield f"{human_time(row.wait_us)} ({row.wait_us / total:.0%}) {_because(row, limits)}"
+def _of(rows: Sequence[WaitInfo], kind: Resource) -> list[WaitInfo]:
+    return [row for row in rows if row.resource == kind]
+
+
+def _words(supervisor: Supervisor, one: Supervised, rows: Sequence[WaitInfo], since: int) -> Iterator[str]:
+    if not any(row.wait_us for row in rows):
+        yield f"{one.name} waited for nobody at its disks and networks in {span(since)}."
+    for kind in KINDS:
+        here = _of(rows, kind)
+        total, requests = sum(row.wait_us for row in here), sum(row.requests for row in here)
+        if not total:
+            continue
+        things = "requests" if kind == "disk" else "frames"
+        together = total / since / 1e6
+        aside = f" ({together:.1f} {things} at a time)" if together > 1 else ""
+        yield (
+            f"{one.name} waited {human_time(total)} at its {kind}s in {span(since)}{aside}: "
+            f"{requests} {things}, {human_time(total / max(1, requests))} each."
+        )
+        limits = _limits(supervisor, one, kind)
+        for row in here:
+            yield f"{human_time(row.wait_us)} ({row.wait_us / total:.0%}) {_because(row, limits)}"
 
 
 def _because(row: WaitInfo, limits: Sequence[_Limit]) -> str:
@@ -89,7 +102,8 @@ def _because(row: WaitInfo, limits: Sequence[_Limit]) -> str:
         named = ", ".join(f"{limit.name} {limit.field}={limit.value}" for limit in limits)
         return f"at its limit ({named})." if named else "at a limit that it no longer has."
     if row.cause == "device":
-        return "on the disk itself, which was busy with its own requests."
+        what, work = ("uplink", "frames") if row.resource == "network" else ("disk", "requests")
+        return f"on the {what} itself, which was busy with its own {work}."
     if row.whom.startswith("%"):
         return f"because the host's own work was served ({row.whom[1:]})."
     return f"because {row.whom} was served."
@@ -107,39 +121,49 @@ def _objective(arbiters: Sequence[ArbiterStatus], machine_id: str) -> Objective:
     return "missed" if "missed" in found else "met" if "met" in found else "none"
 
 
-def _advice(supervisor: Supervisor, one: Supervised, rows: Sequence[WaitInfo]) -> Iterator[Advice]:
+def _advice(
+    supervisor: Supervisor, one: Supervised, kind: Resource, rows: Sequence[WaitInfo]
+) -> Iterator[Advice]:
     total = sum(row.wait_us for row in rows)
     others = [row.whom for row in rows if row.cause == "machine" and row.wait_us >= total * _NOTICED]
     machines = [other for name in others for other in supervisor.all() if other.name == name]
     if machines:
-        yield from _against(supervisor, one, machines[0])
+        yield from _against(supervisor, one, machines[0], kind)
     elif any(name.startswith("%") for name in others):
         yield Advice("nagaya operation list", "shows the host's work; it has a low weight, and ends")
+    what = "disk" if kind == "disk" else "uplink"
     for row in rows:
         if row.cause == "limit" and row.wait_us >= total * _NOTICED:
-            for limit in _limits(supervisor, one):
+            for limit in _limits(supervisor, one, kind):
                 yield Advice(f"nagaya set {limit.name} {limit.field}={limit.twice}", "doubles the limit")
         elif row.cause == "device" and row is rows[0]:
-            yield Advice("nagaya top", "shows who else uses the disk; no knob makes the disk itself faster")
+            yield Advice(
+                "nagaya top", f"shows who else uses the {what}; no knob makes the {what} itself faster"
+            )
 
 
-def _against(supervisor: Supervisor, one: Supervised, other: Supervised) -> Iterator[Advice]:
+def _against(supervisor: Supervisor, one: Supervised, other: Supervised, kind: Resource) -> Iterator[Advice]:
     """What would have `one` wait less for `other`: knobs work where their paths in the tree part."""
-    knobs, name = one.spec.disk, one.name
+    tenants = supervisor.shares.tenants
+    knobs, name = _knobs(one.spec, kind), one.name
     if one.spec.tenant and one.spec.tenant != other.spec.tenant:
-        knobs, name = supervisor.shares.tenants.get(one.spec.tenant).disk, f"@{one.spec.tenant}"
-    theirs, whom = other.spec.disk, other.name
+        knobs, name = _knobs(tenants.get(one.spec.tenant), kind), f"@{one.spec.tenant}"
+    theirs, whom = _knobs(other.spec, kind), other.name
     if other.spec.tenant and one.spec.tenant != other.spec.tenant:
-        theirs, whom = supervisor.shares.tenants.get(other.spec.tenant).disk, f"@{other.spec.tenant}"
+        theirs, whom = _knobs(tenants.get(other.spec.tenant), kind), f"@{other.spec.tenant}"
     if knobs.weight < MOST_WEIGHT:
         weight = min(MOST_WEIGHT, knobs.weight * 2)
-        yield Advice(f"nagaya set {name} disk.weight={weight}", f"doubles its share beside {whom}'s")
-    if theirs.reservation_iops or theirs.reservation:
-        yield Advice(f"nagaya set {whom} disk.reservation=none", f"{whom} is then served by weight alone")
-    if one.spec.disk.latency_p99 is None:
+        yield Advice(f"nagaya set {name} {kind}.weight={weight}", f"doubles its share beside {whom}'s")
+    if theirs.reservation or (isinstance(theirs, DiskKnobs) and theirs.reservation_iops):
+        yield Advice(f"nagaya set {whom} {kind}.reservation=none", f"{whom} is then served by weight alone")
+    if kind == "disk" and one.spec.disk.latency_p99 is None:
         yield Advice(
             f"nagaya set {one.name} disk.latency_p99=5ms", "others give up throughput for its latency"
         )
+
+
+def _knobs(of: MachineSpec | Tenant, kind: Resource) -> DiskKnobs | NetworkKnobs:
+    return of.disk if kind == "disk" else of.network
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +176,21 @@ class _Limit:
     twice: str
 
 
-def _limits(supervisor: Supervisor, one: Supervised) -> list[_Limit]:
-    """Each on the way from the machine's tenant to its disks."""
-    places = [(one.name, "disk.limit", one.spec.disk)]
-    places += [(one.name, f"disks[{n}].share.limit", disk.share) for n, disk in enumerate(one.spec.disks)]
+def _limits(supervisor: Supervisor, one: Supervised, kind: Resource) -> list[_Limit]:
+    """Each on the way from the machine's tenant to its disks, or NICs."""
+    places: list[tuple[str, str, DiskKnobs | NetworkKnobs]]
+    places = [(one.name, f"{kind}.limit", _knobs(one.spec, kind))]
+    if kind == "disk":
+        places += [(one.name, f"disks[{n}].share.limit", disk.share) for n, disk in enumerate(one.spec.disks)]
+    else:
+        nics = enumerate(one.spec.nics or ())
+        places += [(one.name, f"nics[{n}].share.limit", nic.share) for n, nic in nics]
     if one.spec.tenant:
         tenant = supervisor.shares.tenants.get(one.spec.tenant)
-        places.append((f"@{tenant.name}", "disk.limit", tenant.disk))
+        places.append((f"@{tenant.name}", f"{kind}.limit", _knobs(tenant, kind)))
     found = []
     for name, field, knobs in places:
-        if knobs.limit_iops is not None:
+        if isinstance(knobs, DiskKnobs) and knobs.limit_iops is not None:
             found.append(_Limit(name, field, f"{knobs.limit_iops}iops", f"{knobs.limit_iops * 2}iops"))
         if knobs.limit is not None:
             found.append(_Limit(name, field, format_rate(knobs.limit), format_rate(knobs.limit * 2)))

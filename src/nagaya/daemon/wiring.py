@@ -25,7 +25,7 @@ from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, Device, Layer
-from nagaya.plane.shares import ArbiterStatus, ShareNode, WaitRow
+from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
 
@@ -119,11 +119,13 @@ class PlaneLink:
         client = await self._connection(start=False)
         return frozenset() if client is None else frozenset(one.id for one in await client.query_devices())
 
-    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+    async def set_shares(
+        self, nodes: Sequence[ShareNode], remove: Sequence[str] = (), *, resource: Resource = "disk"
+    ) -> None:
         """Set knobs. A plane that does not run has no nodes."""
         client = await self._connection(start=False)
         if client is not None:
-            await client.set_shares(nodes, remove)
+            await client.set_shares(nodes, remove, resource=resource)
 
     async def counters(self) -> Sequence[DiskCounters]:
         """Of each disk; none if the plane does not run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nagaya.errors import UnsupportedError
-from nagaya.spec import CpuKnobs, MachineSpec, Memory, NetworkKnobs
+from nagaya.spec import CpuKnobs, MachineSpec, Memory
 from nagaya.units import human_size
 
 Refusal = tuple[bool, str, object, str]  # whether it is wrong, the field, its value, what is allowed
@@ -39,5 +39,4 @@ def _unturned(spec: MachineSpec) -> tuple[Refusal, ...]:
         ),
         (spec.memory.weight != Memory().weight, "memory.weight", spec.memory.weight, knobs),
         (spec.cpu.reservation > CpuKnobs().reservation, "cpu.reservation", spec.cpu.reservation, knobs),
-        (spec.network != NetworkKnobs(), "network", spec.network.model_dump(exclude_defaults=True), knobs),
     )

@@ -41,4 +41,5 @@ class TenantInfo(Answer):
 
     name: str
     disk: dict[str, Any]
+    network: dict[str, Any]
     machines: list[str]

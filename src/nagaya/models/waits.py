@@ -1,4 +1,4 @@
-"""Who waited for whom at the disks, and what would change it."""
+"""Who waited for whom at disks and networks, and what would change it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class WaitInfo(Answer):
     """How long requests of `waiter` waited in all, on `cause`, and because of `whom` ("" but for "machine").
 
     Both are names: `db`, `db/disk0`, `@acme`; host work is `%copy` and the like; `others` are the shortest.
+    Requests of a network are frames.
     """
 
     waiter: str
@@ -21,6 +22,7 @@ class WaitInfo(Answer):
     whom: str
     wait_us: int
     requests: int
+    resource: Literal["disk", "network"] = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Advice(Answer):
 
 @dataclass(frozen=True, slots=True)
 class WhyAnswer(Answer):
-    """What a machine waited for at its disks in the last `since` seconds: rows, words and advice.
+    """What a machine waited for at disks and networks in the last `since` seconds: rows, words and advice.
 
     Requests wait beside one another, so that `wait_us` of a second may be more than a second.
     """

@@ -1,14 +1,15 @@
-"""The plane's QMP commands about who goes first: set-shares, query-arbiter, query-waits (docs/plane.md)."""
+"""The plane's QMP commands about who goes first at disks and networks (docs/plane.md)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 from nagaya.errors import UsageError
-from nagaya.plane.shares import share_from_json, share_to_json
+from nagaya.plane.shares import Resource, share_from_json, share_to_json
 from nagaya.plane.waits import HOUR_SECONDS, WaitRing
 from nagaya.qmp import Command
 
@@ -20,6 +21,7 @@ class Core(Protocol):
     """What is needed of `nagaya._core.Plane`."""
 
     def set_shares(self, nodes: str) -> None: ...
+    def set_network_shares(self, nodes: str) -> None: ...
     def query_arbiter(self) -> str: ...
 
 
@@ -36,23 +38,28 @@ class Arbitration:
         self.commands: dict[str, Command] = {
             "query-arbiter": self._query_arbiter,
             "query-waits": self._query_waits,
-            "set-shares": self._set_shares,
+            "set-network-shares": partial(self._set_shares, "network"),
+            "set-shares": partial(self._set_shares, "disk"),
         }
 
     def hear(self, event: str, facts: Mapping[str, Any]) -> bool:
         """Whether `event` of the core is one for us, not for the clients."""
         if event == "ARBITER_WAITS":
-            self._waits.add(facts["rows"])
+            resource: Resource = "network" if facts["worker"].startswith("net-") else "disk"
+            self._waits.add(facts["rows"], resource)
             return True
         return False
 
-    async def _set_shares(self, arguments: Mapping[str, object]) -> object:
+    async def _set_shares(self, resource: Resource, arguments: Mapping[str, object]) -> object:
         nodes = arguments.get("nodes")
+        command, core = "set-shares", self._core.set_shares
+        if resource == "network":
+            command, core = "set-network-shares", self._core.set_network_shares
         if set(arguments) != {"nodes"} or not isinstance(nodes, list) or len(nodes) > _NODES:
-            raise UsageError(f"set-shares has one argument, nodes: a list of at most {_NODES}")
+            raise UsageError(f"{command} has one argument, nodes: a list of at most {_NODES}")
         checked = [_node(node) for node in nodes]
         try:
-            await self._in_core(self._core.set_shares, json.dumps(checked))
+            await self._in_core(core, json.dumps(checked))
         except ValueError as error:
             raise UsageError(f"the shares cannot be so: {error}") from error
         return {}

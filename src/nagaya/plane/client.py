@@ -18,6 +18,7 @@ from nagaya.plane.config import CopyJob, Device, Layer
 from nagaya.plane.ports import PortStatus, port_from_json
 from nagaya.plane.shares import (
     ArbiterStatus,
+    Resource,
     ShareNode,
     WaitRow,
     arbiter_from_json,
@@ -164,15 +165,18 @@ class PlaneClient:
         """Stop serving a device, after its requests in flight. Raises `NotFoundError`."""
         await self._execute("device_del", {"id": device_id})
 
-    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+    async def set_shares(
+        self, nodes: Sequence[ShareNode], remove: Sequence[str] = (), *, resource: Resource = "disk"
+    ) -> None:
         """Set the knobs of `nodes` in all workers, now and for devices to come; forget the nodes `remove`."""
+        command = "set-shares" if resource == "disk" else "set-network-shares"
         rows: list[dict[str, object]] = [share_to_json(node) for node in nodes]
         rows += [{"id": node_id, "remove": True} for node_id in remove]
         for first in range(0, len(rows), _NODES_AT_ONCE):
-            await self._execute("set-shares", {"nodes": rows[first : first + _NODES_AT_ONCE]})
+            await self._execute(command, {"nodes": rows[first : first + _NODES_AT_ONCE]})
 
     async def query_arbiter(self) -> list[ArbiterStatus]:
-        """The arbiter of each disk's worker."""
+        """The arbiter of each worker that has disks or a network."""
         return [arbiter_from_json(row) for row in _rows(await self._execute("query-arbiter"))]
 
     async def query_waits(self, node_id: str | None, since_seconds: int) -> list[WaitRow]:

@@ -112,6 +112,7 @@ class NetDevice:
     queue_size: int = 256
     link: bool = True  # whether the cable is in
     rules: PortRules = NO_RULES
+    shares: tuple[ShareNode, ...] = ()  # its nodes in the tree of networks, from the top to its own
     driver: Literal["net"] = "net"
 
 
@@ -128,6 +129,7 @@ class UplinkDevice:
     kind: Literal["tap", "macvtap", "stream"]
     interface: str = ""
     path: str = ""
+    rate: int = 0  # bytes/s that machines can send through it, which weights share out; 0: not known
     driver: Literal["uplink"] = "uplink"
 
 

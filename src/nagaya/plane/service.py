@@ -163,6 +163,7 @@ class Service:
             config["ports"] = _PORTS[1:] if device.serial_socket else _PORTS
         elif isinstance(device, NetDevice):
             config |= _net_config(device)
+            shares = [share_to_json(node) for node in device.shares]
         elif isinstance(device, UplinkDevice):
             uplink = stack.enter_context(await self._in_core(OpenUplink, device))
             fds.append(uplink.fd)
@@ -351,7 +352,8 @@ def _net_config(device: NetDevice) -> dict[str, object]:
 
 def _uplink_config(device: UplinkDevice, uplink: OpenUplink) -> dict[str, object]:
     kind = "stream" if device.kind == "stream" else "tap"
-    return {"worker": f"net-{device.network}", "network": device.network, "kind": kind, "uso": uplink.uso}
+    config = {"worker": f"net-{device.network}", "network": device.network, "kind": kind, "uso": uplink.uso}
+    return config | ({"rate": device.rate} if device.rate else {})
 
 
 def _no_device(device_id: str) -> NagayaError:

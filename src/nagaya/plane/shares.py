@@ -1,7 +1,8 @@
-"""Who gets how much of a disk: the arbiter's tree as the plane's clients write it, and what it answers.
+"""Who gets how much of disks and networks: the trees as the plane's clients write them, and what it answers.
 
-A tree of nodes by id: a tenant `"@acme"`, a machine `"<machine id>"`, a disk `"<machine id>/disk0"`; host
-work is `"%copy"` and the like. Rates are per second, sizes bytes (docs/plane.md, docs/arbitration.md).
+A tree of nodes by id: a tenant `"@acme"`, a machine `"<machine id>"`, a disk `"<machine id>/disk0"`, a NIC
+`"<machine id>/net0"`; host work is `"%copy"` and the like. Rates are per second, sizes bytes (docs/plane.md,
+docs/arbitration.md).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nagaya.errors import UsageError
 
 Cause = Literal["machine", "device", "limit"]
 Objective = Literal["none", "met", "missed"]
+Resource = Literal["disk", "network"]  # each has a tree of its own
 T = TypeVar("T")
 
 _ID = re.compile(r"[@%]?[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -67,7 +69,11 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class ArbiterStatus:
-    """The arbiter of one worker, that is of one physical disk. Capacities are measured, 0 while unknown."""
+    """The arbiter of one worker, that is of one physical disk or of one network.
+
+    Capacities of disks are measured, 0 while unknown; that of a network is the rate of its uplink, 0 if
+    nobody said one. A network has no window.
+    """
 
     worker: str
     window: int  # requests that it allows in flight at the device
@@ -77,6 +83,7 @@ class ArbiterStatus:
     capacity_iops: int
     capacity: int  # bytes/s
     nodes: tuple[NodeStatus, ...]
+    resource: Resource = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,8 @@ class WaitRow:
     cause: Cause
     whom: str
     wait_us: int
-    requests: int
+    requests: int  # of a network: frames
+    resource: Resource = "disk"
 
 
 def share_to_json(node: ShareNode) -> dict[str, object]:

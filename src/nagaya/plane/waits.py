@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from nagaya.plane.shares import WaitRow
+from nagaya.plane.shares import Resource, WaitRow
 
 HOUR_SECONDS = 3600
 _FINE_SECONDS = 120  # for so long rows are kept as they came, a set each second
 _COARSE_SECONDS = 10  # and after that in sums of so many seconds
 _KEYS = 256  # rows of one sum, and one for each cause with the rest, of nobody for nobody
-Key = tuple[str, str, str]  # waiter, cause, whom
+Key = tuple[str, str, str, Resource]  # waiter, cause, whom, and what it is about
 Sums = dict[Key, list[int]]  # microseconds, requests
 
 
@@ -25,11 +25,12 @@ class WaitRing:
         self._fine: deque[tuple[float, Sums]] = deque()
         self._coarse: deque[tuple[float, Sums]] = deque()
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, rows: Iterable[Mapping[str, Any]], resource: Resource = "disk") -> None:
         """What a worker sends: `waiter`, `cause`, `whom`, `wait_us` and `requests` of its last second."""
         sums: Sums = {}
         for row in rows:
-            _put(sums, (row["waiter"], row["cause"], row["whom"]), row["wait_us"], row["requests"])
+            key = (row["waiter"], row["cause"], row["whom"], resource)
+            _put(sums, key, row["wait_us"], row["requests"])
         self._fine.append((self._clock(), sums))
         self._age()
 
@@ -45,7 +46,7 @@ class WaitRing:
                     total = sums.setdefault(key, [0, 0])
                     total[0] += wait_us
                     total[1] += requests
-        rows = [WaitRow(*key, wait_us, requests) for key, (wait_us, requests) in sums.items()]  # type: ignore[arg-type]
+        rows = [_row(key, *sum_) for key, sum_ in sums.items()]
         return sorted(rows, key=lambda row: row.wait_us, reverse=True)
 
     def _age(self) -> None:
@@ -60,9 +61,14 @@ class WaitRing:
             self._coarse.popleft()
 
 
+def _row(key: Key, wait_us: int, requests: int) -> WaitRow:
+    waiter, cause, whom, resource = key
+    return WaitRow(waiter, cause, whom, wait_us, requests, resource)  # type: ignore[arg-type]
+
+
 def _put(sums: Sums, key: Key, wait_us: int, requests: int) -> None:
     if key not in sums and len(sums) >= _KEYS:
-        key = ("", key[1], "")
+        key = ("", key[1], "", key[3])
     total = sums.setdefault(key, [0, 0])
     total[0] += wait_us
     total[1] += requests

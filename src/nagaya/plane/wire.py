@@ -43,6 +43,7 @@ _BOUNDS = {
     "queues": (1, 64),
     "queue_size": (2, 1024),  # what QEMU allows too; bounds the memory of a queue's in-flight table
     "log_limit": (4096, 2**30),
+    "rate": (0, 2**63 - 1),
 }
 
 

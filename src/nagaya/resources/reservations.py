@@ -1,4 +1,4 @@
-"""Whether what machines reserve of a disk fits what the disk can do, as its arbiter has measured it."""
+"""Whether what machines reserve of a disk or a network fits what it can do, as its arbiter knows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from nagaya.errors import ResourceError
-from nagaya.plane.shares import ArbiterStatus, NodeStatus, ShareNode
+from nagaya.plane.shares import ArbiterStatus, NodeStatus, Resource, ShareNode
 from nagaya.units import format_rate, human_size
 
 Unit = Literal["iops", "bytes"]
@@ -55,7 +55,7 @@ def admit(
     before: Sequence[ShareNode],
     name: Callable[[str], str],
 ) -> None:
-    """Raise `ResourceError` with the arithmetic unless each disk of `wanted` can keep what they reserve.
+    """Raise `ResourceError` with the arithmetic unless each disk or network can keep what `wanted` reserve.
 
     `before` is what these nodes had until now (nothing, at a start): taking less is never refused. `name` is
     what people call a node.
@@ -71,9 +71,9 @@ def admit(
         old = _Tree.of(others | {node.id: node for node in before if node.id in ids})
         new = _Tree.of(others | {node.id: node for node in here})
         for unit, capacity in _capacities(arbiter):
-            _within_limits(new, old, unit, name)
+            _within_limits(new, old, (arbiter.resource, unit), name)
             if capacity and new.below(None, unit) > max(capacity, old.below(None, unit)):
-                raise _refusal(arbiter.worker, capacity, unit, *_asked_and_held(new, ids, unit, name))
+                raise _refusal(arbiter, capacity, unit, *_asked_and_held(new, ids, unit, name))
 
 
 def _capacities(arbiter: ArbiterStatus) -> tuple[tuple[Unit, int], ...]:
@@ -91,16 +91,19 @@ def _asked_and_held(
 
 
 def _refusal(
-    worker: str, capacity: int, unit: Unit, asked: Mapping[str, int], held: Mapping[str, int]
+    arbiter: ArbiterStatus, capacity: int, unit: Unit, asked: Mapping[str, int], held: Mapping[str, int]
 ) -> ResourceError:
+    of = f"disk {arbiter.worker}", "as measured"
+    if arbiter.resource == "network":
+        of = f"network {arbiter.worker.removeprefix('net-')}", "at its uplink"
     need, promised = sum(asked.values()), sum(held.values())
     left = max(0, capacity - promised)
     return ResourceError(
-        f"{', '.join(asked)} reserves {_text(need, unit)} of disk {worker}, {_text(left, unit)} are left: "
-        f"it does {_text(capacity, unit)} as measured, {_text(promised, unit)} are promised"
+        f"{', '.join(asked)} reserves {_text(need, unit)} of {of[0]}, {_text(left, unit)} are left: "
+        f"it does {_text(capacity, unit)} {of[1]}, {_text(promised, unit)} are promised"
         f"{_listed(held, unit)}",
         hint=f"reserve {_text(left, unit)} at most, or lower what another reserves (nagaya set)",
-        worker=worker,
+        worker=arbiter.worker,
         unit=unit,
         capacity=capacity,
         need=need,
@@ -109,8 +112,9 @@ def _refusal(
     )
 
 
-def _within_limits(new: _Tree, old: _Tree, unit: Unit, name: Callable[[str], str]) -> None:
+def _within_limits(new: _Tree, old: _Tree, what: tuple[Resource, Unit], name: Callable[[str], str]) -> None:
     """What the parts of a node reserve together must not be above its limit."""
+    resource, unit = what
     for node in new.nodes.values():
         limit = node.limit_iops if unit == "iops" else node.limit
         asked = new.below(node.id, unit)
@@ -120,7 +124,7 @@ def _within_limits(new: _Tree, old: _Tree, unit: Unit, name: Callable[[str], str
         raise ResourceError(
             f"{name(node.id)} is limited to {_text(limit, unit)}, and its parts reserve {_text(asked, unit)}"
             f"{_listed(parts, unit)}",
-            hint=f"raise disk.limit of {name(node.id)}, or reserve less",
+            hint=f"raise {resource}.limit of {name(node.id)}, or reserve less",
             node=name(node.id),
             unit=unit,
             limit=limit,
@@ -146,7 +150,7 @@ def _reservation(node: ShareNode, unit: Unit) -> int:
 
 
 def _served(arbiter: ArbiterStatus) -> dict[str, ShareNode]:
-    """The nodes that have a disk or host work here, and those above; others wait for devices elsewhere."""
+    """The nodes that have a part or host work here, and those above; others wait for devices elsewhere."""
     known = {node.id: _knobs(node) for node in arbiter.nodes}
     found: dict[str, ShareNode] = {}
     for leaf in known:

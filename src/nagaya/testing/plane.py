@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nagaya.plane.config import ConsoleDevice, Device, Layer, UplinkDevice
 from nagaya.plane.shares import (
     ArbiterStatus,
     NodeStatus,
+    Resource,
     ShareNode,
     WaitRow,
     shares_from_json,
@@ -29,6 +30,7 @@ from nagaya.progress import Progress
 from nagaya.testing.engine import UNSUPPORTED_WEIGHT
 
 CAPACITY_IOPS = 10_000
+RATE = 100_000_000  # bytes/s of the network's uplink
 
 
 class FakePlane:
@@ -37,7 +39,10 @@ class FakePlane:
     def __init__(self, paths: Paths) -> None:
         self.refuse: set[str] = set()
         self._file = paths.run / "fake-plane.json"
-        self._shares_file = paths.run / "fake-shares.json"
+        self._shares_files: dict[Resource, Path] = {
+            "disk": paths.run / "fake-disk-shares.json",
+            "network": paths.run / "fake-network-shares.json",
+        }
         self._waits_file = paths.run / "fake-waits.json"
         self._judged: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
         self._consoles: dict[str, asyncio.Server] = {}
@@ -71,7 +76,9 @@ class FakePlane:
         if not isinstance(device, UplinkDevice) and not Path(device.socket).parent.is_dir():
             raise NotFoundError(f"there is no directory for {device.socket}")
         self._save(devices | {device.id: asdict(device)})
-        await self.set_shares(getattr(device, "shares", ()))
+        await self.set_shares(
+            getattr(device, "shares", ()), resource="network" if device.driver == "net" else "disk"
+        )
         if isinstance(device, ConsoleDevice):
             _begin(device)
             self._consoles[device.id] = await asyncio.start_unix_server(_echo, device.console_socket)
@@ -92,13 +99,15 @@ class FakePlane:
         """What is remembered."""
         return frozenset(self.devices)
 
-    async def set_shares(self, nodes: Sequence[ShareNode], remove: Sequence[str] = ()) -> None:
+    async def set_shares(
+        self, nodes: Sequence[ShareNode], remove: Sequence[str] = (), *, resource: Resource = "disk"
+    ) -> None:
         """Remember them, unless a weight is 6666."""
         if any(node.weight == UNSUPPORTED_WEIGHT for node in nodes):
             raise UnavailableError("the fake plane was told to refuse")
-        kept = {one: node for one, node in self.shares.items() if one not in remove}
+        kept = {one: node for one, node in self._shares(resource).items() if one not in remove}
         kept |= {node.id: node for node in nodes}
-        self._shares_file.write_text(json.dumps([asdict(node) for node in kept.values()]))
+        self._shares_files[resource].write_text(json.dumps([asdict(node) for node in kept.values()]))
 
     async def counters(self) -> Sequence[DiskCounters]:
         """Each disk reads 4 KiB a thousand times a second."""
@@ -107,14 +116,12 @@ class FakePlane:
         return [DiskCounters(disk, reads, 0, 0, 0, reads * 4096, 0, 0, 1) for disk in disks]
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
-        """One disk for all, which can do `CAPACITY_IOPS` and nobody uses."""
-        devices = self.devices
-        idle: dict[str, Any] = dict.fromkeys(
-            ("dispatched", "joined", "bytes", "waiting", "in_flight", "p99_us"), 0
-        )
-        nodes = [NodeStatus(**asdict(node), **idle, objective="none") for node in self.shares.values()]
-        nodes = [node for node in nodes if "/" not in node.id or node.id in devices]
-        return [ArbiterStatus("disk-0:0", 8, 2000, 0, 0, CAPACITY_IOPS, 0, tuple(nodes))]
+        """One disk for all, which can do `CAPACITY_IOPS`, and one network of `RATE`; nobody uses them."""
+        disk, network = (_idle(self._shares(kind), self.devices) for kind in self._shares_files)
+        return [
+            ArbiterStatus("disk-0:0", 8, 2000, 0, 0, CAPACITY_IOPS, 0, disk),
+            ArbiterStatus("net-default", 0, 0, 0, 0, 0, RATE, network, "network"),
+        ]
 
     def judge(self, node_id: str, met: bool) -> None:
         """As if the arbiter had found that an objective is met, or is not."""
@@ -134,11 +141,20 @@ class FakePlane:
 
     @property
     def shares(self) -> dict[str, ShareNode]:
-        """All nodes by id."""
+        """All nodes of disks by id."""
+        return self._shares("disk")
+
+    @property
+    def network_shares(self) -> dict[str, ShareNode]:
+        """All nodes of networks by id."""
+        return self._shares("network")
+
+    def _shares(self, resource: Resource) -> dict[str, ShareNode]:
         try:
-            return {node.id: node for node in shares_from_json(json.loads(self._shares_file.read_text()))}
+            rows = json.loads(self._shares_files[resource].read_text())
         except FileNotFoundError:
             return {}
+        return {node.id: node for node in shares_from_json(rows)}
 
     def happen(self, event: str, device_id: str, **facts: object) -> None:
         """As if the plane had had this event of one of its disks."""
@@ -196,6 +212,15 @@ class FakePlane:
         partial = self._file.with_suffix(".new")
         partial.write_text(json.dumps(devices))
         partial.rename(self._file)
+
+
+def _idle(shares: Mapping[str, ShareNode], devices: Collection[str]) -> tuple[NodeStatus, ...]:
+    """The nodes of disks that are there, and all of NICs: the fake has no ports."""
+    counts: dict[str, Any] = dict.fromkeys(
+        ("dispatched", "joined", "bytes", "waiting", "in_flight", "p99_us"), 0
+    )
+    nodes = [NodeStatus(**asdict(node), **counts, objective="none") for node in shares.values()]
+    return tuple(node for node in nodes if "/disk" not in node.id or node.id in devices)
 
 
 def _begin(device: ConsoleDevice) -> None:

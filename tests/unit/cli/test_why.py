@@ -46,7 +46,7 @@ def test_programs_get_all_of_it(waited: Invoke) -> None:
 
 
 def test_who_waited_for_nobody_is_told_so(waited: Invoke) -> None:
-    assert waited("why", "web").out == "web waited for nobody at its disks in the last minute.\n"
+    assert waited("why", "web").out == "web waited for nobody at its disks and networks in the last minute.\n"
 
 
 @pytest.mark.parametrize("since", ["0s", "2h", "soon", "5ms"])

@@ -280,3 +280,26 @@ def test_of_a_machine_that_does_not_exist_nothing_is_set(stage: Stage) -> None:
 )
 def test_knobs_are_live_and_the_rest_is_not(field: str, live: bool) -> None:
     assert is_live(field) is live
+
+
+def test_network_knobs_have_a_tree_of_their_own_and_are_live(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.shares.set_tenant("acme", [("network.weight", 300)])
+        db = await started(daemon, "db", tenant="acme", network={"limit": "10MB/s"})
+        assert plane(daemon).network_shares == {
+            "@acme": ShareNode("@acme", weight=300),
+            db: ShareNode(db, "@acme", limit=10_000_000),
+        }
+        changed = [("network.limit", "20MB/s"), ("network.reservation", "1MB/s")]
+        answer = await daemon.supervisor.shares.set("db", changed)
+        assert {change.effect for change in answer.changes} == {"live"}
+        assert plane(daemon).network_shares[db] == ShareNode(
+            db, "@acme", reservation=1_000_000, limit=20_000_000
+        )
+        assert plane(daemon).shares[db] == ShareNode(db, "@acme"), "disks have theirs"
+        await daemon.supervisor.shares.set_tenant("acme", [("network.weight", 50)])
+        assert plane(daemon).network_shares["@acme"].weight == 50
+        await daemon.supervisor.kill("db")
+        assert set(plane(daemon).network_shares) == {"@acme"}
+
+    stage.play(scene)

@@ -30,7 +30,14 @@ async def asked(daemon: Daemon, rows: list[Row], since: int = 60, **db: Any) -> 
         return f"{ids.get(machine, machine)}{slash}{disk}"
 
     told = [
-        {"waiter": node(waiter), "cause": cause, "whom": node(whom), "wait_us": wait_us, "requests": requests}
+        {
+            "waiter": node(waiter),
+            "cause": cause,
+            "whom": node(whom),
+            "wait_us": wait_us,
+            "requests": requests,
+            "resource": "network" if "/net" in waiter else "disk",
+        }
         for waiter, cause, whom, wait_us, requests in rows
     ]
     (daemon.paths.run / "fake-waits.json").write_text(json.dumps(told))
@@ -75,7 +82,7 @@ def test_who_and_how_long_is_said_in_words_and_rows(stage: Stage) -> None:
 
 def test_nothing_waited_for_is_said_plainly(stage: Stage) -> None:
     answer = play(stage, [("web/disk0", "device", "", 5, 1)], since=300)
-    assert answer.words == ["db waited for nobody at its disks in the last 5 minutes."]
+    assert answer.words == ["db waited for nobody at its disks and networks in the last 5 minutes."]
     assert (answer.rows, answer.advice) == ([], [])
 
 
@@ -144,3 +151,26 @@ def test_the_matrix_has_all_machines_and_a_machine_that_is_gone_by_its_id(stage:
 )
 def test_a_span_in_words(seconds: int, words: str) -> None:
     assert waits.span(seconds) == words
+
+
+def test_networks_have_sentences_and_advice_of_their_own(stage: Stage) -> None:
+    rows: list[Row] = [
+        ("db/disk0", "device", "", 250_000, 50),
+        ("db/net0", "machine", "web/net0", 600_000, 300),
+        ("db/net0", "limit", "db", 300_000, 100),
+        ("db/net0", "device", "", 100_000, 100),
+    ]
+    answer = play(stage, rows, network={"limit": "1MiB/s"})
+    assert answer.words == [
+        "db waited 250 ms at its disks in the last minute: 50 requests, 5 ms each.",
+        "250 ms (100%) on the disk itself, which was busy with its own requests.",
+        "db waited 1 s at its networks in the last minute: 500 frames, 2 ms each.",
+        "600 ms (60%) because web was served.",
+        "300 ms (30%) at its limit (db network.limit=1MiB/s).",
+        "100 ms (10%) on the uplink itself, which was busy with its own frames.",
+    ]
+    assert [advice.command for advice in answer.advice] == [
+        "nagaya top",
+        "nagaya set db network.weight=200",
+        "nagaya set db network.limit=2MiB/s",
+    ]

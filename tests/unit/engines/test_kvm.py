@@ -41,7 +41,6 @@ def machine_of(paths: Paths, *devices: str, **fields: Any) -> Machine:
         ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
         ("memory.weight", {"memory": {"weight": 200}}),
         ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
-        ("network", {"network": {"limit": "1MiB"}}),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(own: Paths, field: str, fields: dict[str, Any]) -> None:

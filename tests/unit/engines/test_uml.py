@@ -28,7 +28,6 @@ def engine(tmp_path: Path) -> UmlEngine:
         ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
         ("memory.weight", {"memory": {"weight": 200}}),
         ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
-        ("network", {"network": {"limit": "1MiB"}}),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(

@@ -20,6 +20,7 @@ class FakeCore:
         self.devices: dict[str, tuple[dict[str, Any], list[int]]] = {}
         self.events: list[str] = []
         self.shares: list[dict[str, Any]] = []
+        self.network_shares: list[dict[str, Any]] = []
         self.fails: Exception | None = None
         self.closed = False
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -62,6 +63,9 @@ class FakeCore:
         if self.fails is not None:
             raise self.fails
         self.shares += json.loads(nodes)
+
+    def set_network_shares(self, nodes: str) -> None:
+        self.network_shares += json.loads(nodes)
 
     def query_arbiter(self) -> str:
         return json.dumps([{"worker": "disk-8:0", "window": 16, "nodes": []}])

@@ -77,3 +77,17 @@ async def test_waits_of_the_workers_are_summed_and_no_event(core: FakeCore, dire
         assert len(await client.query_waits(None, 3600)) == 1
         with pytest.raises(UsageError, match="since is 0"):
             await client.query_waits(None, 0)
+
+
+async def test_networks_have_a_tree_and_waits_of_their_own(core: FakeCore, directory: Path) -> None:
+    rows = [{"waiter": "m1", "cause": "limit", "whom": "m1", "wait_us": 5, "requests": 2}]
+    async with plane(core, directory) as client:
+        await client.set_shares([ShareNode("m1", limit=7)], ["m2"], resource="network")
+        assert [(node["id"], node.get("limit")) for node in core.network_shares] == [("m1", 7), ("m2", None)]
+        assert core.shares == []
+        core.happen("ARBITER_WAITS", worker="net-default", rows=rows)
+        core.happen("ARBITER_WAITS", worker="disk-8:0", rows=rows)
+        found: set[str] = set()
+        async with asyncio.timeout(5):
+            while found != {"disk", "network"}:
+                found = {row.resource for row in await client.query_waits("m1", 60)}

@@ -54,6 +54,19 @@ impl Arbiter {
         self.bounds == 0 || self.nodes[leaf.0 as usize].plain
     }
 
+    /// Whether `leaf`, or a node above it, has a limit of its own.
+    pub fn has_limit(&self, leaf: Leaf) -> bool {
+        let mut index = leaf.0;
+        while self.bounds > 0 && index != ROOT {
+            let node = &self.nodes[index as usize];
+            if node.has_limit() {
+                return true;
+            }
+            index = node.parent;
+        }
+        false
+    }
+
     /// Whether anything waits.
     pub fn has_waiting(&self) -> bool {
         self.waiting > 0

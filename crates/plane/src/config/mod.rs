@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::shares::ShareNode;
+use crate::shares::{Resource, ShareNode};
 
 pub use blk::{BlkConfig, CopyConfig, Format, Layer, MAX_LAYERS, Model, Speed};
 pub use net::{Mac, NetConfig, UplinkConfig, UplinkKind};
@@ -128,11 +128,20 @@ impl DeviceConfig {
         Ok(())
     }
 
-    /// What is said of the arbiter's tree.
+    /// In which tree it has its place.
+    pub fn resource(&self) -> Resource {
+        match self {
+            DeviceConfig::Net(_) | DeviceConfig::Uplink(_) => Resource::Network,
+            _ => Resource::Disk,
+        }
+    }
+
+    /// What is said of that tree.
     pub fn shares(&self) -> &[ShareNode] {
         match self {
             DeviceConfig::Blk(blk) => &blk.shares,
             DeviceConfig::Copy(copy) => &copy.shares,
+            DeviceConfig::Net(net) => &net.shares,
             _ => &[],
         }
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{MAX_QUEUE_SIZE, bound, one, queue_size, yes};
 use crate::net::switch::Rules;
+use crate::shares::ShareNode;
 
 /// Most pairs of queues of a NIC.
 pub const MAX_PAIRS: usize = 8;
@@ -61,6 +62,9 @@ pub struct NetConfig {
     /// What the port may do.
     #[serde(default)]
     pub rules: Rules,
+    /// Its nodes in the tree of who gets how much; see [`BlkConfig::shares`](super::BlkConfig::shares).
+    #[serde(default, skip_serializing)]
+    pub shares: Vec<ShareNode>,
 }
 
 /// What is behind an uplink's fd.
@@ -88,6 +92,9 @@ pub struct UplinkConfig {
     /// Whether a tap takes UDP segments that are to be cut (TUN_F_USO4).
     #[serde(default)]
     pub uso: bool,
+    /// Bytes a second that machines can send through it, if known: what reservations and weights share out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
 }
 
 fn mtu() -> u16 {

@@ -33,11 +33,12 @@ impl Plane {
         }
         let (id, worker) = (config.id().to_owned(), config.worker().to_owned());
         let shadow = Shadow::new(config, Arc::new(Shared::create()?), fds)?;
-        let undo = self.share(shadow.config.shares())?;
-        let reserved = self.reserve(&id, &worker);
+        let resource = shadow.config.resource();
+        let undo = self.share(resource, shadow.config.shares())?;
+        let reserved = self.reserve(&id, (&worker, resource));
         let (link, number) = match reserved {
             Ok(reserved) => reserved,
-            Err(error) => return self.share(&undo).and(Err(error)),
+            Err(error) => return self.share(resource, &undo).and(Err(error)),
         };
         link.change(|state| {
             state.tell(shadow.open_message(number));
@@ -51,7 +52,7 @@ impl Plane {
             return Ok(());
         }
         drop(inner);
-        self.share(&undo)?;
+        self.share(resource, &undo)?;
         self.forget(&id, &link, number)?;
         Ok(opened?)
     }

@@ -20,7 +20,7 @@ use crate::holder::events::{Events, lock};
 use crate::holder::reopen;
 use crate::holder::shadow::Outgoing;
 use crate::holder::watch::{LOOK, Verdict, Watch};
-use crate::shares::Shares;
+use crate::shares::{Resource, Shares};
 
 mod hear;
 mod state;
@@ -53,6 +53,8 @@ pub struct Link {
     /// Name, as in the configuration of its devices.
     pub name: String,
     argv: Vec<String>,
+    /// What it serves.
+    pub resource: Resource,
     state: Mutex<State>,
     answered: Condvar,
     wake: EventFd,
@@ -67,12 +69,13 @@ impl Link {
     pub fn start(
         name: &str,
         argv: &[String],
-        shares: Shares,
+        (resource, shares): (Resource, Shares),
         events: Arc<Events>,
     ) -> io::Result<(Arc<Link>, JoinHandle<()>)> {
         let link = Arc::new(Link {
             name: name.to_owned(),
             argv: argv.to_vec(),
+            resource,
             state: Mutex::new(State { shares, ..State::default() }),
             answered: Condvar::new(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,

@@ -22,7 +22,7 @@ use crate::holder::offer::Offer;
 use crate::holder::shadow::Shadow;
 use crate::page::Shared;
 use crate::scm::MAX_FDS;
-use crate::shares::{ShareNode, Shares};
+use crate::shares::{Resource, ShareNode, Shares};
 
 mod device;
 mod events;
@@ -74,8 +74,18 @@ struct Inner {
     /// Jobs and uplinks, with their workers and their numbers there.
     jobs: BTreeMap<String, (Arc<Link>, u32)>,
     links: BTreeMap<String, (Arc<Link>, JoinHandle<()>)>,
-    shares: Shares,
+    disk_shares: Shares,
+    network_shares: Shares,
     next_number: u32,
+}
+
+impl Inner {
+    fn shares(&mut self, resource: Resource) -> &mut Shares {
+        match resource {
+            Resource::Disk => &mut self.disk_shares,
+            Resource::Network => &mut self.network_shares,
+        }
+    }
 }
 
 impl Plane {
@@ -115,10 +125,11 @@ impl Plane {
         let id = config.id().to_owned();
         let worker = config.worker().to_owned();
         let shadow = Shadow::new(config, page, backend)?;
-        let undo = self.share(shadow.config.shares())?;
-        let (link, number) = match self.reserve(&id, &worker) {
+        let resource = shadow.config.resource();
+        let undo = self.share(resource, shadow.config.shares())?;
+        let (link, number) = match self.reserve(&id, (&worker, resource)) {
             Ok(reserved) => reserved,
-            Err(error) => return self.share(&undo).and(Err(error)),
+            Err(error) => return self.share(resource, &undo).and(Err(error)),
         };
         let added = self.start(&id, number, (&link, offer), listener, shadow);
         let mut inner = lock(&self.inner);
@@ -134,7 +145,7 @@ impl Plane {
                     ask_to_close(state, number);
                     state.devices.remove(&number);
                 });
-                self.share(&undo)?;
+                self.share(resource, &undo)?;
                 self.end_idle_link(&link);
                 Err(error.into())
             }
@@ -142,13 +153,18 @@ impl Plane {
     }
 
     /// Keep the name for a device on its way in; its worker, started if there is none, and its number there.
-    fn reserve(&self, id: &str, worker: &str) -> Result<(Arc<Link>, u32), PlaneError> {
+    fn reserve(
+        &self,
+        id: &str,
+        (worker, resource): (&str, Resource),
+    ) -> Result<(Arc<Link>, u32), PlaneError> {
         let mut inner = lock(&self.inner);
         if inner.devices.contains_key(id) || inner.jobs.contains_key(id) || inner.reserved.contains_key(id) {
             return Err(PlaneError::Config(format!("there is a device {id} already")));
         }
         if !inner.links.contains_key(worker) {
-            let started = Link::start(worker, &self.worker_argv, inner.shares.clone(), self.events.clone())?;
+            let shares = (resource, inner.shares(resource).clone());
+            let started = Link::start(worker, &self.worker_argv, shares, self.events.clone())?;
             inner.links.insert(worker.to_owned(), started);
         }
         inner.reserved.insert(id.to_owned(), worker.to_owned());
@@ -258,36 +274,37 @@ impl Plane {
         }
     }
 
-    /// Share all disks by `nodes`, a JSON list, from now on, also with devices that come later.
+    /// Share all disks, or all networks, by `nodes`, a JSON list, from now on, also with devices that come later.
     ///
     /// # Errors
     /// A list that cannot be understood, or a node that would be above itself.
-    pub fn set_shares(&self, nodes: &str) -> Result<(), PlaneError> {
+    pub fn set_shares(&self, resource: Resource, nodes: &str) -> Result<(), PlaneError> {
         let nodes: Vec<ShareNode> =
             serde_json::from_str(nodes).map_err(|error| PlaneError::Config(format!("shares: {error}")))?;
-        self.share(&nodes).map(|_| ())
+        self.share(resource, &nodes).map(|_| ())
     }
 
-    /// Tell all workers; returns what makes those nodes forgotten that were not known before.
-    fn share(&self, nodes: &[ShareNode]) -> Result<Vec<ShareNode>, PlaneError> {
+    /// Tell all workers whom it concerns; returns what makes those nodes forgotten that were not known before.
+    fn share(&self, resource: Resource, nodes: &[ShareNode]) -> Result<Vec<ShareNode>, PlaneError> {
         if nodes.is_empty() {
             return Ok(Vec::new());
         }
         let mut inner = lock(&self.inner);
-        let fresh = nodes.iter().filter(|node| !node.remove && !inner.shares.contains(&node.id));
+        let shares = inner.shares(resource);
+        let fresh = nodes.iter().filter(|node| !node.remove && !shares.contains(&node.id));
         let undo = fresh.map(|node| ShareNode { remove: true, ..node.clone() }).collect();
-        inner.shares.set(nodes).map_err(PlaneError::Config)?;
-        for (link, _) in inner.links.values() {
+        shares.set(nodes).map_err(PlaneError::Config)?;
+        for (link, _) in inner.links.values().filter(|(link, _)| link.resource == resource) {
             link.change(|state| state.set_shares(nodes));
         }
         Ok(undo)
     }
 
-    /// The arbiter of each worker that has disks, as JSON, see `_core.pyi`. A worker that is being replaced is left out.
+    /// The arbiter of each worker that has disks or a network, as JSON, see `_core.pyi`. A worker that is being replaced is left out.
     pub fn query_arbiter(&self) -> String {
         let links: Vec<Arc<Link>> = lock(&self.inner).links.values().map(|(link, _)| link.clone()).collect();
         let mut workers = Vec::new();
-        for link in links.iter().filter(|link| link.state().has_disks()) {
+        for link in links.iter().filter(|link| link.state().has_arbiter()) {
             let Some(parts) = link.query_arbiter(ARBITER_PATIENCE) else { continue };
             let mut parts = parts.into_iter();
             let Some(mut whole) = parts.next() else { continue };

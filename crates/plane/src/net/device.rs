@@ -208,6 +208,10 @@ impl Device for Net {
             // The holder has checked the rules; what is left is a switch that is full: the port sends and gets nothing.
             eprintln!("plane worker: {}: {reason}", self.config.id);
         }
+        if let Err(error) = network.join(context.now, context.token.slot, &self.config.id) {
+            // Without a place in the tree it shares nothing out and waits for nothing.
+            eprintln!("plane worker: {}: {error}", self.config.id);
+        }
     }
 
     fn serve(&mut self, context: &mut Context<'_>, index: u16) -> Result<bool, Violation> {
@@ -234,6 +238,6 @@ impl Device for Net {
     }
 
     fn closing(&mut self, context: &mut Context<'_>) {
-        self.network.borrow_mut().remove(context.token.slot);
+        self.network.borrow_mut().remove(context.now, context.token.slot);
     }
 }

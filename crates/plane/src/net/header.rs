@@ -126,6 +126,12 @@ impl Offload {
         bytes
     }
 
+    /// Bytes on the wire of a frame of `length` bytes that is `segments` there: each has the headers.
+    pub fn wire(&self, length: usize, segments: u32) -> u32 {
+        let headers = self.segmentation.map_or(0, |cut| u32::from(cut.headers));
+        length as u32 + headers * segments.saturating_sub(1)
+    }
+
     /// The same of a frame that has `by` bytes more (or less) before the checksum's start: its VLAN tag.
     #[must_use]
     pub fn shifted(mut self, by: i16) -> Offload {

@@ -6,6 +6,7 @@
 //! - [`device`]: a machine's NIC; [`uplink`]: the way out, a tap or a [`stream`];
 //! - [`network`]: the way of a frame from a port to others; [`switch`]: which others; [`receive`]: into a guest's buffers;
 //! - [`header`]: the virtio-net header; [`frame`]: a frame on its way; [`segment`]: what receivers do not take on themselves;
+//! - [`traffic`]: whose turn it is, where something is limited;
 //! - [`settle`]: counters for the holder.
 
 pub mod device;
@@ -17,4 +18,5 @@ pub mod segment;
 mod settle;
 pub mod stream;
 pub mod switch;
+pub mod traffic;
 pub mod uplink;

@@ -16,26 +16,53 @@ use crate::net::header::{Checksum, Gso, Offload, Segmentation};
 use crate::net::receive::{Put, Receiver};
 use crate::net::segment;
 use crate::net::switch::{Delivery, DropReason, PortId, PortKind, Rules, Switch};
+use crate::net::traffic::Traffic;
 use crate::net::uplink::Way;
 use crate::page::{DevicePage, add};
+use crate::shares::{ShareNode, Shares};
 use crate::uring::Uring;
 use crate::worker::device::Peers;
 use crate::worker::queue::VirtQueue;
 
+mod passage;
+
 /// The networks of a worker, by name. One lasts as long as a device of it.
 #[derive(Default)]
-pub struct Networks(HashMap<String, Weak<RefCell<Network>>>);
+pub struct Networks {
+    networks: HashMap<String, Weak<RefCell<Network>>>,
+    /// What was said of how they are shared, for those to come.
+    shares: Shares,
+}
 
 impl Networks {
     /// The network of this name.
     pub fn of(&mut self, name: &str) -> Rc<RefCell<Network>> {
-        if let Some(network) = self.0.get(name).and_then(Weak::upgrade) {
+        if let Some(network) = self.networks.get(name).and_then(Weak::upgrade) {
             return network;
         }
-        self.0.retain(|_, network| network.strong_count() > 0);
-        let network = Rc::new(RefCell::new(Network::default()));
-        self.0.insert(name.to_owned(), Rc::downgrade(&network));
+        self.networks.retain(|_, network| network.strong_count() > 0);
+        let mut network = Network::default();
+        let nodes: Vec<ShareNode> = self.shares.nodes().cloned().collect();
+        network.set_shares(0, &nodes);
+        let network = Rc::new(RefCell::new(network));
+        self.networks.insert(name.to_owned(), Rc::downgrade(&network));
         network
+    }
+
+    /// Share all of them by `nodes` from now on.
+    pub fn set_shares(&mut self, now: Nanos, nodes: &[ShareNode]) {
+        if let Err(error) = self.shares.set(nodes) {
+            // The holder has checked them.
+            return eprintln!("plane worker: shares: {error}");
+        }
+        for network in self.all() {
+            network.borrow_mut().set_shares(now, nodes);
+        }
+    }
+
+    /// Those that there are.
+    pub fn all(&self) -> impl Iterator<Item = Rc<RefCell<Network>>> + '_ {
+        self.networks.values().filter_map(Weak::upgrade)
     }
 }
 
@@ -60,6 +87,8 @@ pub struct Network {
     pub switch: Switch,
     /// By place in the reactor's table, which is the number of the port in the switch too.
     ports: Vec<Option<Port>>,
+    /// Whose turn it is.
+    traffic: Traffic,
     out: Vec<Delivery>,
     /// Receive queues with frames that their guests are not shown yet.
     staged: Vec<(u16, u16)>,
@@ -106,7 +135,8 @@ impl Network {
     }
 
     /// A port goes.
-    pub fn remove(&mut self, slot: u16) -> Option<Way> {
+    pub fn remove(&mut self, now: Nanos, slot: u16) -> Option<Way> {
+        self.traffic.leave(now, slot.into());
         self.switch.remove_port(slot.into());
         // It may be this port's timeout that is under way.
         self.settling = false;
@@ -154,11 +184,9 @@ impl Network {
         let verdict = self.switch.decide(now, PortId::from(from), header, length, segments, &mut out);
         if let Ok(verdict) = verdict {
             let frame = Frame { front: sent.front, rest: sent.rest, length, offload: sent.offload };
-            for delivery in &out {
-                if let Err(reason) = self.deliver(peers, *delivery, verdict.flow, &frame) {
-                    self.dropped(delivery.port as u16, reason, segments);
-                }
-            }
+            let wire = sent.offload.wire(length, segments);
+            let way = passage::Way { from: from.into(), flow: verdict.flow, segments, wire };
+            self.leave(now, peers, &out, way, &frame);
         }
         self.out = out;
     }

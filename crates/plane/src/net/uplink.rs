@@ -199,7 +199,10 @@ impl Device for Uplink {
             UplinkKind::Tap => Way::Tap(Tap { file, udp: self.config.uso, pieces: Vec::new() }),
             UplinkKind::Stream => Way::Stream(Outgoing::new(file, context.io(WRITABLE))),
         };
-        let added = self.network.borrow_mut().add_uplink(context.token.slot, way, context.page);
+        let mut network = self.network.borrow_mut();
+        network.set_rate(context.now, self.config.rate);
+        let added = network.add_uplink(context.token.slot, way, context.page);
+        drop(network);
         if let Err(reason) = added {
             eprintln!("plane worker: {}: {reason}", self.config.id);
         }
@@ -225,7 +228,9 @@ impl Device for Uplink {
     }
 
     fn closing(&mut self, context: &mut Context<'_>) {
-        self.network.borrow_mut().remove(context.token.slot);
+        let mut network = self.network.borrow_mut();
+        network.remove(context.now, context.token.slot);
+        network.set_rate(context.now, None);
         for value in [READABLE, WRITABLE] {
             let cancel = opcode::AsyncCancel::new(context.io(value)).build();
             // SAFETY: names no memory.

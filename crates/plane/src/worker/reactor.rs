@@ -218,10 +218,8 @@ impl Reactor {
         }
         self.touch(slot);
         self.spread();
+        self.note_waits(slot);
         if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
-            if entry.disk.is_some() && !self.reporting {
-                self.reporting = turns::report_later(&self.uring);
-            }
             let taken = entry.taken();
             self.taken = self.taken + taken - std::mem::replace(&mut entry.seen_taken, taken);
         }

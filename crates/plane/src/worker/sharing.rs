@@ -1,27 +1,20 @@
-//! The arbiter of a worker, and the part of the tree that its disks need.
-
-use std::collections::BTreeSet;
+//! The arbiter of a worker's disks, and the part of the tree that they need.
 
 use crate::arbiter::{Arbiter, Leaf, TreeError};
 use crate::clock::Nanos;
-use crate::shares::{ShareNode, Shares};
+use crate::shares::{ShareNode, Tree};
 
 /// The disks of a worker and how they share its device.
 pub struct Sharing {
     /// Whose turn it is.
     pub arbiter: Arbiter,
-    shares: Shares,
-    /// Ids of the disks.
-    disks: BTreeSet<String>,
-    /// Nodes of the arbiter.
-    nodes: BTreeSet<String>,
+    tree: Tree,
 }
 
 impl Sharing {
     /// Without disks.
     pub fn new(now: Nanos) -> Sharing {
-        let (disks, nodes) = (BTreeSet::new(), BTreeSet::new());
-        Sharing { arbiter: Arbiter::new(now), shares: Shares::default(), disks, nodes }
+        Sharing { arbiter: Arbiter::new(now), tree: Tree::default() }
     }
 
     /// A disk comes; its requests are offered at the leaf.
@@ -29,53 +22,18 @@ impl Sharing {
     /// # Errors
     /// If something is a disk that other nodes are below.
     pub fn join(&mut self, now: Nanos, id: &str) -> Result<Leaf, TreeError> {
-        let leaf = self.hang(now, id)?;
-        self.disks.insert(id.to_owned());
-        Ok(leaf)
+        self.tree.join(now, &mut self.arbiter, id)?;
+        self.arbiter.node(id).ok_or_else(|| TreeError::Unknown(id.to_owned()))
     }
 
     /// A disk has gone; so do the nodes that only it needed.
     pub fn leave(&mut self, now: Nanos, id: &str) {
-        self.disks.remove(id);
-        self.prune(now);
+        self.tree.leave(now, &mut self.arbiter, id);
     }
 
     /// Share by `nodes` from now on. A disk whose place in the tree cannot be what they say keeps the one it has.
     pub fn set(&mut self, now: Nanos, nodes: &[ShareNode]) {
-        let changed: BTreeSet<&str> = nodes.iter().map(|node| node.id.as_str()).collect();
-        if let Err(error) = self.shares.set(nodes) {
-            // The holder has checked them.
-            return eprintln!("plane worker: shares: {error}");
-        }
-        for id in self.disks.clone() {
-            if self.shares.path(&id).iter().any(|node| changed.contains(node))
-                && let Err(error) = self.hang(now, &id)
-            {
-                eprintln!("plane worker: shares: {error}");
-            }
-        }
-        self.prune(now);
-    }
-
-    /// Make `id` and all above it nodes of the arbiter, with their knobs.
-    fn hang(&mut self, now: Nanos, id: &str) -> Result<Leaf, TreeError> {
-        let mut above = None;
-        for node in self.shares.path(id) {
-            self.arbiter.set_node(now, node, above, self.shares.knobs(node))?;
-            self.nodes.insert(node.to_owned());
-            above = Some(node);
-        }
-        self.arbiter.node(id).ok_or_else(|| TreeError::Unknown(id.to_owned()))
-    }
-
-    /// Remove the nodes that no disk needs.
-    fn prune(&mut self, now: Nanos) {
-        let needed: BTreeSet<String> =
-            self.disks.iter().flat_map(|disk| self.shares.path(disk)).map(str::to_owned).collect();
-        for node in self.nodes.difference(&needed) {
-            self.arbiter.remove_node(now, node);
-        }
-        self.nodes = needed;
+        self.tree.set(now, &mut self.arbiter, nodes);
     }
 }
 

@@ -3,4 +3,5 @@
 mod street;
 
 mod frames;
+mod shares;
 mod tap;

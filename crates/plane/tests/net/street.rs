@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nagaya_client::net::HEADER;
 use nagaya_client::{Net, NetOptions};
 use nagaya_plane::holder::Plane;
+use nagaya_plane::shares::Resource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -64,19 +65,34 @@ impl Street {
 
     /// An uplink that is a stream; our end of it.
     pub fn stream(&self) -> UnixStream {
+        self.stream_of(None)
+    }
+
+    /// The same with a rate in bytes a second.
+    pub fn stream_of(&self, rate: Option<u64>) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().expect("sockets");
         theirs.set_nonblocking(true).expect("non-blocking");
         ours.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        self.uplink("stream", theirs.into());
+        self.uplink_of("stream", theirs.into(), rate);
         ours
     }
 
     pub fn uplink(&self, kind: &str, fd: OwnedFd) {
+        self.uplink_of(kind, fd, None);
+    }
+
+    fn uplink_of(&self, kind: &str, fd: OwnedFd, rate: Option<u64>) {
         let config = json!({
             "driver": "uplink", "id": "%test/uplink", "worker": "net-test", "network": "test", "kind": kind,
+            "rate": rate,
         });
         let fd = fd.as_fd().try_clone_to_owned().expect("fd");
         self.plane.device_add(&config.to_string(), vec![fd]).expect("uplink");
+    }
+
+    /// Share the network by `nodes`.
+    pub fn share(&self, nodes: &Value) {
+        self.plane.set_shares(Resource::Network, &nodes.to_string()).expect("set_shares");
     }
 
     /// What `query-ports` says of a port.
@@ -84,6 +100,23 @@ impl Street {
         let ports: Value = serde_json::from_str(&self.plane.query_ports(Some("test"))).expect("JSON");
         let port = ports.as_array().expect("ports").iter().find(|port| port["id"] == id);
         port.unwrap_or_else(|| panic!("no port {id}: {ports}")).clone()
+    }
+
+    /// Who waited for whom, of all that was told since the last call; waits until somebody did.
+    pub fn waits(&self) -> Vec<Value> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let events = self.plane.take_events();
+            let events = events.iter().map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
+            let told = events.filter(|event| event["event"] == "ARBITER_WAITS");
+            let rows: Vec<Value> =
+                told.flat_map(|event| event["data"]["rows"].as_array().expect("rows").clone()).collect();
+            if !rows.is_empty() {
+                return rows;
+            }
+            assert!(Instant::now() < end, "nobody waited");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Wait until `count` frames have been dropped at a port for `reason`.

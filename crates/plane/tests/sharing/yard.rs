@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nagaya_client::{Blk, BlkOptions, Request};
 use nagaya_plane::holder::{Plane, PlaneError};
+use nagaya_plane::shares::Resource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -114,7 +115,7 @@ impl Yard {
     }
 
     pub fn set(&self, nodes: &Value) {
-        self.plane.set_shares(&nodes.to_string()).expect("set_shares");
+        self.plane.set_shares(Resource::Disk, &nodes.to_string()).expect("set_shares");
     }
 
     /// How many requests of 4 KiB may be at the device.

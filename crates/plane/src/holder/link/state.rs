@@ -61,11 +61,11 @@ impl State {
         self.outbox = share_messages(&shares).collect();
     }
 
-    /// Whether it serves disks, which are what there is to arbitrate.
-    pub fn has_disks(&self) -> bool {
-        self.devices
-            .values()
-            .any(|shadow| matches!(shadow.config, DeviceConfig::Blk(_) | DeviceConfig::Copy(_)))
+    /// Whether it serves disks or networks, which are what there is to arbitrate.
+    pub fn has_arbiter(&self) -> bool {
+        use DeviceConfig::{Blk, Copy, Net, Uplink};
+        let mut configs = self.devices.values().map(|shadow| &shadow.config);
+        configs.any(|config| matches!(config, Blk(_) | Copy(_) | Net(_) | Uplink(_)))
     }
 
     /// A number for a request that will be answered.

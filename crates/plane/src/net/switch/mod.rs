@@ -192,6 +192,11 @@ impl Switch {
         }
     }
 
+    /// What a port is.
+    pub fn kind(&self, id: PortId) -> Option<PortKind> {
+        self.port(id).map(|port| port.kind)
+    }
+
     /// What was dropped at a port.
     pub fn drops(&self, id: PortId) -> Option<&Drops> {
         self.port(id).map(|port| &port.drops)

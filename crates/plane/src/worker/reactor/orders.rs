@@ -35,7 +35,11 @@ impl Reactor {
             ToWorker::Queue { device, setup } => self.start(device, &setup, fds),
             ToWorker::Stop { device, queue, serial } => self.stop(device, queue, serial),
             ToWorker::Close { device, serial } => self.close(device, serial),
-            ToWorker::Shares { nodes } => self.sharing.set(self.now, &nodes),
+            // A worker serves disks or networks.
+            ToWorker::Shares { nodes } => {
+                self.sharing.set(self.now, &nodes);
+                self.networks.set_shares(self.now, &nodes);
+            }
             ToWorker::Ping => self.outbox.push_back(FromWorker::Pong),
             ToWorker::QueryArbiter { serial } => self.tell_arbiter(serial),
         }

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::DeviceConfig;
 use crate::control::{FromWorker, NODES};
 use crate::uring::Uring;
-use crate::worker::device::{IGNORED, Kind, Token};
+use crate::worker::device::{IGNORED, Kind, Peers, Token};
 
 /// How often the holder is told who waited for whom, while anything happens.
 static PERIOD: Timespec = Timespec::new().sec(1);
@@ -27,6 +27,7 @@ const BACKLOG: usize = 64;
 impl Reactor {
     /// Start the requests whose turn it is.
     pub(super) fn admit(&mut self) {
+        self.release_frames();
         while let Some(ticket) = self.sharing.arbiter.next(self.now) {
             let token = Token::unpack(ticket);
             if self.is_current(token) {
@@ -37,9 +38,32 @@ impl Reactor {
         }
     }
 
-    /// How long until the arbiter lets a request go that waits for a time and not for a completion.
+    /// Pass on the frames whose turn it is.
+    fn release_frames(&mut self) {
+        for network in self.networks.all() {
+            let mut network = network.borrow_mut();
+            if network.has_waiting() {
+                let peers =
+                    &mut Peers { before: &mut self.devices, after: &mut [], effects: &mut self.effects };
+                network.release(self.now, &self.uring, peers);
+            }
+        }
+        self.spread();
+    }
+
+    /// The device at `slot` has worked: if something may wait since then, the holder will be told for whom.
+    pub(super) fn note_waits(&mut self, slot: u16) {
+        let entry = self.devices.get(usize::from(slot)).and_then(Option::as_ref);
+        let is_disk = entry.is_some_and(|entry| entry.disk.is_some());
+        if !self.reporting && (is_disk || self.networks.all().any(|network| network.borrow().has_waiting())) {
+            self.reporting = report_later(&self.uring);
+        }
+    }
+
+    /// How long until an arbiter lets go what waits for a time and not for a completion.
     pub(super) fn due_in(&self) -> Option<Duration> {
-        let at = self.sharing.arbiter.wake_at(self.now)?;
+        let networks = self.networks.all().filter_map(|network| network.borrow().wake_at(self.now));
+        let at = networks.chain(self.sharing.arbiter.wake_at(self.now)).min()?;
         Some(Duration::from_nanos(at.saturating_sub(clock::now())))
     }
 
@@ -49,7 +73,10 @@ impl Reactor {
         for change in self.sharing.arbiter.take_changes() {
             self.outbox.push_back(FromWorker::Objective { id: change.id, met: change.met });
         }
-        let rows = self.sharing.arbiter.take_waits(self.now);
+        let mut rows = self.sharing.arbiter.take_waits(self.now);
+        for network in self.networks.all() {
+            rows.extend(network.borrow_mut().take_waits(self.now));
+        }
         if !rows.is_empty() && self.outbox.len() < BACKLOG {
             self.outbox.push_back(FromWorker::Waits { rows: json!(rows) });
         }
@@ -66,8 +93,10 @@ impl Reactor {
 
     /// Tell the holder the state of the arbiter.
     pub(super) fn tell_arbiter(&mut self, serial: u64) {
-        let stats = self.sharing.arbiter.stats(self.now);
-        let mut status = json!(stats);
+        let network = self.networks.all().next().map(|network| network.borrow().stats(self.now));
+        let resource = if network.is_some() { "network" } else { "disk" };
+        let mut status = json!(network.unwrap_or_else(|| self.sharing.arbiter.stats(self.now)));
+        status["resource"] = resource.into();
         let mut nodes = status["nodes"].as_array_mut().map(std::mem::take).unwrap_or_default();
         loop {
             let rest = nodes.split_off(nodes.len().min(NODES));
@@ -83,7 +112,7 @@ impl Reactor {
 }
 
 /// Have the ring say when the next report is due. A timeout of every sleep would cost more than one a second.
-pub(super) fn report_later(uring: &Uring) -> bool {
+fn report_later(uring: &Uring) -> bool {
     let token = Token { kind: Kind::Control, value: REPORT, ..IGNORED };
     // SAFETY: the time is static.
     unsafe { uring.push(opcode::Timeout::new(&PERIOD).build().user_data(token.pack())) };
