@@ -1,5 +1,5 @@
-//! `vub`: measure or check a vhost-user-blk backend. Prints one JSON object; the callers are benches/disk and
-//! tests/system.
+//! `vub`: measure or check a vhost-user backend. Prints one JSON object; the callers are benches/disk, benches/network
+//! and tests/system.
 //!
 //! ```text
 //! vub bench  --socket S --op read|write --depth N --mode block|poll --seconds T [--block 4096] [--indirect 1]
@@ -8,9 +8,12 @@
 //! vub stamp  --socket S --depth N --seconds T --blocks N [--seed N] [--log FILE] [--patience S]
 //! vub config --socket S
 //! vub ask    --socket S < requests    (a line each: read SECTOR LEN, write SECTOR LEN BYTE, flush)
+//! vub frames --socket S --to S [--size 64] [--seconds T] [--rate N: frames a second, else as many as go]
+//!            [--queue-size 256] [--warm-up T]
 //! ```
 
 mod bench;
+mod frames;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -44,7 +47,8 @@ fn run(command: &str, options: &Options) -> io::Result<Value> {
         "stamp" => stamp(options),
         "config" => config(options),
         "ask" => ask(options),
-        other => Err(invalid(format!("no command {other:?}; bench, stamp, config or ask"))),
+        "frames" => frames::run(options),
+        other => Err(invalid(format!("no command {other:?}; bench, stamp, config, ask or frames"))),
     }
 }
 
