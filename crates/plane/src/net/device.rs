@@ -119,18 +119,25 @@ impl Net {
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
             let Some(head) = queue.take_in_order(&mut self.buffers)? else { return Ok(false) };
             let sent = self.send(context, index, network);
-            if let Err(reason) = sent {
-                network.dropped(context.token.slot, reason, 1);
+            let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
+            match sent {
+                Ok(0) => {
+                    queue.untake(1);
+                    queue.park();
+                    return Ok(false);
+                }
+                Ok(frames) => budget = budget.saturating_sub(frames),
+                Err(reason) => {
+                    network.dropped(context.token.slot, reason, 1);
+                    budget -= 1;
+                }
             }
-            budget = budget.saturating_sub(sent.unwrap_or(1));
-            if let Some(queue) = context.queues[usize::from(index)].as_mut() {
-                queue.stage(head, 0)?;
-            }
+            queue.stage(head, 0)?;
         }
         Ok(true)
     }
 
-    /// Send the frame in the buffers; how many frames it is on the wire.
+    /// Send the frame in the buffers; how many frames it is on the wire, 0 if it has to be sent again later.
     fn send(
         &mut self,
         context: &mut Context<'_>,
@@ -154,11 +161,24 @@ impl Net {
         if !network.has_link(slot) {
             return Err(DropReason::LinkDown);
         }
+        let sent = Sent { front: &mut front, rest: buffers, length, offload, segments };
+        if !network.send(context.now, (slot, Some(index)), &mut context.peers, sent) {
+            return Ok(0);
+        }
         add(&context.page.writes, 1);
         add(&context.page.written_bytes, length as u64);
-        let sent = Sent { front: &mut front, rest: buffers, length, offload, segments };
-        network.send(context.now, slot, &mut context.peers, sent);
         Ok(segments)
+    }
+
+    /// The guest may have offered buffers. Nobody looks at them but those who wait for them.
+    fn refilled(&mut self, context: &mut Context<'_>, index: u16) {
+        let (mut network, slot) = (self.network.borrow_mut(), context.token.slot);
+        if network.is_awaited(slot) {
+            network.retry(Some(slot), &mut context.peers, (slot, context.wake));
+        }
+        if let Some(queue) = context.queue(index) {
+            queue.park();
+        }
     }
 
     fn control(&mut self, context: &mut Context<'_>, index: u16) -> Result<bool, Violation> {
@@ -218,7 +238,7 @@ impl Device for Net {
         let Some(queue) = context.queue(index) else { return Ok(false) };
         match self.role(index, queue.features) {
             Role::Receive => {
-                queue.park();
+                self.refilled(context, index);
                 Ok(false)
             }
             Role::Transmit => self.transmit(context, index),
@@ -226,8 +246,8 @@ impl Device for Net {
         }
     }
 
-    fn complete(&mut self, context: &mut Context<'_>, _value: u16, _result: i32) -> Result<(), Fault> {
-        settle::now(&mut self.network.borrow_mut(), context);
+    fn complete(&mut self, context: &mut Context<'_>, value: u16, _result: i32) -> Result<(), Fault> {
+        settle::now(&mut self.network.borrow_mut(), context, value);
         Ok(())
     }
 
@@ -238,6 +258,8 @@ impl Device for Net {
     }
 
     fn closing(&mut self, context: &mut Context<'_>) {
-        self.network.borrow_mut().remove(context.now, context.token.slot);
+        let (mut network, slot) = (self.network.borrow_mut(), context.token.slot);
+        network.remove(context.now, slot);
+        network.retry(None, &mut context.peers, (slot, context.wake));
     }
 }

@@ -5,7 +5,8 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 
-use crate::net::switch::DropReason;
+use crate::net::switch::frame::{ICMP, ICMP6, TCP, UDP};
+use crate::net::switch::{DropReason, Ip};
 
 /// Bytes of the header, with VIRTIO_F_VERSION_1 or VIRTIO_NET_F_MRG_RXBUF; and without (5.1.6.1).
 pub const LENGTH: usize = 12;
@@ -14,6 +15,11 @@ pub const LEGACY_LENGTH: usize = 10;
 
 /// Bytes of an Ethernet header without a tag.
 pub const ETHERNET: usize = 14;
+
+/// Where TCP and UDP have their checksums (RFC 9293, RFC 768), and bytes of a UDP header.
+const TCP_CHECKSUM: u16 = 16;
+const UDP_CHECKSUM: u16 = 6;
+const UDP_HEADER: usize = 8;
 
 /// Most segments that one frame may stand for: Linux sends at most 64 KiB, in segments of 536 bytes or more unless
 /// somebody asks for less. What a frame may cost us is bounded by it.
@@ -106,6 +112,30 @@ impl Offload {
         Ok((Offload { checksum: Some(checksum), segmentation }, segments))
     }
 
+    /// Whether what is left to be done stays behind what the switch has looked at: whoever fills in a checksum writes two bytes
+    /// of the sender's choice, and must not change addresses or ports with them.
+    pub fn fits(&self, ip: Option<Ip>) -> bool {
+        let Some(checksum) = self.checksum else { return true };
+        let Some(ip) = ip.filter(|ip| !ip.fragment) else { return false };
+        let start = usize::from(checksum.start);
+        let at_upper = start == ip.upper;
+        if let Some(cut) = self.segmentation {
+            let kind = match cut.kind {
+                Gso::Tcp4 => ip.v4 && ip.protocol == TCP,
+                Gso::Tcp6 => !ip.v4 && ip.protocol == TCP,
+                Gso::Udp => ip.protocol == UDP,
+            };
+            return kind && at_upper;
+        }
+        match ip.protocol {
+            TCP => at_upper && checksum.offset == TCP_CHECKSUM,
+            // Or of what is in a tunnel.
+            UDP => at_upper && checksum.offset == UDP_CHECKSUM || start >= ip.upper + UDP_HEADER,
+            ICMP | ICMP6 => false,
+            _ => start >= ip.upper,
+        }
+    }
+
     /// As bytes, for a receiver that gets the frame in so many `buffers`.
     pub fn bytes(&self, buffers: u16) -> [u8; LENGTH] {
         let mut bytes = [0; LENGTH];
@@ -155,11 +185,10 @@ impl Offload {
 fn headers(kind: Gso, checksum: Checksum, front: &[u8]) -> Option<u16> {
     let start = usize::from(checksum.start);
     let transport = match kind {
-        Gso::Udp => 8,
+        Gso::Udp => UDP_HEADER,
         Gso::Tcp4 | Gso::Tcp6 => usize::from(front.get(start + 12)? >> 4) * 4,
     };
-    let field = if kind == Gso::Udp { 6 } else { 16 };
-    let least = if kind == Gso::Udp { 8 } else { 20 };
+    let (field, least) = if kind == Gso::Udp { (UDP_CHECKSUM, UDP_HEADER) } else { (TCP_CHECKSUM, 20) };
     let whole = transport >= least && start + transport <= front.len() && checksum.offset == field;
     whole.then_some((start + transport) as u16)
 }
@@ -220,6 +249,29 @@ mod tests {
         ] {
             assert_eq!(Offload::parse(&wrong, &front(), 14_534), Err(DropReason::BadHeader), "{why}");
         }
+    }
+
+    #[test]
+    fn a_checksum_is_written_where_the_switch_has_not_looked() {
+        let ip = |protocol| Some(Ip { v4: true, protocol, upper: 34, fragment: false });
+        let at = |start, offset| Offload { checksum: Some(Checksum { start, offset }), segmentation: None };
+        assert!(Offload::default().fits(None) && at(34, 16).fits(ip(TCP)) && at(34, 6).fits(ip(UDP)));
+        assert!(at(42, 0).fits(ip(UDP)) && at(34, 4).fits(ip(47)), "what is in a tunnel is not looked at");
+        assert!(!at(34, 16).fits(None), "of no IP packet");
+        assert!(!at(34, 16).fits(ip(TCP).map(|ip| Ip { fragment: true, ..ip })));
+        for (start, offset, protocol, what) in [
+            (14, 12, TCP, "the source address"),
+            (34, 0, TCP, "the source port"),
+            (34, 2, UDP, "the destination port"),
+            (18, 16, 47, "the destination address"),
+            (34, 0, ICMP, "the type of a message"),
+        ] {
+            assert!(!at(start, offset).fits(ip(protocol)), "it would change {what}");
+        }
+        let (tcp, _) = Offload::parse(&bytes(1, 1, 1448, 34, 16), &front(), 14_534).unwrap();
+        assert!(tcp.fits(ip(TCP)) && !tcp.fits(ip(UDP)));
+        assert!(!tcp.fits(ip(TCP).map(|ip| Ip { v4: false, ..ip })), "IPv6 to be cut as IPv4");
+        assert!(!tcp.fits(ip(TCP).map(|ip| Ip { upper: 38, ..ip })), "options cut away");
     }
 
     proptest! {

@@ -6,13 +6,14 @@
 //! - [`device`]: a machine's NIC; [`uplink`]: the way out, a tap or a [`stream`];
 //! - [`network`]: the way of a frame from a port to others; [`switch`]: which others; [`receive`]: into a guest's buffers;
 //! - [`header`]: the virtio-net header; [`frame`]: a frame on its way; [`segment`]: what receivers do not take on themselves;
-//! - [`traffic`]: whose turn it is, where something is limited;
-//! - [`settle`]: counters for the holder.
+//! - [`traffic`]: whose turn it is, where something is limited; [`patience`]: how long senders wait for a receiver's buffers;
+//! - [`settle`]: what is done a moment later.
 
 pub mod device;
 pub mod frame;
 pub mod header;
 pub mod network;
+pub mod patience;
 pub mod receive;
 pub mod segment;
 mod settle;

@@ -13,6 +13,7 @@ use virtio_bindings::bindings::virtio_net::{
 use crate::clock::Nanos;
 use crate::net::frame::{Frame, Front};
 use crate::net::header::{Checksum, Gso, Offload, Segmentation};
+use crate::net::patience::Patience;
 use crate::net::receive::{Put, Receiver};
 use crate::net::segment;
 use crate::net::switch::{Delivery, DropReason, PortId, PortKind, Rules, Switch};
@@ -24,6 +25,7 @@ use crate::uring::Uring;
 use crate::worker::device::Peers;
 use crate::worker::queue::VirtQueue;
 
+mod holding;
 mod passage;
 
 /// The networks of a worker, by name. One lasts as long as a device of it.
@@ -92,6 +94,10 @@ pub struct Network {
     out: Vec<Delivery>,
     /// Receive queues with frames that their guests are not shown yet.
     staged: Vec<(u16, u16)>,
+    /// Guests without a buffer, and the transmit queues that wait for them.
+    held: Vec<(u16, (u16, u16))>,
+    /// A timeout is under way after which they try again in any case.
+    pub ticking: bool,
     /// Something was sent by an uplink.
     unflushed: bool,
     /// A timeout is under way after which drops are noted.
@@ -103,7 +109,7 @@ pub struct Network {
 }
 
 enum Port {
-    Guest { link: bool, drops: [u64; DropReason::ALL.len()] },
+    Guest { link: bool, drops: [u64; DropReason::ALL.len()], patience: Patience },
     Uplink { way: Way, drops: [u64; DropReason::ALL.len()] },
 }
 
@@ -120,7 +126,7 @@ impl Network {
         page: &DevicePage,
     ) -> Result<(), String> {
         self.switch.add_port(slot.into(), PortKind::Guest, Some(mac), rules.clone())?;
-        self.place(slot, Port::Guest { link, drops: counted(page) });
+        self.place(slot, Port::Guest { link, drops: counted(page), patience: Patience::default() });
         Ok(())
     }
 
@@ -139,7 +145,7 @@ impl Network {
         self.traffic.leave(now, slot.into());
         self.switch.remove_port(slot.into());
         // It may be this port's timeout that is under way.
-        self.settling = false;
+        (self.settling, self.ticking) = (false, false);
         match self.ports.get_mut(usize::from(slot))?.take()? {
             Port::Uplink { way, .. } => Some(way),
             Port::Guest { .. } => None,
@@ -175,20 +181,37 @@ impl Network {
         self.switch.count(slot.into(), reason, frames);
     }
 
-    /// Where a frame goes that the port at `from` sends; the receivers see it after [`publish`](Self::publish).
-    pub fn send(&mut self, now: Nanos, from: u16, peers: &mut Peers<'_>, sent: Sent<'_>) {
+    /// Where a frame goes that the port at `from` sends; the receivers see it after [`publish`](Self::publish). False if the
+    /// sender is to try again when [`retry`](Self::retry) wakes its queue, the second of `from`, because the only receiver has no
+    /// buffers now. Without such a queue the frame is dropped then.
+    pub fn send(
+        &mut self,
+        now: Nanos,
+        (from, held): (u16, Option<u16>),
+        peers: &mut Peers<'_>,
+        sent: Sent<'_>,
+    ) -> bool {
         let mut out = std::mem::take(&mut self.out);
         out.clear();
         let header = sent.front.frame_mut();
         let (length, segments) = (sent.length, sent.segments);
         let verdict = self.switch.decide(now, PortId::from(from), header, length, segments, &mut out);
-        if let Ok(verdict) = verdict {
-            let frame = Frame { front: sent.front, rest: sent.rest, length, offload: sent.offload };
-            let wire = sent.offload.wire(length, segments);
-            let way = passage::Way { from: from.into(), flow: verdict.flow, segments, wire };
-            self.leave(now, peers, &out, way, &frame);
+        let mut passed = true;
+        match verdict {
+            Ok(verdict) if sent.offload.fits(verdict.ip) => {
+                passed = !self.holds(now, peers, (from, held), (&out, verdict.flow, length));
+                if passed {
+                    let frame = Frame { front: sent.front, rest: sent.rest, length, offload: sent.offload };
+                    let wire = sent.offload.wire(length, segments);
+                    let way = passage::Way { from: from.into(), flow: verdict.flow, segments, wire };
+                    self.leave(now, peers, &out, way, &frame);
+                }
+            }
+            Ok(_) => self.dropped(from, DropReason::BadHeader, segments),
+            Err(_) => {}
         }
         self.out = out;
+        passed
     }
 
     fn deliver(

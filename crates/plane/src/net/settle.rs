@@ -1,4 +1,4 @@
-//! Drops are counted by the switch, and noted where the holder reads them a moment later.
+//! What a network does a moment later: note drops where the holder reads them, and have those try again who wait for buffers.
 
 use io_uring::opcode;
 use io_uring::types::Timespec;
@@ -6,23 +6,35 @@ use io_uring::types::Timespec;
 use crate::net::network::Network;
 use crate::worker::device::Context;
 
-/// The completion of a device's timeout; uplinks have others below it.
-pub const SETTLE: u16 = 9;
+/// The completions of a device's timeouts; uplinks have others below them.
+pub const SETTLE: u16 = 8;
+/// See [`SETTLE`].
+pub const TICK: u16 = 9;
 
 /// What happened is noted so much later at the latest.
 static MOMENT: Timespec = Timespec::new().nsec(50_000_000);
 
-/// Note it in a moment, if that is not under way.
+/// Who waits for buffers tries again after so long, also if there are none: it may have waited long enough.
+static TURN: Timespec = Timespec::new().nsec(1_000_000);
+
+/// Arrange for what is to be done later, as far as that is not under way.
 pub fn later(network: &mut Network, context: &Context<'_>) {
-    if !std::mem::replace(&mut network.settling, true) {
-        let timeout = opcode::Timeout::new(&MOMENT).build();
-        // SAFETY: the time is static.
-        unsafe { context.uring.push(timeout.user_data(context.io(SETTLE))) };
+    let held = network.has_held();
+    let due = [(&mut network.settling, true, &MOMENT, SETTLE), (&mut network.ticking, held, &TURN, TICK)];
+    for (under_way, wanted, time, value) in due {
+        if wanted && !std::mem::replace(under_way, true) {
+            // SAFETY: the time is static.
+            unsafe { context.uring.push(opcode::Timeout::new(time).build().user_data(context.io(value))) };
+        }
     }
 }
 
-/// Note what was dropped at all ports.
-pub fn now(network: &mut Network, context: &mut Context<'_>) {
+/// The timeout `value` is over.
+pub fn now(network: &mut Network, context: &mut Context<'_>, value: u16) {
+    if value == TICK {
+        network.ticking = false;
+        return network.retry(None, &mut context.peers, (context.token.slot, context.wake));
+    }
     network.settling = false;
     let slots: Vec<u16> = network.slots().collect();
     for slot in slots {

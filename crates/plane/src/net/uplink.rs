@@ -171,7 +171,8 @@ impl Uplink {
         add(&context.page.writes, 1);
         add(&context.page.written_bytes, length as u64);
         let sent = Sent { front: &mut front, rest: &rest, length, offload, segments };
-        network.send(context.now, context.token.slot, &mut context.peers, sent);
+        // What no buffer is there for is dropped: the tap's queue is behind it, with the frames for all others.
+        network.send(context.now, (context.token.slot, None), &mut context.peers, sent);
         Ok(())
     }
 
@@ -222,15 +223,16 @@ impl Device for Uplink {
                     outgoing.writable(context.uring);
                 }
             }
-            _ => settle::now(&mut self.network.borrow_mut(), context),
+            _ => settle::now(&mut self.network.borrow_mut(), context, value),
         }
         Ok(())
     }
 
     fn closing(&mut self, context: &mut Context<'_>) {
-        let mut network = self.network.borrow_mut();
-        network.remove(context.now, context.token.slot);
+        let (mut network, slot) = (self.network.borrow_mut(), context.token.slot);
+        network.remove(context.now, slot);
         network.set_rate(context.now, None);
+        network.retry(None, &mut context.peers, (slot, context.wake));
         for value in [READABLE, WRITABLE] {
             let cancel = opcode::AsyncCancel::new(context.io(value)).build();
             // SAFETY: names no memory.

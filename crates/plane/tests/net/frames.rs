@@ -72,6 +72,22 @@ fn who_offers_no_buffers_gets_nothing_and_holds_up_nobody() {
 }
 
 #[test]
+fn a_sender_waits_for_a_receiver_that_is_slow() {
+    let street = Street::new();
+    let mut a = street.guest(1, NetOptions::default());
+    let mut slow = street.guest(2, NetOptions { offered: 8, ..NetOptions::default() });
+    for number in 0..200_u8 {
+        assert!(a.send(&frame(mac(2), mac(1), &[number; 46])).unwrap());
+    }
+    a.kick().unwrap();
+    for number in 0..200_u8 {
+        assert_eq!(received(&mut slow), frame(mac(2), mac(1), &[number; 46]));
+    }
+    assert_eq!(a.unsent().unwrap(), 0);
+    assert_eq!(street.query("m1/net0")["tx_packets"], 200);
+}
+
+#[test]
 fn a_stream_is_an_uplink() {
     let street = Street::new();
     let mut world = street.stream();

@@ -3,5 +3,7 @@
 mod street;
 
 mod frames;
+mod kill;
+mod offloads;
 mod shares;
 mod tap;

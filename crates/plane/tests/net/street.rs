@@ -127,6 +127,20 @@ impl Street {
             thread::sleep(Duration::from_millis(5));
         }
     }
+
+    /// Process and generation of the worker.
+    pub fn worker(&self) -> (u64, u64) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
+            let worker = &state["workers"][0];
+            if let (Some(pid), Some(generation)) = (worker["pid"].as_u64(), worker["generation"].as_u64()) {
+                return (pid, generation);
+            }
+            assert!(Instant::now() < end, "no worker: {state}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// Send one frame.

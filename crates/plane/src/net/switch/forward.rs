@@ -5,7 +5,7 @@ use super::frame::{Address, Frame, Network};
 use super::guard::{self, Claim, is_local};
 use super::port::Port;
 use super::security::Passage;
-use super::{Delivery, DropReason, HEADER, PortId, PortKind, Switch, Tag, Verdict};
+use super::{Delivery, DropReason, HEADER, Ip, PortId, PortKind, Switch, Tag, Verdict};
 use crate::clock::Nanos;
 use crate::net::switch::faults::{Fate, Way};
 
@@ -62,8 +62,10 @@ impl Switch {
             }
             To::Many { group } => self.flood(&passage, frame.tag, from, group, out)?,
         }
-        let flow = if let Network::Ip(packet) = &frame.network { self.keyed.flow(packet) } else { 0 };
-        Ok(Verdict { flow })
+        let Network::Ip(packet) = &frame.network else { return Ok(Verdict { flow: 0, ip: None }) };
+        let (protocol, fragment) = (packet.protocol, packet.fragment.is_some());
+        let ip = Ip { v4: packet.is_v4(), protocol, upper: packet.span.0, fragment };
+        Ok(Verdict { flow: self.keyed.flow(packet), ip: Some(ip) })
     }
 
     /// Whether the port may send the frame; its VLAN.

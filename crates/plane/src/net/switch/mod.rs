@@ -72,6 +72,21 @@ pub struct Delivery {
 pub struct Verdict {
     /// The same for all frames of a connection, in both directions: for queues, and for being fair among them.
     pub flow: u32,
+    /// If it is an IP packet.
+    pub ip: Option<Ip>,
+}
+
+/// An IP packet, as far as it concerns what is left to be done to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ip {
+    /// IPv4 or IPv6.
+    pub v4: bool,
+    /// Of the upper layer.
+    pub protocol: u8,
+    /// Where the upper layer begins in the frame.
+    pub upper: usize,
+    /// It is a part of a packet.
+    pub fragment: bool,
 }
 
 /// A switch with its ports.

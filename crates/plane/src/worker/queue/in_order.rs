@@ -4,7 +4,7 @@
 //! worker goes on at the used index. Completions are published many at a time. A frame in several receive buffers needs
 //! that, because its driver expects all of them with the first (virtio 1.3, 5.1.6.4).
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
@@ -33,6 +33,28 @@ impl VirtQueue {
             return Ok(None);
         }
         self.next_chain(buffers)
+    }
+
+    /// Chains that are offered and not taken.
+    pub fn offered(&self) -> u16 {
+        let index = self.queue.avail_idx(self.memory.guest(), Ordering::Acquire);
+        index.map_or(0, |index| index.0.wrapping_sub(self.queue.next_avail()))
+    }
+
+    /// Have the driver kick when it offers another chain, also while the queue is parked; how many are offered now.
+    pub fn ask_for_kick(&mut self) -> u16 {
+        let (memory, used) = (self.memory.guest(), self.queue.used_ring());
+        // If the ring is not there any more, the next `take_in_order` says so.
+        let _ = if self.queue.event_idx_enabled() {
+            let index = self.queue.next_avail().wrapping_add(self.offered());
+            let place = GuestAddress(used + RING + ELEMENT * u64::from(self.queue.size()));
+            memory.store(index.to_le(), place, Ordering::Relaxed)
+        } else {
+            memory.store(0_u16, GuestAddress(used), Ordering::Relaxed)
+        };
+        // Our wish before we look, the driver the other way round (2.7.13.3.1 and 2.7.10).
+        fence(Ordering::SeqCst);
+        self.offered()
     }
 
     /// Put the last `count` chains back that were taken and not staged.
