@@ -17,22 +17,15 @@ fn at_once(yard: &Yard, blk: &mut Blk, requests: &[Request]) -> Vec<u8> {
     yard.set(&json!([{"id": "m0", "limit_iops": 1}]));
     // An answer to this is one to the limit too.
     assert_eq!(yard.node("m0")["limit_iops"], 1);
-    // What the limit lets pass at first.
-    for _ in 0..2 {
-        blk.submit(requests.len() as u16, Request::Read { sector: 8 * 1024, len: 4096 });
-        blk.kick().unwrap();
-        while blk.in_flight() > 0 && yard.node("m0")["waiting"] == 0 {
-            blk.wait(Duration::from_millis(5)).unwrap();
-            while blk.poll().unwrap().is_some() {}
-        }
-    }
+    // What the limit lets pass at first; the next may go a second later.
+    blk.run(Request::Flush, PATIENCE).unwrap();
     let mut statuses = vec![None; requests.len()];
     for (slot, request) in requests.iter().enumerate() {
         blk.submit(slot as u16, *request);
     }
     blk.kick().unwrap();
     let end = Instant::now() + PATIENCE;
-    while yard.node("m0")["waiting"].as_u64() <= Some(requests.len() as u64) {
+    while yard.node("m0")["waiting"] != requests.len() {
         assert!(Instant::now() < end, "they do not wait: {}", yard.node("m0"));
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -60,7 +53,7 @@ fn write(block: u64) -> Request {
 fn neighbours_are_merged_and_each_has_its_own_bytes() {
     let yard = Yard::new();
     let mut blk =
-        Blk::open(&yard.raw("m0/disk0"), BlkOptions { slots: 33, ..BlkOptions::default() }).unwrap();
+        Blk::open(&yard.raw("m0/disk0"), BlkOptions { slots: 32, ..BlkOptions::default() }).unwrap();
     let image =
         File::options().read(true).write(true).open(yard.path("m0/disk0").with_extension("raw")).unwrap();
     // With a gap in the middle.
@@ -86,7 +79,7 @@ fn neighbours_are_merged_and_each_has_its_own_bytes() {
     let mut bytes = [0; BLOCK as usize];
     for (slot, block) in blocks.iter().enumerate() {
         image.read_exact_at(&mut bytes, block * BLOCK).unwrap();
-        assert_eq!(bytes, [100 + slot as u8; BLOCK as usize], "block {block}");
+        assert!(bytes == [100 + slot as u8; BLOCK as usize], "block {block}");
     }
     assert!(yard.node("m0")["joined"].as_u64() >= Some(56));
 }
@@ -95,7 +88,7 @@ fn neighbours_are_merged_and_each_has_its_own_bytes() {
 fn a_merged_request_that_fails_tells_each_guest_request_its_own_end() {
     let yard = Yard::new();
     let mut blk =
-        Blk::open(&yard.raw("m0/disk0"), BlkOptions { slots: 17, ..BlkOptions::default() }).unwrap();
+        Blk::open(&yard.raw("m0/disk0"), BlkOptions { slots: 16, ..BlkOptions::default() }).unwrap();
     let image = File::options().write(true).open(yard.path("m0/disk0").with_extension("raw")).unwrap();
     // The end of the file is gone: what lies there cannot be read.
     image.set_len(8 * BLOCK).unwrap();
@@ -108,7 +101,7 @@ fn a_merged_request_that_fails_tells_each_guest_request_its_own_end() {
 #[test]
 fn a_sequential_machine_gains_and_its_neighbour_keeps_its_share() {
     let yard = Yard::new();
-    let sockets = [yard.simulated("m0/disk0"), yard.simulated("m1/disk0")];
+    let sockets = [yard.flat("m0/disk0"), yard.flat("m1/disk0")];
     let clients = sockets.each_ref().map(|socket| Client::start(socket, 32));
     completed(&clients, 800);
     let start = Instant::now();

@@ -44,6 +44,12 @@ impl Yard {
         self.add(id, &simulated_layer(DISK_LEN), &[])
     }
 
+    /// Add a disk on a simulated device that takes 1 ms for a request, however long it is.
+    pub fn flat(&self, id: &str) -> PathBuf {
+        let model = json!({"size": DISK_LEN, "parallel": 4, "read_us": 1000});
+        self.add(id, &json!({"format": "simulated", "model": model}), &[])
+    }
+
     /// Add a disk on a file of its own.
     pub fn raw(&self, id: &str) -> PathBuf {
         let path = self.path(id).with_extension("raw");
