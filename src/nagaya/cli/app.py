@@ -44,7 +44,7 @@ COMMANDS = {
     "down": ("files", "Remove the machines of a file."),
     "schema": ("files", "Print the JSON schema of such files."),
     "disk": ("disk", "Disks: make, grow, snapshot, merge, check and export them."),
-    "network": ("network", "Networks: make, list, change and remove them."),
+    "network": ("network", "Networks: make and remove them, plug machines in."),
     "group": ("group", "Security groups: what may reach machines, and what they may reach."),
     "image": ("images", "Build, list and remove images."),
     "kernel": ("kernels", "Build and list guest kernels."),

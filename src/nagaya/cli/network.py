@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from nagaya.cli.app import shared_options
-from nagaya.cli.complete import network_names
+from nagaya.cli.complete import machine_names, network_names
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.session import Session
 from nagaya.cli.set import CHANGE_COLUMNS
 from nagaya.settings import parse
+from nagaya.units import human_size
 
 _COLUMNS = (
     Column("NAME", field("name")),
@@ -26,15 +27,27 @@ _COLUMNS = (
     Column("CAUSE", field("cause")),
 )
 
+_PORTS = (
+    Column("PORT", field("id")),
+    Column("NETWORK", field("network")),
+    Column("MAC", field("mac")),
+    Column("LINK", lambda row: "up" if row["link"] else "down"),
+    Column("RECEIVED", field("rx_packets"), right=True),
+    Column("BYTES", field("rx_bytes"), human_size, right=True),
+    Column("SENT", field("tx_packets"), right=True),
+    Column("BYTES", field("tx_bytes"), human_size, right=True),
+    Column("DROPS", lambda row: " ".join(f"{key}:{count}" for key, count in row["drops"].items() if count)),
+)
 _MODES = ("nat", "routed", "bridge", "isolated", "macvtap", "user")
 
 _network = click.argument("network", shell_complete=network_names)
+_machine = click.argument("machine", shell_complete=machine_names)
 _plain = shared_options(session_formats=False)
 
 
 @click.group("network")
 def network_command() -> None:
-    """Networks: make, list, change and remove them.
+    """Networks: make and remove them, plug machines in, and see what goes through.
 
     A machine that names no network is on `default`, which is made at its first use: behind the host's
     address (NAT), with DHCP and names like db.nagaya.internal.
@@ -100,6 +113,58 @@ def _set(session: Session, network: str, settings: Sequence[str], dry_run: bool)
         click.echo(f"{answer.name} has that already")
 
 
+@network_command.command("ports")
+@click.argument("name", metavar="NETWORK|MACHINE", shell_complete=network_names)
+@shared_options()
+@click.pass_obj
+def _ports(session: Session, name: str) -> None:
+    """Show the ports of a network, or of one machine: packets as the guest sees them, and drops by reason."""
+    networks = session.client.networks
+    known = any(one.name == name for one in networks.list())
+    rows = networks.ports(name) if known else networks.ports_of(name)
+    print_rows(session, [asdict(row) for row in rows], _PORTS, name="id")
+
+
+@network_command.command("connect")
+@_machine
+@_network
+@click.option("--ipv4", default="", metavar="ADDRESS", help="The address that it wants (a free one).")
+@click.option("--ipv6", default="", metavar="ADDRESS", help="The same for IPv6.")
+@click.option("--mac", default="", metavar="MAC", help="Its MAC address (one of its own).")
+@click.option("--group", "groups", multiple=True, metavar="NAME", help="Security group; repeatable.")
+@click.option("--isolated", is_flag=True, help="It reaches the world, and no other machine.")
+@_plain
+@click.pass_obj
+def _connect(session: Session, /, machine: str, network: str, **nic: Any) -> None:
+    """Give MACHINE, which is down, one more NIC, on NETWORK."""
+    nics = session.client.networks.connect(machine, network, **nic).nics
+    addresses = " ".join(filter(None, (nics[-1]["ipv4"], nics[-1]["ipv6"])))
+    _say(session, f"{machine} has {nics[-1]['name']} on {network} {addresses}".rstrip())
+
+
+@network_command.command("disconnect")
+@_machine
+@click.argument("nic", metavar="NIC|NETWORK")
+@_plain
+@click.pass_obj
+def _disconnect(session: Session, machine: str, nic: str) -> None:
+    """Take a NIC away from MACHINE, which is down: net0, or the network that it is on."""
+    session.client.networks.disconnect(machine, nic)
+    _say(session, f"{machine} is off {nic}")
+
+
+@network_command.command("link")
+@_machine
+@click.argument("state", type=click.Choice(["up", "down"]))
+@click.option("--nic", default="net0", metavar="NIC", help="Which one (net0).")
+@_plain
+@click.pass_obj
+def _link(session: Session, machine: str, state: str, nic: str) -> None:
+    """Plug the cable of a NIC in, or pull it; a guest that runs sees it at once."""
+    session.client.networks.set_link(machine, nic, up=state == "up")
+    _say(session, f"{machine} {nic}: link {state}")
+
+
 @network_command.command("delete")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=network_names)
 @_plain
@@ -108,5 +173,9 @@ def _delete(session: Session, names: Sequence[str]) -> None:
     """Remove networks that no machine is on, and all of them that is on the host."""
     for name in names:
         session.client.networks.delete(name)
-        if not session.quiet:
-            click.echo(f"{name} is deleted")
+        _say(session, f"{name} is deleted")
+
+
+def _say(session: Session, text: str) -> None:
+    if not session.quiet:
+        click.echo(text)

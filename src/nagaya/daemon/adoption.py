@@ -77,6 +77,10 @@ class Adoption:
         except NagayaError as error:
             log.warning("the plane cannot be asked for its devices: %s", error)
         await self._reconcile_leases()
+        try:
+            await self._supervisor.cabling.renew()
+        except NagayaError as error:
+            log.warning("networks cannot be looked after: %s", error)
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
         await livedisk.catch_up(self._supervisor)
         await self._renew_shares()

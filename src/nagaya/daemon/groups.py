@@ -81,6 +81,7 @@ class Groups:
         except BaseException:
             self._restore(group.name, before)
             raise
+        await self._supervisor.cabling.retell(lambda plug: group.name in plug.spec.groups)
         self._supervisor.events.publish({"event": "group", "name": group.name})
         return True
 

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nagaya.daemon.cabling import Cabling
 from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, layers_of
 from nagaya.daemon.leases import Leases, claims_of
 from nagaya.daemon.parts import Parts
@@ -68,10 +69,11 @@ class Launcher:
     leases: Leases
     tenants: Tenants
     catalog: DiskCatalog
+    cabling: Cabling
 
     def machine(self, row: MachineRow, spec: MachineSpec, kernel: Kernel) -> Machine:
         """The machine as its engine wants it."""
-        return Machine(row.id, spec, self.paths.machine(row.id), row.uid, row.uid, kernel, _names(spec))
+        return Machine(row.id, spec, self.paths.machine(row.id), row.uid, row.uid, kernel, _names(row, spec))
 
     async def make_disks(self, row: MachineRow, spec: MachineSpec) -> None:
         """Create the overlays that are not there yet, and grow those that are to be larger."""
@@ -82,9 +84,10 @@ class Launcher:
         await asyncio.to_thread(_make_run, machine.paths, machine.gid)
 
     async def add_devices(self, row: MachineRow, machine: Machine) -> None:
-        """Lease the images and have the plane serve all devices; if one fails, none is left."""
-        devices = self.devices(row, machine)
+        """Lease the images and have networks and plane serve all devices; if one fails, none is left."""
         try:
+            await self.cabling.plug(row)
+            devices = self.devices(row, machine)
             await asyncio.to_thread(self._spare_base_images, row.name, devices)
             await self.leases.take(row.id, row.name, devices)
             await _all(self.parts.plane.device_add(device) for device in devices)
@@ -98,7 +101,8 @@ class Launcher:
 
     async def remove_devices(self, row: MachineRow, spec: MachineSpec) -> None:
         """Have the plane forget them; those that it does not have are passed over."""
-        await _all(self._remove_device(f"{row.id}/{name}") for name in _names(spec))
+        await _all(self._remove_device(f"{row.id}/{name}") for name in _names(row, spec))
+        await self.cabling.unplug(row)
         await self.leases.release(row.id, row.name)
         with contextlib.suppress(NagayaError):  # they take a few bytes until the plane ends
             for resource, nodes in share_nodes(row.id, spec, self.tenants).items():
@@ -118,7 +122,7 @@ class Launcher:
 
     def served(self, row: MachineRow, spec: MachineSpec, devices: frozenset[str]) -> bool:
         """Whether all devices of the machine, but for closed disks, are among `devices`."""
-        wanted = frozenset(_names(spec)) - self.leases.closed_disks(row.id)
+        wanted = frozenset(_names(row, spec)) - self.leases.closed_disks(row.id)
         return devices.issuperset(f"{row.id}/{name}" for name in wanted)
 
     async def remove_files(self, row: MachineRow) -> None:
@@ -186,6 +190,7 @@ class Launcher:
                     shares=path_of(index, nodes),
                 )
             )
+        devices += self.cabling.devices(row, machine)
         devices.append(
             ConsoleDevice(
                 id=f"{row.id}/console",
@@ -209,8 +214,10 @@ class Launcher:
         return layers_of(self.catalog.nodes(row, index, disk))
 
 
-def _names(spec: MachineSpec) -> tuple[str, ...]:
-    return (*(f"disk{index}" for index in range(len(spec.disks))), "console", "rng")
+def _names(row: MachineRow, spec: MachineSpec) -> tuple[str, ...]:
+    disks, nets = ((kind, len(one)) for kind, one in (("disk", spec.disks), ("net", row.nics)))
+    numbered = (f"{kind}{index}" for kind, count in (disks, nets) for index in range(count))
+    return (*numbered, "console", "rng")
 
 
 def _make_run(paths: MachinePaths, gid: int) -> None:

@@ -94,6 +94,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             await daemon.operations.close()
             await supervisor.close()
             await parts.plane.close()
+            await parts.networks.close()
     finally:
         writer.close()
 

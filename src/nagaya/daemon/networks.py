@@ -22,9 +22,9 @@ from nagaya.daemon.state import NicRow, Record, RecordTable, State
 from nagaya.daemon.supervised import ALIVE, Supervised
 from nagaya.daemon.writer import Writer
 from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError, UsageError
-from nagaya.models.network import AddressInfo, NetworkInfo
+from nagaya.models.network import AddressInfo, NetworkInfo, NetworkState
 from nagaya.models.shares import Change, ChangesAnswer
-from nagaya.networks.config import Uplink
+from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.resources.addresses import free_range, overlap, unique_prefix
 from nagaya.resources.leases import this_host
 from nagaya.spec import MachineSpec, NetworkSpec, Nic
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _TABLE: RecordTable = "networks"
 _TOLD = ("dhcp", "dns", "domain", "rate")  # fields that machines with addresses do not notice
+
+Told = tuple[NetworkSpec, tuple[Reservation, ...], tuple[Forward, ...]]
 
 log = logging.getLogger("nagaya.daemon")
 
@@ -45,6 +47,8 @@ class Network:
     spec: NetworkSpec
     created_at: float
     uplink: Uplink | None = None  # None while it is down
+    told: Told | None = None  # what the host was told last
+    served_by: int | None = None  # the plane's process that has its uplink
     cause: str = ""  # why it could not be brought up
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -52,6 +56,11 @@ class Network:
     def name(self) -> str:
         """What people call it."""
         return self.spec.name
+
+    @property
+    def state(self) -> NetworkState:
+        """Whether it is on the host."""
+        return "up" if self.uplink else "failed" if self.cause else "down"
 
 
 class Networks:
@@ -103,7 +112,7 @@ class Networks:
             gateway6=spec.gateway6,
             uplink=spec.uplink,
             interface=network.uplink.interface or network.uplink.path if network.uplink else "",
-            state="up" if network.uplink else "failed" if network.cause else "down",
+            state=network.state,
             cause=network.cause,
             created_at=network.created_at,
             spec=spec.to_json(),
@@ -139,6 +148,7 @@ class Networks:
             if changes and not dry_run:
                 await self._save(after, network.created_at)
                 network.spec, network.cause = after, ""
+                self.publish("network", network)
         return ChangesAnswer(name, changes, dry_run, time.monotonic() - began)
 
     async def give(self, spec: NetworkSpec) -> str:
@@ -168,7 +178,7 @@ class Networks:
             await self.host.remove(name)
             await self._writer.call(State.delete_record, _TABLE, name)
             self._networks.pop(name, None)
-        self._publish("network deleted", name)
+        self._supervisor.events.publish({"event": "network deleted", "name": name})
 
     # -- machines
 
@@ -205,6 +215,13 @@ class Networks:
         allotter = Allotter(lambda network: self.get(network).spec, self._seed, self.host.macs())
         return allotter.allot(Owner(machine_id, name, rows), nics, others)
 
+    def publish(self, event: str, network: Network) -> None:
+        """Tell those who follow the news."""
+        log.info("network %s is %s", network.name, network.state)
+        self._supervisor.events.publish(
+            {"event": event, "name": network.name, "state": network.state, "cause": network.cause}
+        )
+
     # -- helpers
 
     def _default(self) -> NetworkSpec:
@@ -216,7 +233,7 @@ class Networks:
         network = Network(spec, time.time())
         await self._save(spec, network.created_at)
         self._networks[spec.name] = network
-        self._publish("network created", spec.name)
+        self.publish("network", network)
         return network
 
     async def _save(self, spec: NetworkSpec, created_at: float) -> None:
@@ -279,10 +296,6 @@ class Networks:
             for plug in plugs(one.spec, one.row.nics)
             if plug.row.network == name
         ]
-
-    def _publish(self, event: str, name: str) -> None:
-        log.info("network %s: %s", name, event)
-        self._supervisor.events.publish({"event": event, "name": name})
 
 
 def _with(spec: NetworkSpec, changed: Sequence[tuple[str, object]]) -> NetworkSpec:

@@ -5,7 +5,7 @@ The real ones are put together in `wiring`, fakes in `nagaya.testing`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import Device, Layer
+from nagaya.plane.ports import PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
@@ -66,6 +67,12 @@ class PlaneControl(Protocol):
 
     async def waits(self, since: int) -> Sequence[WaitRow]:
         """Who waited how long and on what, in the last `since` seconds."""
+
+    async def ports(self, network: str | None) -> Sequence[PortStatus]:
+        """The ports of a network, or of all."""
+
+    async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
+        """Give a port other rules, and plug or unplug its cable. Raises `NotFoundError`."""
 
     def conditions(self) -> AsyncIterator[Conditions]:
         """The disks that are not well: those of now, then at every change.
@@ -120,6 +127,9 @@ class HostNetworks(Protocol):
         self, spec: NetworkSpec, reservations: Sequence[Reservation], forwards: Sequence[Forward]
     ) -> Uplink:
         """Have all of a network on the host as it is to be, whatever is there; returns its way out."""
+
+    async def sweep(self, keep: Collection[str]) -> Sequence[str]:
+        """Leave nothing on the host of networks that are not in `keep`; returns their names."""
 
     async def remove(self, name: str) -> None:
         """Leave nothing of a network on the host; it may not be there."""

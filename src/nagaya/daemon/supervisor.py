@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from nagaya.daemon import failpoint
+from nagaya.daemon.cabling import Cabling
 from nagaya.daemon.diskfiles import DiskCatalog, keeps_content, keys
 from nagaya.daemon.endings import Endings
 from nagaya.daemon.events import Events
@@ -28,7 +29,7 @@ from nagaya.daemon.leases import Leases
 from nagaya.daemon.networks import Networks
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.shares import Shares
-from nagaya.daemon.state import MachineRow, State
+from nagaya.daemon.state import MachineRow, NicRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
 from nagaya.daemon.tenants import Tenants
 from nagaya.daemon.uids import machine_uids
@@ -60,7 +61,8 @@ class Supervisor:
         self.disks = DiskCatalog(paths, parts)
         self.networks = Networks(self, writer, parts.networks)
         self.groups = Groups(self, writer)
-        self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants, self.disks)
+        self.cabling = Cabling(self)
+        self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants, self.disks, self.cabling)
         self.endings = Endings(self)
         self._writer = writer
         self._machines: dict[str, Supervised] = {}
@@ -156,15 +158,20 @@ class Supervisor:
             self.publish(one)
         return one
 
-    async def change(self, one: Supervised, spec: MachineSpec, source: str) -> None:
-        """Give a machine that is down another spec. A disk whose entry is the same keeps its content."""
+    async def change(
+        self, one: Supervised, spec: MachineSpec, source: str, *, nics: tuple[NicRow, ...] | None = None
+    ) -> None:
+        """Give a machine that is down another spec. A disk whose entry is the same keeps its content.
+
+        A NIC that is the same at its place in `nics` (the machine's now) keeps its addresses.
+        """
         async with one.lock:
             one.require(DOWN, "changed", hint="stop it first")
             self.parts.engine(spec).check(spec)
             self.disks.require_free(keys(one.row, one.spec))
             fresh = resolve_images(self.disks, spec)
             self.groups.require(spec)
-            nics = await self.networks.prepare(spec)
+            wanted = await self.networks.prepare(spec)
             kept = [
                 index < len(one.spec.disks) and keeps_content(one.spec.disks[index], disk, f"disks[{index}]")
                 for index, disk in enumerate(spec.disks)
@@ -174,7 +181,7 @@ class Supervisor:
                 if index >= len(kept) or not kept[index]:
                     self.disks.own(one.row, index).remove()
             changes: dict[str, Any] = {"spec": spec.to_json(), "images": images, "source": source}
-            rows = self.networks.allot(one.row.id, one.name, nics, one.row.nics)
+            rows = self.networks.allot(one.row.id, one.name, wanted, one.row.nics if nics is None else nics)
             one.spec = spec
             await self.move(one, one.row.state, "changed", nics=rows, **changes)
             await self.launcher.make_disks(one.row, spec)
@@ -361,7 +368,7 @@ class Supervisor:
         devices = await self.parts.plane.device_ids()
         machines = {one.row.id: one for one in self._machines.values() if one.row.state in ALIVE}
         for device in sorted(devices):
-            if device.partition("/")[0] not in machines:
+            if device.partition("/")[0] not in machines and not self.cabling.owns(device):
                 await self.parts.plane.device_del(device)
         for one in machines.values():
             process = one.process

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, Device, Layer
+from nagaya.plane.ports import PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
@@ -154,6 +155,15 @@ class PlaneLink:
         client = await self._connection(start=False)
         return () if client is None else await client.query_waits(None, since)
 
+    async def ports(self, network: str | None) -> Sequence[PortStatus]:
+        """The ports of networks; none if the plane does not run."""
+        client = await self._connection(start=False)
+        return () if client is None else await client.query_ports(network)
+
+    async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
+        """Give a port other rules."""
+        await (await self._connection()).set_port(device_id, rules, link=link)
+
     async def conditions(self) -> AsyncIterator[Conditions]:
         """The disks that are not well, at every change."""
         await self._connected.wait()
@@ -247,6 +257,10 @@ class NoNetworks:
     ) -> Uplink:
         """Not possible."""
         raise UnsupportedError(f"network {spec.name}: {self.refusal(spec)}")
+
+    async def sweep(self, keep: Collection[str]) -> Sequence[str]:
+        """There is nothing."""
+        return ()
 
     async def remove(self, name: str) -> None:
         """There is nothing."""

@@ -85,7 +85,6 @@ class PortInfo(Answer):
     tx_packets: int
     tx_bytes: int
     drops: dict[str, int] = field(default_factory=dict)  # by reason
-    faults: dict[str, Any] = field(default_factory=dict)  # on purpose
 
 
 @dataclass(frozen=True, slots=True)

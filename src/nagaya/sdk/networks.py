@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from nagaya.models.network import GroupInfo, NetworkInfo
+from nagaya.models.machine import MachineInfo
+from nagaya.models.network import GroupInfo, NetworkInfo, PortInfo
 from nagaya.sdk.tenants import Settings, patch
 
 if TYPE_CHECKING:
@@ -36,6 +37,28 @@ class Networks:
     def set(self, name: str, settings: Settings, *, dry_run: bool = False) -> ChangesAnswer:
         """Set fields of it, all or none, while no machine on it runs: `{"rate": "100MiB/s"}`."""
         return patch(self._client, _network(name), settings, dry_run)
+
+    def ports(self, name: str) -> Sequence[PortInfo]:
+        """The ports of its switch, and what went through them."""
+        return _ports(self._client.request("GET", f"{_network(name)}/ports"))
+
+    def ports_of(self, machine: str) -> Sequence[PortInfo]:
+        """The ports of a machine that runs."""
+        return _ports(self._client.request("GET", _nic(machine)))
+
+    def connect(self, machine: str, network: str, **nic: Any) -> MachineInfo:
+        """Give a machine that is down a NIC on `network`; `nic` are other fields of it: `ipv4="10.9.0.7"`."""
+        body = {"network": network, **nic}
+        return MachineInfo.from_json(self._client.request("POST", _nic(machine), body=body))
+
+    def disconnect(self, machine: str, nic: str) -> MachineInfo:
+        """Take a NIC away from a machine that is down: "net0", or the name of the network that it is on."""
+        return MachineInfo.from_json(self._client.request("DELETE", _nic(machine, nic)))
+
+    def set_link(self, machine: str, nic: str = "net0", *, up: bool) -> MachineInfo:
+        """Plug a NIC's cable in, or pull it; live."""
+        answer = self._client.request("PUT", f"{_nic(machine, nic)}/link", body={"up": up})
+        return MachineInfo.from_json(answer)
 
     def delete(self, name: str) -> None:
         """Remove a network that no machine has a NIC on."""
@@ -87,6 +110,15 @@ class Groups:
 
 def _network(name: str) -> str:
     return f"/v1/networks/{quote(name, safe='')}"
+
+
+def _nic(machine: str, nic: str = "") -> str:
+    path = f"/v1/machines/{quote(machine, safe='')}/nics"
+    return f"{path}/{quote(nic, safe='')}" if nic else path
+
+
+def _ports(rows: Iterable[Mapping[str, Any]]) -> Sequence[PortInfo]:
+    return [PortInfo.from_json(row) for row in rows]
 
 
 def _group(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -60,6 +60,13 @@ class FakeNetworks:
         if spec.mode == "isolated":
             return Uplink("none", mtu=spec.mtu)
         return Uplink("tap", interface=f"ngy-{spec.name}"[:15], mtu=spec.mtu, rate=spec.rate)
+
+    async def sweep(self, keep: Collection[str]) -> Sequence[str]:
+        """Forget all others."""
+        gone = sorted(set(self.networks) - set(keep))
+        for name in gone:
+            await self.remove(name)
+        return gone
 
     async def remove(self, name: str) -> None:
         """Forget it."""

@@ -17,6 +17,7 @@ from nagaya.images.qemuimg import Node, QemuImg
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, Device, Layer, UplinkDevice
+from nagaya.plane.ports import PortRules, PortStatus
 from nagaya.plane.shares import (
     ArbiterStatus,
     NodeStatus,
@@ -98,6 +99,24 @@ class FakePlane:
     async def device_ids(self) -> frozenset[str]:
         """What is remembered."""
         return frozenset(self.devices)
+
+    async def ports(self, network: str | None) -> Sequence[PortStatus]:
+        """Each has sent 10 frames of 100 bytes, and got none."""
+        return [
+            PortStatus(
+                key, one["network"], one.get("mac"), one.get("link", True), True, 0, 0, 10, 1000, {}, 1
+            )
+            for key, one in self.devices.items()
+            if "network" in one and network in (None, one["network"])
+        ]
+
+    async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
+        """Remember them."""
+        devices = self.devices
+        if device_id not in devices:
+            raise NotFoundError(f"the plane has no device {device_id}")
+        devices[device_id] |= {"rules": asdict(rules), "link": link}
+        self._save(devices)
 
     async def set_shares(
         self, nodes: Sequence[ShareNode], remove: Sequence[str] = (), *, resource: Resource = "disk"

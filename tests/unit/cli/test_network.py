@@ -66,6 +66,26 @@ def test_a_machine_without_a_network_and_one_with_ports(invoke: Invoke, back: st
     assert (wrong.status, "'http:80' is no port forward" in wrong.err) == (2, True)
 
 
+def test_nics_are_connected_and_their_links_are_pulled(invoke: Invoke, back: str) -> None:
+    invoke("create", "busybox", "--name", "web")
+    assert invoke("network", "connect", "web", back, "--ipv4", "10.9.0.7", "--isolated").out.startswith(
+        "web has net1 on back 10.9.0.7 fd"
+    )
+    assert invoke("network", "link", "web", "down", "--nic", "net1").out == "web net1: link down\n"
+    invoke("start", "web")
+    table = invoke("network", "ports", "web").out.splitlines()
+    assert [line.split()[0] for line in table] == ["PORT", "web/net0", "web/net1"]
+    assert [row["link"] for row in invoke("network", "ports", "web", "--format", "json").json] == [
+        True,
+        False,
+    ]
+    assert invoke("network", "ports", "default", "-q").out == "web/net0\nuplink\n"
+    running = invoke("network", "disconnect", "web", back)
+    assert (running.status, "nagaya stop web first" in running.err) == (4, True)
+    invoke("stop", "web")
+    assert invoke("network", "disconnect", "web", back).out == "web is off back\n"
+
+
 def test_groups_are_made_set_and_deleted(invoke: Invoke, back: str) -> None:
     assert invoke("group", "create", "web", "--in", "tcp:80", "--in", "tcp:22@10.0.0.0/8").out == "web\n"
     table = invoke("group", "list").out.splitlines()

@@ -90,7 +90,8 @@ def test_a_refusal_names_the_holder_its_host_and_since_when(stage: Stage, image:
         assert await notes(daemon) == ["refused"]
         plane = daemon.parts.plane
         assert isinstance(plane, FakePlane)
-        assert {device.partition("/")[0] for device in plane.devices} == {daemon.supervisor.get("a").row.id}
+        owners = {device.partition("/")[0] for device in plane.devices}
+        assert owners == {daemon.supervisor.get("a").row.id, "%default"}
         await daemon.supervisor.stop("a", 5)
         await daemon.supervisor.start("b")
 

@@ -64,7 +64,8 @@ def test_a_machine_starts_and_stops_and_every_transition_is_journalled(stage: St
         assert one.row.state == "running"
         process = process_of(daemon, "web")
         assert is_alive(process)
-        assert plane_of(daemon).devices.keys() == {f"{one.row.id}/console", f"{one.row.id}/rng"}
+        own = {f"{one.row.id}/{device}" for device in ("net0", "console", "rng")}
+        assert plane_of(daemon).devices.keys() == {"%default/uplink", *own}
         await daemon.supervisor.stop("web")
         assert one.row.state == "stopped"
         assert (one.row.cause, one.row.pid) == ("", None)
