@@ -75,7 +75,7 @@ def test_a_killed_worker_costs_a_few_frames_at_most(plane: _core.Plane, nic: Mak
     kills = 0
     with (
         answering(nic) as peer,
-        Bare(build("net"), "ip=2 peer=3 pings=60000", devices=[nic(2)]) as guest,
+        Bare(build("net"), "ip=2 peer=3 pings=5000", devices=[nic(2)]) as guest,
     ):
         guest.said("MAC")
         while "EXIT" not in guest.output and kills < 3:
@@ -94,7 +94,7 @@ def test_a_killed_worker_costs_a_few_frames_at_most(plane: _core.Plane, nic: Mak
 def test_paused_and_resumed_while_frames_come(nic: MakeNic) -> None:
     with (
         answering(nic) as peer,
-        Bare(build("net"), "ip=2 peer=3 pings=20000", devices=[nic(2)]) as guest,
+        Bare(build("net"), "ip=2 peer=3 pings=5000", devices=[nic(2)]) as guest,
     ):
         guest.said("MAC")
         for _ in range(5):

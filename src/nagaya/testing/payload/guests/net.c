@@ -3,8 +3,6 @@
  */
 #include "net.h"
 
-#define SECOND 2000000000ull /* ticks, about */
-
 static struct nic nic;
 
 static void answer(u32 count)
@@ -14,7 +12,7 @@ static void answer(u32 count)
         if (length)
             answered += nic_answer(&nic, nic_scratch, length);
         else
-            pause();
+            nic_wait(&nic, TICK);
     }
 }
 

@@ -12,6 +12,8 @@
 #define NIC_HEADER 12 /* 5.1.6, with VERSION_1 */
 #define NIC_BUFFER 2048
 #define NIC_DEPTH 64
+#define SECOND 2000000000ull /* ticks, about */
+#define TICK 10000000        /* ns between looks at the clock */
 
 struct nic {
     struct virtio device;
@@ -65,16 +67,17 @@ static void nic_give(struct nic *nic, u16 slot)
     virtq_offer(&nic->rx, slot);
 }
 
-/* Reset it and have it receive, polled. */
+/* Reset it and have it receive. */
 static void nic_begin(struct nic *nic, u64 features, u8 address)
 {
     if (!nic->buffers) {
+        apic_on();
         check(virtio_find(&nic->device, VIRTIO_NET, 0));
         nic->buffers = alloc(NIC_DEPTH * NIC_BUFFER, 4096);
         nic->sending = alloc(NIC_DEPTH * NIC_BUFFER, 4096);
     }
     virtio_begin(&nic->device, features);
-    virtq_setup(&nic->device, &nic->rx, 0, 0, 0);
+    virtq_setup(&nic->device, &nic->rx, 0, 0, FIRST_VECTOR);
     virtq_setup(&nic->device, &nic->tx, 1, 0, 0);
     check(nic->rx.size >= NIC_DEPTH);
     for (int i = 0; i < 6; i++)
@@ -90,8 +93,9 @@ static void nic_begin(struct nic *nic, u64 features, u8 address)
 /* Where the next frame to be sent is written; waits until one of the slots is free. */
 static void *nic_frame(struct nic *nic)
 {
-    while ((u16)(nic->sent - nic->tx.seen) >= NIC_DEPTH)
-        virtq_take(&nic->tx, NULL);
+    for (u64 until = tsc() + 20 * SECOND; (u16)(nic->sent - nic->tx.seen) >= NIC_DEPTH; virtq_take(&nic->tx, NULL))
+        if (tsc() > until)
+            fail("nothing is sent");
     return nic->sending + nic->sent % NIC_DEPTH * NIC_BUFFER + NIC_HEADER;
 }
 
@@ -121,6 +125,16 @@ static u32 nic_receive(struct nic *nic, void *frame)
     nic_give(nic, slot);
     virtq_kick(&nic->rx);
     return length - NIC_HEADER;
+}
+
+/* Sleep until a frame may be there, `ticks` at most. */
+static void nic_wait(struct nic *nic, u32 ticks)
+{
+    u32 seen = irq_counts[FIRST_VECTOR];
+    if (virtq_arm(&nic->rx))
+        return;
+    apic_timer(FIRST_VECTOR, ticks, false);
+    wait_irq(FIRST_VECTOR, seen);
 }
 
 static void arp_send(struct nic *nic, u16 operation, const u8 *to, const u8 *address)
@@ -185,6 +199,8 @@ static bool nic_resolve(struct nic *nic, u8 peer, u8 *mac, u64 ticks)
         arp_send(nic, 1, NULL, address);
         for (u64 again = tsc() + ticks / 16; tsc() < again;) {
             u32 length = nic_receive(nic, nic_scratch);
+            if (!length)
+                nic_wait(nic, TICK);
             if (length < sizeof *arp || arp->ether.type != swap(0x0806) || arp->operation != swap(2) ||
                 memcmp(arp->from_address, address, 4))
                 continue;
@@ -206,6 +222,8 @@ static bool nic_ping(struct nic *nic, u8 peer, const u8 *mac, u16 sequence, u32 
     echo_send(nic, echo, 8, mac, address, sequence, body);
     for (u64 until = tsc() + ticks; tsc() < until;) {
         u32 length = nic_receive(nic, nic_scratch);
+        if (!length)
+            nic_wait(nic, TICK);
         if (length != sizeof *answer + body || answer->ether.type != swap(0x0800) || answer->protocol != 1 ||
             answer->type != 0 || answer->sequence != swap(sequence) || memcmp(answer->from, address, 4)) {
             nic_answer(nic, nic_scratch, length);
