@@ -135,7 +135,12 @@ class Cabling:
         if uplink is None or uplink.kind == "none":
             return
         device = UplinkDevice(
-            _uplink_id(network.name), network.name, uplink.kind, interface=uplink.interface, path=uplink.path
+            _uplink_id(network.name),
+            network.name,
+            uplink.kind,
+            interface=uplink.interface,
+            path=uplink.path,
+            rate=network.spec.rate or 0,
         )
         pid = self._plane.pid()
         if pid is None or network.served_by != pid:
