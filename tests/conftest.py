@@ -32,6 +32,10 @@ settings.register_profile("explore", max_examples=2000, deadline=None, print_blo
 settings.load_profile(os.environ.get("NAGAYA_PROPERTIES", "same"))
 
 
+# Machines of tests have a NIC if the test says so, and then in a network namespace of the test's own.
+os.environ["NAGAYA_DEFAULT_NETWORK"] = "none"
+
+
 def pytest_configure() -> None:
     """What a killed run left is ended before this one begins."""
     begin_run()

@@ -1,4 +1,4 @@
-"""NICs of machines of the kvm engine, in a network of the plane: payloads that ping, and one that is hostile."""
+"""NICs of the kvm engine, in a network of the plane: payloads that ping, and one that is hostile."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_a_killed_worker_costs_a_few_frames_at_most(plane: _core.Plane, nic: Mak
                     os.kill(one["pid"], signal.SIGKILL)
                     kills += 1
         assert lost(guest.finish()) <= 2 * kills
-        assert {one.virtio.device.cause for bare in (peer, guest) for one in bare.machine.devices.values()} == {
-            ""
-        }
+        assert {
+            one.virtio.device.cause for bare in (peer, guest) for one in bare.machine.devices.values()
+        } == {""}
     assert kills >= 2
 
 

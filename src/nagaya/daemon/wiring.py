@@ -5,30 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nagaya.daemon.parts import BaseImage, DiskCounters, Parts
-from nagaya.daemon.uids import tool_uid
+from nagaya.daemon.parts import BaseImage, DiskCounters, HostNetworks, Parts
+from nagaya.daemon.uids import network_uid, tool_uid
 from nagaya.engines.engine import Engine
 from nagaya.engines.jailed import Jails
 from nagaya.engines.kvm import KvmEngine
 from nagaya.engines.select import Engines
 from nagaya.engines.uml import UmlEngine
-from nagaya.errors import NotFoundError, SpecError, UnavailableError, UnsupportedError
+from nagaya.errors import NotFoundError, SpecError, UnavailableError
 from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
-from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, Device, Layer
 from nagaya.plane.ports import PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
-from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
+from nagaya.spec import MachineSpec
 
 if TYPE_CHECKING:
     from nagaya.images.recipe import Recipe
@@ -54,7 +54,7 @@ def real_parts(paths: Paths) -> Parts:
         plane=plane,
         images=Images(paths),
         kernels=Kernels(paths, engines.select),
-        networks=NoNetworks(),
+        networks=_networks(paths),
         agent=_GuestAgent,
         create_overlay=_create_overlay,
         zygote_pid=lambda: jails.zygote_pid,
@@ -234,39 +234,13 @@ class PlaneLink:
             return self._client
 
 
-class NoNetworks:
-    """A host that has no networks."""
+def _networks(paths: Paths) -> HostNetworks:
+    from nagaya.networks import host as networks
 
-    default = ""
-    default_mode: NetworkMode = "nat"
-
-    def refusal(self, spec: NetworkSpec) -> str:
-        """None can be had."""
-        return f"networks of mode {spec.mode} are not built yet"
-
-    def ranges(self) -> Sequence[str]:
-        """Of no interest."""
-        return ()
-
-    def macs(self) -> frozenset[str]:
-        """Of no interest."""
-        return frozenset()
-
-    async def ensure(
-        self, spec: NetworkSpec, reservations: Sequence[Reservation], forwards: Sequence[Forward]
-    ) -> Uplink:
-        """Not possible."""
-        raise UnsupportedError(f"network {spec.name}: {self.refusal(spec)}")
-
-    async def sweep(self, keep: Collection[str]) -> Sequence[str]:
-        """There is nothing."""
-        return ()
-
-    async def remove(self, name: str) -> None:
-        """There is nothing."""
-
-    async def close(self) -> None:
-        """There is nothing."""
+    host = networks.HostNetworks(paths, network_uid(paths))
+    if os.environ.get("NAGAYA_DEFAULT_NETWORK") == "none":
+        host.default = ""
+    return host
 
 
 class Images:

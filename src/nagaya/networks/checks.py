@@ -11,7 +11,6 @@ from nagaya.spec import NetworkSpec
 _PACKAGES = {
     "nft": "nftables",
     "dnsmasq": "dnsmasq-base",
-    "passt": "passt",
     "setpriv": "util-linux",
     "prlimit": "util-linux",
 }
@@ -20,9 +19,9 @@ _PACKAGES = {
 def refusal(spec: NetworkSpec) -> str:
     """Why this host cannot have a network of that mode, and what to do; "" if it can."""
     if spec.mode == "user":
-        return _missing("passt")
+        return "networks of mode user are not built yet: let a daemon that runs as root make one"
     if os.geteuid() != 0:
-        return "only root can make network interfaces; mode `user` needs no privileges"
+        return "only root can make network interfaces: run the daemon as root"
     if not Path("/dev/net/tun").exists() and spec.mode != "macvtap":
         return "the host has no /dev/net/tun: modprobe tun; in a container, give it the device"
     if spec.mode in ("bridge", "macvtap"):
