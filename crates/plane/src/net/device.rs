@@ -173,12 +173,15 @@ impl Net {
     /// The guest may have offered buffers. Nobody looks at them but those who wait for them.
     fn refilled(&mut self, context: &mut Context<'_>, index: u16) {
         let (mut network, slot) = (self.network.borrow_mut(), context.token.slot);
+        let Some(queue) = context.queues[usize::from(index)].as_mut() else { return };
         if network.is_awaited(slot) {
+            if !queue.is_served() {
+                return;
+            }
             network.retry(Some(slot), &mut context.peers, (slot, context.wake));
         }
-        if let Some(queue) = context.queue(index) {
-            queue.park();
-        }
+        queue.want(1);
+        queue.park();
     }
 
     fn control(&mut self, context: &mut Context<'_>, index: u16) -> Result<bool, Violation> {

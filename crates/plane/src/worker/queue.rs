@@ -65,6 +65,8 @@ pub struct VirtQueue {
     polled: bool,
     /// What the guest offers waits for the host: not looked at until the device wakes the queue.
     parked: bool,
+    /// Chains that must be offered before there is something to do.
+    wanted: u16,
     /// Chains taken and not completed.
     taken: u16,
     /// Completions that the driver is not shown yet.
@@ -131,6 +133,7 @@ impl VirtQueue {
             kick,
             polled: false,
             parked: false,
+            wanted: 1,
             taken: 0,
             staged: 0,
             announced: used,
@@ -337,7 +340,7 @@ impl VirtQueue {
 
     /// Whether there is something to do that a look at the ring shows.
     pub fn wants_service(&self) -> bool {
-        !self.parked && self.has_work()
+        !self.parked && self.has_work() && (self.wanted == 1 || self.offered() >= self.wanted)
     }
 
     /// Ask the driver for no kicks, because we look at the ring anyway. True if it was to kick before.
@@ -360,6 +363,9 @@ impl VirtQueue {
         self.polled = false;
         if self.parked {
             return false;
+        }
+        if self.wanted > 1 {
+            return self.ask_for_kick() >= self.wanted;
         }
         self.queue.enable_notification(self.memory.guest()).unwrap_or(false)
     }

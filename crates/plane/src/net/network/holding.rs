@@ -34,9 +34,11 @@ impl Network {
             patience.served(now);
             return false;
         }
-        if !patience.waits(now) || usize::from(receive.ask_for_kick()) >= needed {
+        if !patience.waits(now) {
             return false;
         }
+        receive.want(needed as u16);
+        peers.wake(slot, index);
         self.held.push((slot, (sender, queue)));
         true
     }

@@ -41,8 +41,18 @@ impl VirtQueue {
         index.map_or(0, |index| index.0.wrapping_sub(self.queue.next_avail()))
     }
 
-    /// Have the driver kick when it offers another chain, also while the queue is parked; how many are offered now.
-    pub fn ask_for_kick(&mut self) -> u16 {
+    /// From now on the queue has something to do when so many chains are offered; 1 is as ever.
+    pub fn want(&mut self, chains: u16) {
+        self.wanted = chains.clamp(1, self.queue.size());
+    }
+
+    /// Whether as many are offered as are wanted.
+    pub fn is_served(&self) -> bool {
+        self.offered() >= self.wanted
+    }
+
+    /// Have the driver kick when it offers another chain, beside those that are not enough; how many are offered now.
+    pub(super) fn ask_for_kick(&mut self) -> u16 {
         let (memory, used) = (self.memory.guest(), self.queue.used_ring());
         // If the ring is not there any more, the next `take_in_order` says so.
         let _ = if self.queue.event_idx_enabled() {
