@@ -54,6 +54,9 @@ fn traffic_goes_on_when_the_worker_is_killed() {
     let (_, generation) = street.worker();
     assert!(generation as usize > KILLS / 2, "only {generation} workers: the kills met nobody");
     let lost = sent + twice - got.min(sent + twice);
-    println!("{sent} sent, {got} received, {twice} twice, {lost} lost");
-    assert!(lost <= 64 * KILLS as u32 && twice <= 64 * KILLS as u32, "{lost} lost, {twice} twice");
+    // A receiver that is slow for longer than senders wait for it loses frames too, and those are counted.
+    let dropped = street.query("m2/net0")["drops"]["no-buffer"].as_u64().unwrap_or(0) as u32;
+    println!("{sent} sent, {got} received, {twice} twice, {lost} lost, {dropped} of them dropped");
+    let (lost, most) = (lost.saturating_sub(dropped), 64 * KILLS as u32);
+    assert!(lost <= most && twice <= most, "{lost} lost and not counted, {twice} twice");
 }
