@@ -1,4 +1,4 @@
-"""NICs of the kvm engine, in a network of the plane: payloads that ping, and one that is hostile."""
+"""NICs of machines of the kvm engine in a network of the plane: payloads that ping, and a hostile one."""
 
 from __future__ import annotations
 

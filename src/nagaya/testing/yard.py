@@ -87,6 +87,10 @@ class Yard:
         self._machines.append(made)
         return made
 
+    def keep(self, machine: Machine) -> None:
+        """Clean up after `machine`, made of one that this yard made."""
+        self._machines.append(machine)
+
     async def close(self) -> None:
         """Nothing of it is left: machines, control groups, zygote."""
         for machine in self._machines:
