@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from nagaya.daemon.state import NicRow
 from nagaya.errors import ConflictError
 from nagaya.models.network import NicInfo
-from nagaya.resources.addresses import choose_ipv4, choose_ipv6, choose_mac, number_in
+from nagaya.resources.addresses import choose_ipv4, choose_ipv6, choose_mac, interface_id
 from nagaya.spec import MachineSpec, NetworkSpec, Nic
 
 MAIN = "default"  # the network of machines that name none
@@ -107,7 +107,7 @@ class Allotter:
             holders = {row.ipv4: name for row, name in here if row.ipv4}
             ipv4 = choose_ipv4(network.name, network.ipv4, owner.name, nic.ipv4, holders)
         if network.ipv6:
-            near = number_in(network.ipv4, ipv4) if network.ipv4 else 0
+            near = interface_id(mac)
             holders = {row.ipv6: name for row, name in here if row.ipv6}
             ipv6 = choose_ipv6(network.name, network.ipv6, owner.name, nic.ipv6, holders, near=near)
         return NicRow(network.name, mac, ipv4, ipv6)

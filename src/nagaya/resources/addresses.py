@@ -2,7 +2,8 @@
 
 An IPv4 address is looked for from a place that the machine's name says, so that a machine made anew under its
 old name mostly has its old address, and one that was just given back is not at once another machine's. The
-IPv6 address has the same number within its prefix.
+IPv6 address is the one that the guest's system makes of the prefix and its MAC address, whether or not it
+asks by DHCPv6.
 """
 
 from __future__ import annotations
@@ -76,9 +77,10 @@ def choose_ipv6(
     raise _exhausted(network, span, 2**16, holders)
 
 
-def number_in(span: str, address: str) -> int:
-    """Which one of its range an address is, counted from 0."""
-    return int(ipaddress.ip_address(address)) - int(ipaddress.ip_network(span)[0])
+def interface_id(mac: str) -> int:
+    """The lower 64 bits of the address that a system without DHCPv6 chooses (RFC 4291, appendix A)."""
+    first, *rest = bytes.fromhex(mac.replace(":", ""))
+    return int.from_bytes(bytes([first ^ 2, *rest[:2], 0xFF, 0xFE, *rest[2:]]), "big")
 
 
 def free_range(used: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from nagaya.resources.addresses import (
     choose_ipv6,
     choose_mac,
     free_range,
-    number_in,
+    interface_id,
     overlap,
     unique_prefix,
 )
@@ -43,11 +43,12 @@ def test_the_same_name_has_the_same_addresses_again(name: str) -> None:
     assert choose_ipv6("back", prefix, name, "", {}) == choose_ipv6("back", prefix, name, "", {})
 
 
-def test_an_ipv6_address_has_the_number_of_the_ipv4_one() -> None:
-    near = number_in("10.77.0.0/24", "10.77.0.37")
-    assert choose_ipv6("back", "fd00::/64", "web", "", {}, near=near) == "fd00::25"
-    other = choose_ipv6("back", "fd00::/64", "web", "", {"fd00::25": "db"}, near=near)
-    assert other not in ("fd00::25", "fd00::", "fd00::1")
+def test_an_ipv6_address_is_the_one_that_a_guest_makes_of_its_mac_address() -> None:
+    near = interface_id("52:54:00:0d:f8:2d")
+    mine = "fd00::5054:ff:fe0d:f82d"
+    assert choose_ipv6("back", "fd00::/64", "web", "", {}, near=near) == mine
+    other = choose_ipv6("back", "fd00::/64", "web", "", {mine: "db"}, near=near)
+    assert other not in (mine, "fd00::", "fd00::1")
 
 
 def test_an_exhausted_range_says_so_and_who_has_it() -> None:
