@@ -24,7 +24,6 @@ def _unturned(spec: MachineSpec) -> tuple[Refusal, ...]:
     knobs = "not built yet: leave it out"
     limit = spec.memory.limit
     return (
-        (bool(spec.nics), "nics", len(spec.nics or ()), "networks are not built yet: none"),
         (
             limit is not None and limit < spec.memory.size,
             "memory.limit",

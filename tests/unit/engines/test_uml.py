@@ -22,7 +22,6 @@ def engine(tmp_path: Path) -> UmlEngine:
     ("field", "fields"),
     [
         ("cpus", {"cpus": 2}),
-        ("nics", {"nics": ({},)}),
         ("memory.size", {"memory": "16MiB"}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
         ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
