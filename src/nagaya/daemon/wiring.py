@@ -18,7 +18,7 @@ from nagaya.engines.jailed import Jails
 from nagaya.engines.kvm import KvmEngine
 from nagaya.engines.select import Engines
 from nagaya.engines.uml import UmlEngine
-from nagaya.errors import NotFoundError, SpecError, UnavailableError
+from nagaya.errors import NotFoundError, SpecError, UnavailableError, UnsupportedError
 from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
@@ -161,8 +161,11 @@ class PlaneLink:
         return () if client is None else await client.query_ports(network)
 
     async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
-        """Give a port other rules."""
-        await (await self._connection()).set_port(device_id, rules, link=link)
+        """Not possible while the machine runs."""
+        raise UnsupportedError(
+            f"{device_id}: the plane does not change a port that is in use",
+            hint="stop the machine for it; rules of a group are recorded, and hold from its next start",
+        )
 
     async def conditions(self) -> AsyncIterator[Conditions]:
         """The disks that are not well, at every change."""
