@@ -24,7 +24,7 @@ from nagaya.sdk import Client, ensure_daemon
 from nagaya.testing.scratch import make_directory
 
 PROGRAM = ("-m", "nagaya.testing.daemon")
-SPEC = {"name": "web", "memory": "64MiB", "disks": [{"size": "1MiB"}]}
+SPEC = {"name": "web", "nics": [], "memory": "64MiB", "disks": [{"size": "1MiB"}]}
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def devices(paths: Paths) -> set[str]:
 
 def weight(paths: Paths, node: str) -> int:
     """What the plane has been told."""
-    nodes = json.loads((paths.run / "fake-shares.json").read_text())
+    nodes = json.loads((paths.run / "fake-disk-shares.json").read_text())
     return next(int(one["weight"]) for one in nodes if one["id"] == node)
 
 
