@@ -223,6 +223,7 @@ def test_a_waiter_on_the_command_line_outlives_the_daemon(client: Client, image:
     settings = os.environ | client.paths.environment()
     with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as waiter:
         wait_until(lambda: client.leases.list(str(image))[0].waiting == ["b"])
+        time.sleep(1)  # it is in the queue before it knows; until then a daemon's death is an error to it
         end(client.host().daemon_pid, signal.SIGKILL)
         ensure_daemon(client.paths)
         assert client.leases.list(str(image))[0].waiting == ["b"]
