@@ -28,6 +28,7 @@ from nagaya.networks.links import Link, Links, open_links
 from nagaya.networks.names import Names
 from nagaya.networks.plan import Record
 from nagaya.networks.ports import Ports
+from nagaya.networks.watch import Watch
 from nagaya.paths import Paths
 from nagaya.spec import NetworkMode, NetworkSpec
 
@@ -52,6 +53,8 @@ class HostNetworks:
         self._helpers: dict[tuple[str, str], Helper] = {}  # by network and kind
         self._records: dict[str, Record] | None = None
         self._rules = ""
+        self._listed = ""
+        self._watch: Watch | None = None
         self._ports = Ports()
         self.default_mode: NetworkMode = "nat" if os.geteuid() == 0 else "user"
         usual = NetworkSpec(name="default", mode=self.default_mode)
@@ -69,6 +72,8 @@ class HostNetworks:
         record = Record(spec, tuple(reservations), tuple(forwards))
         async with self._lock:
             uplink, fresh = await self._in_thread(lambda: self._make(record))
+            if self._watch is None and self._rules:
+                self._watch = Watch(self._look_again)
             try:
                 await self._serve(record, uplink, fresh)
             except* NagayaError as failures:
@@ -130,6 +135,8 @@ class HostNetworks:
 
     async def close(self) -> None:
         """Look after the networks no more; they stay as they are."""
+        if self._watch is not None:
+            self._watch.close()
         for helper in self._helpers.values():
             await helper.close()
         self._helpers.clear()
@@ -172,7 +179,7 @@ class HostNetworks:
             return Uplink("macvtap", interface, mtu=mtu, rate=spec.rate)
         if not record.has_tap:
             return Uplink("none", mtu=mtu)
-        links.make_tap(interface, alias, mtu, record.addresses())
+        links.make_tap(interface, alias, self.names.mac(spec.name), mtu, record.addresses())
         if spec.mode == "bridge" and lower is not None:
             links.enslave(interface, lower, spec.vlan)
         else:
@@ -200,13 +207,26 @@ class HostNetworks:
         ]
         wanted = plan.host_settings(areas)
         script = rules.render(self.names.table, self.names.prefix, areas, plan.closed(wanted, settings))
-        if areas and script != self._rules:
+        if areas and (script != self._rules or self._listed != rules.listed(self.names.table)):
             rules.apply(script)
-            self._rules = script
+            self._rules, self._listed = script, rules.listed(self.names.table)
         settings.apply(wanted)
         if not areas:
             rules.delete(self.names.table)
             self._rules = ""
+
+    async def _look_again(self) -> None:
+        """The host has changed: another way out, other settings, or a packet filter that somebody flushed."""
+
+        def look() -> None:
+            with open_links() as links:
+                self._filter(links)
+
+        async with self._lock:
+            try:
+                await self._in_thread(look)
+            except NagayaError as error:
+                log.error("the networks do not follow a change of the host: %s", error.message)
 
     async def _serve(self, record: Record, uplink: Uplink, fresh: bool) -> None:
         """The programs' part: they do not depend on one another, and each takes a moment to start."""
@@ -301,10 +321,10 @@ def _read(directory: Path) -> Record:
 
 def _check_forwards(record: Record, known: Iterable[Record]) -> None:
     """A port of the host goes to one machine. Raises `ConflictError` that names the other one."""
-    if record.forwards and not record.served:
+    if record.forwards and not record.routed:
         raise UnsupportedError(
             f"network {record.spec.name}: no ports are forwarded into mode {record.spec.mode}",
-            hint="machines on a bridge are reached by their own addresses",
+            hint="ports are forwarded into networks of mode `nat`, `routed` and `user`",
         )
     taken = [forward for other in known if other.spec.name != record.spec.name for forward in other.forwards]
     for forward in record.forwards:
@@ -335,6 +355,13 @@ def _check_uplink(record: Record, lower: Link | None, links: Links) -> None:
         raise ConflictError(
             f"network {spec.name}: {lower.name} is not a bridge",
             hint=f"put {lower.name} into a bridge, or use mode `macvtap`, which takes all of it",
+            network=spec.name,
+            uplink=lower.name,
+        )
+    if spec.mode == "bridge" and spec.vlan is not None and not lower.vlans:
+        raise ConflictError(
+            f"network {spec.name}: the bridge {lower.name} does not tell VLANs apart",
+            hint=f"ip link set {lower.name} type bridge vlan_filtering 1, or leave `vlan` out",
             network=spec.name,
             uplink=lower.name,
         )

@@ -36,6 +36,7 @@ class Link:
     alias: str
     mtu: int
     kind: str  # "bridge", "macvtap", "tun", ...; "" of hardware
+    vlans: bool  # a bridge that knows VLANs
     master: int  # index of the bridge or bond that it is part of; 0: none
     up: bool
     point_to_point: bool  # one neighbour only: a tunnel
@@ -94,7 +95,7 @@ class Links:
                     found += _routes(message, everything, names)
         return found
 
-    def make_tap(self, name: str, alias: str, mtu: int, addresses: Sequence[Interface]) -> None:
+    def make_tap(self, name: str, alias: str, mac: str, mtu: int, addresses: Sequence[Interface]) -> None:
         """The tap is there, up, with exactly these addresses and its MTU; a crash leaves all or nothing.
 
         Raises `ConflictError` if an interface of that name is somebody else's.
@@ -106,7 +107,7 @@ class Links:
                 link = self.find(name)
                 if link is None:
                     raise ConflictError(f"the interface {name} went away while it was made")
-                self._netlink.link("set", index=link.index, ifalias=alias)
+                self._netlink.link("set", index=link.index, ifalias=alias, address=mac)
                 _quiet(name)
                 self._configure(link.index, mtu, addresses)
                 tun.persist(fd)
@@ -143,7 +144,6 @@ class Links:
                     kind="macvtap",
                     link=lower.index,
                     macvtap_mode="passthru",
-                    ifalias=alias,
                 )
             except Exception as error:
                 raise _translated(error, f"a macvtap on {lower.name}", lower.name) from error
@@ -151,12 +151,13 @@ class Links:
             if link is None:
                 raise ConflictError(f"the interface {name} went away while it was made")
             _quiet(name)
+        self._netlink.link("set", index=link.index, ifalias=alias)
         self._netlink.link("set", index=link.index, mtu=mtu, state="up")
 
     def remove(self, name: str, alias: str) -> None:
         """The interface is gone, if it was ours."""
         link = self.find(name)
-        if link is not None and link.alias == alias:
+        if link is not None and _is_ours(link, alias):
             self._netlink.link("del", index=link.index)
 
     def addresses(self, index: int) -> set[Interface]:
@@ -202,12 +203,15 @@ def _address(address: Interface) -> dict[str, Any]:
 
 def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
+    kind = (info.get_attr("IFLA_INFO_KIND") or "") if info else ""
+    bridge = info.get_attr("IFLA_INFO_DATA") if kind == "bridge" else None
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME") or "",
         alias=message.get_attr("IFLA_IFALIAS") or "",
         mtu=message.get_attr("IFLA_MTU") or 0,
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
+        kind=kind,
+        vlans=bool(bridge and bridge.get_attr("IFLA_BR_VLAN_FILTERING")),
         master=message.get_attr("IFLA_MASTER") or 0,
         up=bool(message["flags"] & _IFF_UP),
         point_to_point=bool(message["flags"] & _IFF_POINTOPOINT),
@@ -259,8 +263,13 @@ def _quiet(name: str) -> None:
         sysctls.write_own(f"ipv4/conf/{name}/{setting}", value)
 
 
+def _is_ours(link: Link, alias: str) -> bool:
+    """A macvtap has its name before it can have its alias, so a crash may leave one without."""
+    return link.alias == alias or (link.kind == "macvtap" and not link.alias)
+
+
 def _check_ours(link: Link, alias: str) -> None:
-    if link.alias != alias:
+    if not _is_ours(link, alias):
         whose = f"it is the {link.alias}" if link.alias else "it is not one of Nagaya's"
         raise ConflictError(
             f"an interface {link.name} is there already, and {whose}",

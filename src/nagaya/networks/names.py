@@ -29,6 +29,11 @@ class Names:
         """The interface of `network`, at most 15 characters."""
         return self.prefix + _hash(f"{self.run}\0{network}")[:_NETWORK]
 
+    def mac(self, network: str) -> str:
+        """The host's MAC address in it: always the same, and high, for a bridge takes its lowest."""
+        digits = _hash(f"mac {self.run}\0{network}")[:10]
+        return ":".join(["fe", *(digits[at : at + 2] for at in range(0, 10, 2))])
+
     def alias(self, network: str) -> str:
         """What `ip link` shows beside the interface, and what says that it is ours."""
         return f"nagaya network {network} of {self.run}"[:255]

@@ -34,6 +34,11 @@ class Record:
         return spec.mode in (*_ROUTED, "bridge")
 
     @property
+    def routed(self) -> bool:
+        """Whether the host forwards packets between it and the world."""
+        return self.spec.mode in _ROUTED
+
+    @property
     def served(self) -> bool:
         """Whether the host has an address in it."""
         return self.has_tap and self.spec.mode != "bridge"
@@ -59,7 +64,7 @@ class Record:
 def ways_out(record: Record, links: Sequence[Link], routes: Iterable[Route]) -> tuple[str, ...]:
     """The host's interfaces behind which a network's world is: its uplink, or all that lead to a router."""
     spec = record.spec
-    if spec.mode not in _ROUTED:
+    if not record.routed:
         return ()
     if spec.uplink:
         return (spec.uplink,)
@@ -80,7 +85,7 @@ def area(record: Record, names: Names, ways: tuple[str, ...]) -> Area:
         interface=names.interface(spec.name),
         ipv4=spec.ipv4,
         ipv6=spec.ipv6,
-        outbound=spec.mode in _ROUTED,
+        outbound=record.routed,
         inbound=spec.mode == "routed",
         masquerade=spec.mode == "nat",
         dhcp=spec.dhcp,
@@ -93,7 +98,7 @@ def area(record: Record, names: Names, ways: tuple[str, ...]) -> Area:
 
 def own_settings(record: Record, interface: str) -> dict[str, str]:
     """Settings of the network's own interface: they go away with it."""
-    routed = "1" if record.spec.mode in _ROUTED else "0"
+    routed = "1" if record.routed else "0"
     localhost = any(":" not in forward.machine_address for forward in record.forwards)
     return {
         f"ipv4/conf/{interface}/forwarding": routed,

@@ -98,6 +98,13 @@ def apply(script: str) -> None:
     raise NagayaError(f"nft did not take the packet filter rules: {done.stderr.strip()[:500]}")
 
 
+def listed(table: str) -> str:
+    """What the kernel has of the table, "" if there is none."""
+    command = [require_program("nft", "nftables"), "--stateless", "list", "table", "inet", table]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    return done.stdout if done.returncode == 0 else ""
+
+
 def delete(table: str) -> None:
     """The table is gone. As `apply`."""
     apply(f"table inet {table} {{}}\ndelete table inet {table}\n")

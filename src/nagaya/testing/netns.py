@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import subprocess
 import threading
@@ -117,6 +118,7 @@ def snapshot(place: Namespace) -> str:
                 with contextlib.suppress(OSError):
                     settings.append(f"{path} {path.read_text().strip()}")
         settings.append(Path("/proc/sys/net/ipv4/ip_forward").read_text())
+    shown = re.sub(r"_timer +[0-9.]+", "", shown)  # of bridges, which count down
     return shown + "\n".join(settings)
 
 
