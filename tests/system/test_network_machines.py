@@ -83,3 +83,54 @@ async def test_machines_of_the_default_network(inside: Client, host: Namespace, 
         host.run("curl -s -m 5 http://127.0.0.1:8080/")
     one.delete(force=True)
     assert "ngy" not in host.run("ip link; nft list tables")
+
+
+def test_a_group_lets_in_what_it_lists_and_an_isolated_network_has_no_way_out(
+    inside: Client, host: Namespace
+) -> None:
+    inside.groups.create("web", inbound=["tcp:80"])
+    inside.groups.create("closed")
+    inside.networks.create({"name": "back", "mode": "isolated"})
+    web = create(inside, "web", nics=[{"groups": ["web"]}, {"network": "back"}])
+    db = create(inside, "db", nics=[{"network": "back"}])
+    other = create(inside, "other", nics=[{"groups": ["closed"]}])
+    assert web.exec(["sh", "-c", f"{SERVE} && httpd -p 81 -h /tmp/w"]).exit_code == 0
+    for machine in (db, other):
+        assert machine.exec(["sh", "-c", SERVE]).exit_code == 0
+    front, back, hidden = (nic["ipv4"] for machine in (web, db) for nic in machine.refresh().info.nics)
+    assert until_it_answers(other, f"wget -q -O - http://{front}/").strip() == PAGE
+    assert until_it_answers(web, f"wget -q -O - http://{hidden}/").strip() == PAGE
+    assert host.run(f"curl -s -m 5 http://{front}/").strip() == PAGE
+    gateways = {one.name: one.gateway4 for one in inside.networks.list()}
+    refused = {
+        "a port that no rule lists": (other, f"{front}:81"),
+        "a machine that allows nothing": (web, inside.machines.get("other").info.address),
+        "another network": (other, hidden),
+        "the way back into another network": (db, front),
+        "its own way back": (other, back),
+    }
+    for why, (machine, address) in refused.items():
+        tried = machine.exec(["timeout", "2", "wget", "-q", "-O", "-", f"http://{address}/"])
+        assert tried.exit_code in (1, 124, 143), (why, tried)
+    assert db.exec(["ping", "-c", "1", "-W", "1", gateways["default"]]).exit_code
+    dropped = {port.id: port.drops for port in inside.networks.ports("default")}
+    assert dropped["web/net0"]["security"] and dropped["other/net0"]["security"], dropped
+
+
+def test_a_daemon_that_was_killed_finds_its_networks_and_forwards_again(
+    inside: Client, host: Namespace, paths: Paths
+) -> None:
+    machine = create(inside, "web", ports=["8080:80"])
+    assert machine.exec(["sh", "-c", SERVE]).exit_code == 0
+    address = machine.info.address
+    until_it_answers(machine, f"ping -c 1 -W 1 {inside.networks.get('default').gateway4}")
+    os.kill(inside.host().daemon_pid, signal.SIGKILL)
+    assert host.run("curl -s -m 5 http://127.0.0.1:8080/").strip() == PAGE, "nobody notices"
+    ensure_daemon(paths)
+    assert inside.networks.get("default").state == "up"
+    assert inside.machines.get("web").info.address == address
+    second = create(inside, "second")
+    assert until_it_answers(second, "wget -q -O - http://web/").strip() == PAGE
+    for name in ("web", "second"):
+        inside.machines.get(name).delete(force=True)
+    assert "ngy" not in host.run("ip link; nft list tables")
