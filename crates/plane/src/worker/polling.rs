@@ -3,12 +3,23 @@
 //! A window grows while work arrives soon after we slept, and shuts when it takes longer than the window may ever be: a
 //! worker without work never spins. (QEMU's aio poll has the same idea.) A device and a guest have their own pace each,
 //! so what we learn from waiting for one says nothing of the other.
+//!
+//! Spinning is for CPUs that nobody else wants. Whoever spins where others wait takes their time, and pays for it with
+//! its own turn when there is work: so when somebody else has run between two looks, there is none for a while. A guest
+//! on our own CPU even works only once we sleep: so there is none either when it finds nothing again and again.
 
 use std::time::Duration;
 
-/// Longest window for a disk. A device answers a lone request after 50 to 100 µs, and spinning through that costs
-/// twice the CPU of a sleep; with many in flight the next answer is a few µs away.
-pub const DISK: Duration = Duration::from_micros(20);
+use crate::clock::Nanos;
+
+/// Longest window for a disk with many requests in flight: the next answer is a few µs away.
+pub const MANY: Duration = Duration::from_micros(20);
+
+/// Longest window for a disk with few: it answers a lone request after 50 to 100 µs.
+pub const FEW: Duration = Duration::from_micros(100);
+
+/// How many requests are few.
+const FEW_REQUESTS: usize = 2;
 
 /// Longest window for a guest that was just answered: its wake-up and its next request take 30 to 50 µs.
 pub const GUEST: Duration = Duration::from_micros(50);
@@ -19,25 +30,167 @@ const FIRST: Duration = Duration::from_micros(8);
 /// What a wake-up across CPUs adds to the time that we seem to have slept.
 const WAKE_UP: Duration = Duration::from_micros(30);
 
+/// One part in so many of all time may be spent on windows longer than [`MANY`] for a disk.
+const SHARE: u64 = 2;
+
+/// Most time that can be saved up for that, ns.
+const SAVINGS: i64 = 10_000_000;
+
+/// Between two looks, which are less than a µs apart, nothing but somebody else on our CPU takes longer, ns.
+const TAKEN_AWAY: Nanos = 100_000;
+
+/// Spins in a row, from the first short one on, that may find nothing.
+const MISSES: u32 = 8;
+
+/// First and longest pause of spinning after either, ns: it doubles if it happens again soon.
+const FIRST_PAUSE: Nanos = 5_000_000;
+const LONGEST_PAUSE: Nanos = 320_000_000;
+
+/// What there is to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// Requests.
+    Guest,
+    /// The answer to one of a few requests.
+    Few,
+    /// The answer to one of many.
+    Many,
+}
+
+impl For {
+    /// With `taken` requests that are not answered.
+    pub fn waiting(taken: usize) -> For {
+        match taken {
+            0 => For::Guest,
+            1..=FEW_REQUESTS => For::Few,
+            _ => For::Many,
+        }
+    }
+}
+
+/// When a worker spins, and for how long.
+pub struct Spinning {
+    guest: Polling,
+    disk: Polling,
+    /// What it waits for, since when, and the last look at the clock.
+    spin: Option<(For, Nanos, Nanos)>,
+    /// What may be spent on long windows, ns, and when that was known; below 0 it is spent already.
+    savings: i64,
+    saved_at: Nanos,
+    /// Others want the CPU.
+    pause: Pause,
+}
+
+impl Spinning {
+    /// Not at first.
+    pub fn new(now: Nanos) -> Spinning {
+        let (guest, disk) = (Polling::new(GUEST), Polling::new(FEW));
+        Spinning { guest, disk, spin: None, savings: 0, saved_at: now, pause: Pause::default() }
+    }
+
+    /// How long to spin now.
+    pub fn window(&mut self, now: Nanos, whom: For) -> Duration {
+        self.savings = SAVINGS.min(self.savings + ((now - self.saved_at) / SHARE) as i64);
+        self.saved_at = now;
+        let saved = self.savings > 0;
+        let polling = self.polling(whom);
+        if now < polling.pause.until {
+            return Duration::ZERO;
+        }
+        let window = if whom == For::Guest || (whom == For::Few && saved) {
+            polling.window
+        } else {
+            polling.window.min(MANY)
+        };
+        if now < self.pause.until { Duration::ZERO } else { window }
+    }
+
+    /// It begins.
+    pub fn begin(&mut self, now: Nanos, whom: For) {
+        self.spin = Some((whom, now, now));
+    }
+
+    /// A look at the clock.
+    pub fn look(&mut self, now: Nanos) {
+        if let Some((_, _, last)) = &mut self.spin
+            && now - std::mem::replace(last, now) > TAKEN_AWAY
+        {
+            self.pause.begin(now);
+        }
+    }
+
+    /// It has found work, if there was any spinning.
+    pub fn found(&mut self, now: Nanos) {
+        if let Some(whom) = self.end(now) {
+            self.polling(whom).misses = 0;
+        }
+    }
+
+    /// It has found none.
+    pub fn missed(&mut self, now: Nanos) {
+        if let Some(whom) = self.end(now) {
+            self.polling(whom).missed(now);
+        }
+    }
+
+    /// Work has arrived after `idle`, spinning and sleeping.
+    pub fn learn(&mut self, whom: For, idle: Duration) {
+        self.polling(whom).learn(idle);
+    }
+
+    fn end(&mut self, now: Nanos) -> Option<For> {
+        self.look(now);
+        let (whom, start, _) = self.spin.take()?;
+        if whom == For::Few {
+            self.savings -= (now - start) as i64;
+        }
+        Some(whom)
+    }
+
+    fn polling(&mut self, whom: For) -> &mut Polling {
+        if whom == For::Guest { &mut self.guest } else { &mut self.disk }
+    }
+}
+
+/// A time without spinning.
+#[derive(Default)]
+struct Pause {
+    until: Nanos,
+    length: Nanos,
+}
+
+impl Pause {
+    fn begin(&mut self, now: Nanos) {
+        let again = now < self.until + self.length;
+        self.length = if again { (self.length * 2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+        self.until = now + self.length;
+    }
+}
+
 /// A window.
-pub struct Polling {
+struct Polling {
     window: Duration,
     longest: Duration,
+    /// How often in a row nothing was found.
+    misses: u32,
+    pause: Pause,
 }
 
 impl Polling {
     /// Closed at first; never longer than `longest`.
-    pub fn new(longest: Duration) -> Polling {
-        Polling { window: Duration::ZERO, longest }
+    fn new(longest: Duration) -> Polling {
+        Polling { window: Duration::ZERO, longest, misses: 0, pause: Pause::default() }
     }
 
-    /// How long to spin now.
-    pub fn window(&self) -> Duration {
-        self.window
+    fn missed(&mut self, now: Nanos) {
+        self.misses += 1;
+        if self.misses == MISSES {
+            (self.misses, self.window) = (0, Duration::ZERO);
+            self.pause.begin(now);
+        }
     }
 
-    /// Work arrived after `idle` (spinning and sleeping).
-    pub fn learn(&mut self, idle: Duration) {
+    fn learn(&mut self, idle: Duration) {
         if idle <= self.window {
             return;
         }
@@ -55,24 +208,111 @@ impl Polling {
 mod tests {
     use super::*;
 
+    const US: Nanos = 1_000;
+    const MS: Nanos = 1_000_000;
+
+    /// One that has learnt that guest and disk are quick, at time 1 s.
+    fn quick() -> (Spinning, Nanos) {
+        let mut spinning = Spinning::new(0);
+        for _ in 0..10 {
+            spinning.learn(For::Guest, Duration::from_micros(70));
+            spinning.learn(For::Few, Duration::from_micros(120));
+        }
+        (spinning, 1_000 * MS)
+    }
+
     #[test]
-    fn the_window_opens_with_quick_work_and_shuts_with_slow() {
-        let mut polling = Polling::new(GUEST);
-        assert_eq!(polling.window(), Duration::ZERO);
+    fn a_window_opens_with_quick_work_and_shuts_with_slow() {
+        let mut spinning = Spinning::new(0);
+        assert_eq!(spinning.window(MS, For::Guest), Duration::ZERO);
+        let (mut spinning, now) = quick();
+        assert_eq!(spinning.window(now, For::Guest), GUEST);
         for _ in 0..10 {
-            polling.learn(Duration::from_micros(70));
+            spinning.learn(For::Guest, Duration::from_millis(1));
         }
-        assert_eq!(polling.window(), GUEST);
-        for _ in 0..10 {
-            polling.learn(Duration::from_millis(1));
-        }
-        assert_eq!(polling.window(), Duration::ZERO);
+        assert_eq!(spinning.window(now, For::Guest), Duration::ZERO);
+        assert_eq!(spinning.window(now, For::Few), FEW);
     }
 
     #[test]
     fn a_device_that_is_slow_is_not_waited_for_by_spinning() {
-        let mut polling = Polling::new(DISK);
-        polling.learn(DISK + WAKE_UP + Duration::from_micros(5));
-        assert_eq!(polling.window(), Duration::ZERO);
+        let mut spinning = Spinning::new(0);
+        spinning.learn(For::Few, FEW + WAKE_UP + Duration::from_micros(5));
+        assert_eq!(spinning.window(MS, For::Few), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_more_requests_the_nearer_the_next_answer() {
+        assert_eq!([0, 1, 2, 3].map(For::waiting), [For::Guest, For::Few, For::Few, For::Many]);
+        let (mut spinning, now) = quick();
+        assert_eq!(spinning.window(now, For::Many), MANY);
+    }
+
+    #[test]
+    fn long_windows_take_half_of_the_time_at_most() {
+        let (mut spinning, start) = quick();
+        let (mut now, mut spun) = (start, 0);
+        while now < start + 1_000 * MS {
+            let window = spinning.window(now, For::Few);
+            let length = (60 * US).min(window.as_nanos() as Nanos);
+            spinning.begin(now, For::Few);
+            if length == 60 * US {
+                spinning.found(now + length);
+                spun += length;
+            } else {
+                spinning.missed(now + length);
+                spinning.learn(For::Few, Duration::from_micros(90));
+            }
+            // What is left of the disk's time, and the guest's.
+            now += 60 * US + 10 * US;
+        }
+        let share = spun as f64 / (now - start) as f64;
+        assert!((0.2..0.51).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn there_is_no_spinning_where_others_want_the_cpu() {
+        let (mut spinning, now) = quick();
+        spinning.begin(now, For::Guest);
+        spinning.look(now + US);
+        spinning.found(now + 3 * MS);
+        let again = now + 3 * MS + FIRST_PAUSE;
+        assert_eq!(spinning.window(again - 1, For::Guest), Duration::ZERO);
+        assert_eq!(spinning.window(again - 1, For::Few), Duration::ZERO);
+        assert_eq!(spinning.window(again, For::Guest), GUEST);
+        spinning.begin(again, For::Few);
+        spinning.found(again + MS);
+        assert_eq!(spinning.window(again + MS + 2 * FIRST_PAUSE - 1, For::Few), Duration::ZERO);
+        assert_eq!(spinning.window(again + MS + 2 * FIRST_PAUSE, For::Few), FEW);
+        let late = now + 2_000 * MS;
+        spinning.begin(late, For::Guest);
+        spinning.found(late + MS);
+        assert_eq!(spinning.window(late + MS + FIRST_PAUSE, For::Guest), GUEST);
+    }
+
+    #[test]
+    fn a_guest_that_works_only_while_we_sleep_is_not_waited_for_by_spinning() {
+        let mut spinning = Spinning::new(0);
+        let (mut now, mut spun) = (0, 0);
+        while now < 1_000 * MS {
+            let window = spinning.window(now, For::Guest);
+            spinning.begin(now, For::Guest);
+            now += window.as_nanos() as Nanos;
+            spun += window.as_nanos() as Nanos;
+            spinning.missed(now);
+            now += 5 * US;
+            spinning.learn(For::Guest, window + Duration::from_micros(5));
+        }
+        assert!(spun < 10 * MS, "{spun}");
+        // A disk is something else.
+        spinning.learn(For::Few, Duration::from_micros(40));
+        assert_eq!(spinning.window(now, For::Few), FIRST);
+    }
+
+    #[test]
+    fn an_end_without_a_begin_is_nothing() {
+        let (mut spinning, now) = quick();
+        spinning.found(now + 100 * MS);
+        assert_eq!(spinning.window(now + 100 * MS, For::Guest), GUEST);
     }
 }

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use io_uring::{cqueue, opcode, types};
 
@@ -16,11 +15,12 @@ use crate::sandbox;
 use crate::uring::Uring;
 use crate::worker::device::{Context, Device, Effects, IGNORED, Kind, Peers, Token};
 use crate::worker::entry::Entry;
-use crate::worker::polling::{self, Polling};
+use crate::worker::polling::Spinning;
 use crate::worker::queue::{Violation, VirtQueue};
 use crate::worker::sharing::Sharing;
 
 mod orders;
+mod rest;
 mod turns;
 
 /// SQEs that fit into the ring; more wait in a list. Enough for what a turn of a few busy queues starts.
@@ -28,9 +28,6 @@ const ENTRIES: u32 = 512;
 
 /// Messages of the holder handled in a turn.
 const MESSAGES: usize = 64;
-
-/// Looks around between two looks at the clock, which costs as much as several.
-const LOOKS: usize = 8;
 
 /// The state of a worker.
 pub struct Reactor {
@@ -58,9 +55,7 @@ pub struct Reactor {
     effects: Effects,
     /// Requests taken and not answered, of all devices.
     taken: usize,
-    /// How soon answers come while there are such, and requests while there are none.
-    host_polling: Polling,
-    guest_polling: Polling,
+    spinning: Spinning,
     completions: Vec<(u64, i32, u32)>,
 }
 
@@ -90,8 +85,7 @@ impl Reactor {
             effects: Effects::default(),
             networks: Networks::default(),
             taken: 0,
-            host_polling: Polling::new(polling::DISK),
-            guest_polling: Polling::new(polling::GUEST),
+            spinning: Spinning::new(clock::now()),
             completions: Vec::new(),
         };
         reactor.poll(reactor.control.as_raw_fd(), Token { kind: Kind::Control, ..IGNORED });
@@ -107,6 +101,7 @@ impl Reactor {
             let mut completions = std::mem::take(&mut self.completions);
             self.uring.reap(|token, result, flags| completions.push((token, result, flags)));
             self.now = clock::now();
+            self.spinning.found(self.now);
             for (token, result, flags) in completions.drain(..) {
                 self.dispatch(Token::unpack(token), result, flags)?;
             }
@@ -299,75 +294,6 @@ impl Reactor {
         }
         // If the ring is broken, the next turn ends the worker.
         let _ = self.uring.submit();
-    }
-
-    /// Sleep, after looking around for a while if work has come quickly of late. What was queued goes to the kernel
-    /// with the same system call, if there is no more to do before.
-    fn rest(&mut self) -> io::Result<()> {
-        // However busy others keep us.
-        self.look();
-        if self.busy() {
-            return self.uring.submit();
-        }
-        let start = Instant::now();
-        let waits_for_host = self.taken > 0;
-        let polling = if waits_for_host { &self.host_polling } else { &self.guest_polling };
-        let until = self.due_in();
-        let window = until.map_or(polling.window(), |until| polling.window().min(until));
-        if self.look_around(start, window)? {
-            return Ok(());
-        }
-        let mut polled = std::mem::take(&mut self.polled);
-        for (slot, index) in polled.drain(..) {
-            if self.queue(slot, index).is_some_and(VirtQueue::end_polling) {
-                self.wake(slot, index);
-            }
-        }
-        self.polled = polled;
-        if self.busy() {
-            return self.uring.submit();
-        }
-        // The holder does not read its socket only when it is stuck or about to go.
-        let stuck = (!self.outbox.is_empty()).then_some(Duration::from_millis(10));
-        let due = until.map(|until| until.saturating_sub(start.elapsed()));
-        self.uring.submit_and_wait([stuck, due].into_iter().flatten().min())?;
-        let polling = if waits_for_host { &mut self.host_polling } else { &mut self.guest_polling };
-        polling.learn(start.elapsed());
-        Ok(())
-    }
-
-    fn busy(&self) -> bool {
-        !self.ready.is_empty() || self.uring.has_completions() || self.uring.tasks.has_ready() || self.closed
-    }
-
-    /// Look at the rings whose drivers do not kick.
-    fn look(&mut self) {
-        for place in 0..self.polled.len() {
-            let (slot, index) = self.polled[place];
-            if self.queue(slot, index).is_some_and(|queue| queue.wants_service()) {
-                self.wake(slot, index);
-            }
-        }
-    }
-
-    /// Spin for `window`; true if there is work.
-    fn look_around(&mut self, start: Instant, window: Duration) -> io::Result<bool> {
-        if window.is_zero() {
-            return Ok(false);
-        }
-        self.uring.submit()?;
-        loop {
-            for _ in 0..LOOKS {
-                self.look();
-                if self.busy() {
-                    return Ok(true);
-                }
-                std::hint::spin_loop();
-            }
-            if start.elapsed() >= window {
-                return Ok(false);
-            }
-        }
     }
 
     fn receive(&mut self) -> io::Result<()> {
