@@ -87,8 +87,15 @@ class Plane:
 
     def query_ports(self, network: str | None) -> str:
         """JSON `[{"id", "network", "mac": null of an uplink, "link", "connected", "rx_packets", "rx_bytes", "tx_packets",
-        "tx_bytes", "drops": {"reason": count}, "fdb": addresses learnt}]`, of one network or of all. Drops are those of
+        "tx_bytes", "drops": {"reason": count}, "fdb": addresses learnt, "faults": null if there are none, "captured"}]`, of one network or of all. Drops are those of
         up to 50 ms ago."""
+
+    def order_port(self, id: str, order: str, fds: Sequence[int]) -> str:
+        """Do something to a port of a network, in effect when this returns; the answer is JSON. `order` is JSON:
+        `{"type": "set", "rules": {...}, "link": bool}`, `{"type": "faults", "plan": {...} | null}`, `{"type": "capture",
+        "snaplen", "limit"}` with the fd of a file or pipe to append pcap records to, `{"type": "capture_stop"}`, which answers
+        `{"packets", "missed"}`, or null if there was none, `{"type": "flows", "limit"}`, which answers rows of `query-flows`.
+        Raises `KeyError`, `ValueError` and `OSError`."""
 
     def event_fd(self) -> int:
         """An eventfd that is readable while `take_events` has something."""

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
+use crate::net::order::Order;
 use crate::scm::{self, MAX_FDS};
 use crate::shares::ShareNode;
 
@@ -75,6 +76,15 @@ pub enum ToWorker {
         /// Comes back in the answer.
         serial: u64,
     },
+    /// Do something to a port of a network. Fds: those of the order.
+    Port {
+        /// Which device.
+        device: u32,
+        /// What.
+        order: Order,
+        /// Comes back in the answer.
+        serial: u64,
+    },
     /// All of a device's guest memory. Fds: one a region.
     Memory {
         /// Which device.
@@ -125,6 +135,7 @@ impl ToWorker {
         match self {
             ToWorker::Open { device, .. }
             | ToWorker::Faults { device, .. }
+            | ToWorker::Port { device, .. }
             | ToWorker::Memory { device, .. }
             | ToWorker::Queue { device, .. }
             | ToWorker::Stop { device, .. }
@@ -175,6 +186,13 @@ pub enum FromWorker {
     FaultsSet {
         /// Of the request.
         serial: u64,
+    },
+    /// It is done to the port.
+    Port {
+        /// Of the request.
+        serial: u64,
+        /// For who asked.
+        answer: Value,
     },
     /// The device is gone.
     Closed {

@@ -90,6 +90,11 @@ impl Plane {
         py.detach(|| self.0.query_ports(network.as_deref()))
     }
 
+    fn order_port(&self, py: Python<'_>, id: &str, order: &str, fds: Vec<RawFd>) -> PyResult<String> {
+        let fds = fds.into_iter().map(duplicate).collect::<io::Result<Vec<OwnedFd>>>()?;
+        py.detach(|| self.0.order_port(id, order, fds)).map_err(error)
+    }
+
     fn event_fd(&self) -> RawFd {
         self.0.event_fd()
     }

@@ -15,7 +15,7 @@ from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, R
 from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
 from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
 from nagaya.plane.config import CopyJob, Device, Layer
-from nagaya.plane.ports import PortStatus, port_from_json
+from nagaya.plane.ports import Flow, PortRules, PortStatus, port_from_json
 from nagaya.plane.shares import (
     ArbiterStatus,
     Resource,
@@ -234,6 +234,44 @@ class PlaneClient:
         return [
             port_from_json(row) for row in _rows(await self._execute("query-ports", {"network": network}))
         ]
+
+    async def set_port(self, device_id: str, rules: PortRules, *, link: bool | None = None) -> None:
+        """Give a machine's port other rules, in effect when this returns; None leaves the link as it is.
+
+        Connections that the rules do not allow end. Raises `NotFoundError` and `UsageError`.
+        """
+        arguments: dict[str, Any] = {"id": device_id, "rules": asdict(rules)}
+        await self._execute("set-port", arguments | ({} if link is None else {"link": link}))
+
+    async def set_port_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Lay faults upon a port's link, in effect when this returns; None ends them (docs/plane.md).
+
+        Raises `NotFoundError`, and `UsageError` for what the plane does not take.
+        """
+        await self._execute("set-port-faults", {"id": device_id, **(faults or {})})
+
+    async def query_flows(self, device_id: str, limit: int = 20) -> list[Flow]:
+        """The connections of a port with the most bytes.
+
+        Of a port without security they are counted for a minute from now on.
+        """
+        rows = await self._execute("query-flows", {"id": device_id, "limit": limit})
+        return [Flow(**row) for row in _rows(rows)]
+
+    async def capture_start(self, device_id: str, path: str, *, snaplen: int, limit: int) -> None:
+        """Write the frames of a port to the file or FIFO at `path`, as pcap.
+
+        At most `snaplen` bytes of each and `limit` in all. Raises `ConflictError` if it is captured already.
+        """
+        arguments = {"id": device_id, "path": path, "snaplen": snaplen, "limit": limit}
+        await self._execute("capture-start", arguments)
+
+    async def capture_stop(self, device_id: str) -> tuple[int, int]:
+        """End it: frames written, and missed, by the worker that there is. Raises `NotFoundError`."""
+        counts = await self._execute("capture-stop", {"id": device_id})
+        if not isinstance(counts, dict):
+            raise ProtocolError(f"the plane answered capture-stop with {counts!r}")
+        return counts["packets"], counts["missed"]
 
     async def query_workers(self) -> list[WorkerStatus]:
         return [

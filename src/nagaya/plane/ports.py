@@ -30,7 +30,7 @@ class PortRules:
     isolated: bool = False  # talks with uplinks only
     vlan: int | None = None
     trunk: tuple[int, ...] = ()
-    storm_pps: int | None = None  # broadcasts, multicasts and frames to unknown addresses, each, a second
+    storm_pps: int | None = 1000  # broadcasts, multicasts and frames to unknown addresses, each, a second
     groups: tuple[str, ...] = ()
     security: tuple[SecurityRow, ...] | None = None  # None allows everything
 
@@ -50,6 +50,28 @@ class PortStatus:
     tx_bytes: int
     drops: Mapping[str, int]
     fdb: int  # addresses learnt from it
+    faults: Mapping[str, Any] | None = None  # those on purpose
+    captured: bool = False  # somebody looks at its frames
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A connection of a port as who is at it sees it: `tx` is what it sent."""
+
+    protocol: str | int  # "tcp", "udp", "icmp", or the number in IP
+    direction: Literal["in", "out"]  # who began: others, or the port
+    state: Literal["new", "open", "closing"]  # new: one side alone has spoken
+    local: str
+    local_port: int  # of an echo its id
+    remote: str
+    remote_port: int
+    vlan: int  # 0 for none
+    tx_packets: int
+    tx_bytes: int
+    rx_packets: int
+    rx_bytes: int
+    age_ms: int
+    idle_ms: int
 
 
 def rules_from_json(value: object) -> PortRules:

@@ -14,11 +14,12 @@ from typing import Protocol, TypeVar
 
 from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
-from nagaya.plane import arbitration, jobs
+from nagaya.plane import arbitration, jobs, portorders
 from nagaya.plane.arbitration import Arbitration
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, NetDevice, UplinkDevice
 from nagaya.plane.hub import ConsoleHub
 from nagaya.plane.jobs import Jobs
+from nagaya.plane.portorders import PortOrders
 from nagaya.plane.shares import share_to_json
 from nagaya.plane.sockets import Listener
 from nagaya.plane.storage import ImageKey, OpenImages, handed_over
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Core(arbitration.Core, jobs.Core, Protocol):
+class Core(arbitration.Core, jobs.Core, portorders.Core, Protocol):
     """What the service needs of `nagaya._core.Plane`; the contract is in `_core.pyi`."""
 
     def device_add(self, config: str, fds: Sequence[int]) -> None: ...
@@ -44,7 +45,6 @@ class Core(arbitration.Core, jobs.Core, Protocol):
     def set_faults(self, id: str, faults: str) -> None: ...  # noqa: A002
     def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None: ...  # noqa: A002
     def query(self) -> str: ...
-    def query_ports(self, network: str | None) -> str: ...
     def event_fd(self) -> int: ...
     def take_events(self) -> list[str]: ...
     def close(self) -> None: ...
@@ -84,7 +84,6 @@ class Service:
             "query-consoles": self._query_consoles,
             "query-devices": self._query_devices,
             "query-faults": self._query_faults,
-            "query-ports": self._query_ports,
             "query-status": self._query_status,
             "query-version": self._query_version,
             "query-workers": self._query_workers,
@@ -94,7 +93,11 @@ class Service:
         }
         self._arbitration = Arbitration(core, self._in_core)
         self._host_work = Jobs(core, self._in_core, emit, self._users_of, self._finish)
-        self.commands |= self._arbitration.commands | self._host_work.commands
+        self._ports = PortOrders(
+            core, self._in_core, emit, find=self._find, changed=self._port_changed, finish=self._finish
+        )
+        for part in (self._arbitration, self._host_work, self._ports):
+            self.commands |= part.commands
 
     @property
     def device_count(self) -> int:
@@ -270,12 +273,6 @@ class Service:
         _no_arguments(arguments)
         return [served.hub.describe() for served in self._devices.values() if served.hub is not None]
 
-    async def _query_ports(self, arguments: Mapping[str, object]) -> object:
-        network = arguments.get("network")
-        if set(arguments) - {"network"} or not isinstance(network, str | None):
-            raise UsageError("query-ports has one argument, network: a name, or null for all")
-        return json.loads(await self._in_core(self._core.query_ports, network))
-
     async def _query_status(self, arguments: Mapping[str, object]) -> object:
         _no_arguments(arguments)
         status = {"status": "running", "running": True, "pid": os.getpid()}
@@ -315,6 +312,15 @@ class Service:
 
     async def _in_core(self, call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._core_pool, call, *arguments)
+
+    def _find(self, device_id: str) -> Device | None:
+        served = self._devices.get(device_id)
+        return None if served is None else served.device
+
+    def _port_changed(self, device: NetDevice) -> None:
+        served = self._devices.get(device.id)
+        if served is not None:
+            served.device, served.config = device, served.config | _net_config(device)
 
     def _users_of(self, key: ImageKey) -> list[str]:
         return [

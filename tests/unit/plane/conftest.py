@@ -12,6 +12,23 @@ import pytest
 
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, RngDevice
 
+FLOW: dict[str, Any] = {
+    "protocol": "tcp",
+    "direction": "in",
+    "state": "open",
+    "local": "10.77.0.5",
+    "local_port": 80,
+    "remote": "10.77.0.6",
+    "remote_port": 50000,
+    "vlan": 0,
+    "tx_packets": 1,
+    "tx_bytes": 60,
+    "rx_packets": 2,
+    "rx_bytes": 120,
+    "age_ms": 10,
+    "idle_ms": 1,
+}
+
 
 class FakeCore:
     """Holds duplicates of the fds of each device, as the real one does."""
@@ -21,6 +38,7 @@ class FakeCore:
         self.events: list[str] = []
         self.shares: list[dict[str, Any]] = []
         self.network_shares: list[dict[str, Any]] = []
+        self.orders: list[tuple[str, dict[str, Any]]] = []
         self.fails: Exception | None = None
         self.closed = False
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -76,6 +94,23 @@ class FakeCore:
         workers = [{"name": "chars", "pid": 12, "generation": 1, "devices": list(self.devices)}]
         return json.dumps({"devices": devices, "workers": workers})
 
+    def order_port(self, id: str, order: str, fds: Sequence[int]) -> str:  # noqa: A002
+        if id not in self.devices:
+            raise KeyError(id)
+        config, open_fds = self.devices[id]
+        parsed = json.loads(order)
+        if (parsed.get("plan") or {}).get("loss", 0) > 1:
+            raise ValueError("loss is too much")
+        self.orders.append((id, parsed))
+        if parsed["type"] == "capture":
+            config["captured"] = True
+            open_fds += [os.dup(fd) for fd in fds]
+        was_captured = config.get("captured", False)
+        if parsed["type"] == "capture_stop":
+            config["captured"] = False
+        answers = {"flows": [FLOW], "capture_stop": {"packets": 7, "missed": 1} if was_captured else None}
+        return json.dumps(answers.get(parsed["type"]))
+
     def query_ports(self, network: str | None) -> str:
         ports = [parsed for parsed, _ in self.devices.values() if parsed.get("network")]
         counters = {"connected": True, "rx_packets": 1, "rx_bytes": 60, "tx_packets": 2, "tx_bytes": 120}
@@ -83,7 +118,7 @@ class FakeCore:
             [
                 {"id": one["id"], "network": one["network"], "mac": one.get("mac"), "link": True, "fdb": 1}
                 | counters
-                | {"drops": {"mac-spoof": 3}}
+                | {"drops": {"mac-spoof": 3}, "captured": one.get("captured", False)}
                 for one in ports
                 if network in (None, one["network"])
             ]

@@ -139,10 +139,16 @@ impl Link {
 
     /// The state of the worker's arbiter, in parts; `None` if it does not tell within `patience`.
     pub fn query_arbiter(&self, patience: Duration) -> Option<Vec<Value>> {
+        self.ask(patience, |serial| Outgoing { message: ToWorker::QueryArbiter { serial }, fds: Vec::new() })
+    }
+
+    /// Ask for something by a message with a serial number; the parts of the answer. `None` if it does not come in time, or if a
+    /// worker died of it.
+    pub fn ask(&self, patience: Duration, question: impl Fn(u64) -> Outgoing) -> Option<Vec<Value>> {
         let serial = self.change(|state| {
             let serial = state.next_serial();
             state.reports.insert(serial, (Vec::new(), false));
-            state.tell(Outgoing { message: ToWorker::QueryArbiter { serial }, fds: Vec::new() });
+            state.tell(question(serial));
             serial
         });
         let complete = |state: &State| state.reports.get(&serial).is_none_or(|(_, all)| *all);

@@ -10,6 +10,7 @@ use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
 use crate::control::{QueueSetup, Region, ToWorker};
 use crate::holder::offer::Offer;
+use crate::holder::ports::PortOrders;
 use crate::page::Shared;
 
 /// A message and the fds that go with it, kept open until it is sent.
@@ -64,6 +65,8 @@ pub struct Shadow {
     pub faults: Option<FaultPlan>,
     /// The serial of the request that said so.
     pub faults_serial: u64,
+    /// What was asked of it as a port of a network.
+    pub port: PortOrders,
     /// A second open file of the disk that is written. Linux tells each open file of a lost write once: if a worker
     /// takes that to its grave, this one can still be asked.
     witness: Option<Arc<OwnedFd>>,
@@ -94,6 +97,7 @@ impl Shadow {
             opened: None,
             connected: false,
             faults: None,
+            port: PortOrders::default(),
             faults_serial: 0,
             witness,
             violations: BTreeMap::new(),
@@ -165,6 +169,7 @@ impl Shadow {
         if self.faults_serial != 0 {
             all.push(self.faults_message(device));
         }
+        all.extend(self.port.messages(device));
         if !self.memory.is_empty() {
             all.push(self.memory_message(device));
         }

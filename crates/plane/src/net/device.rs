@@ -1,16 +1,20 @@
 //! virtio-net (virtio 1.3, 5.1): a machine's NIC, which is a port of its network.
 
 use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use serde_json::Value;
 use virtio_bindings::bindings::virtio_net::*;
 
 use crate::chain::{self, Buffers};
+use crate::clock::Nanos;
 use crate::config::NetConfig;
 use crate::net::frame::Front;
 use crate::net::header::{ETHERNET, LEGACY_LENGTH, LENGTH, Offload};
 use crate::net::network::{Network, Networks, Sent};
+use crate::net::order::Order;
 use crate::net::receive::header_length;
 use crate::net::settle;
 use crate::net::switch::DropReason;
@@ -24,6 +28,10 @@ const BUDGET: u32 = 64;
 
 /// What a frame may have beside its MTU: the Ethernet header and two VLAN tags.
 const OVERHEAD: usize = ETHERNET + 8;
+
+/// For so long after a worker died, connections are known again by what would have been allowed: TCP's peers have tried again
+/// by then.
+const RESUMED: Nanos = 30 * 1_000_000_000;
 
 /// Bytes of the longest control command that is read (5.1.6.5): a table of MAC addresses is not.
 const COMMAND: usize = 8;
@@ -231,6 +239,9 @@ impl Device for Net {
             // The holder has checked the rules; what is left is a switch that is full: the port sends and gets nothing.
             eprintln!("plane worker: {}: {reason}", self.config.id);
         }
+        if context.page.writes.load(Relaxed) + context.page.reads.load(Relaxed) > 0 {
+            network.switch.resume(context.now + RESUMED);
+        }
         if let Err(error) = network.join(context.now, context.token.slot, &self.config.id) {
             // Without a place in the tree it shares nothing out and waits for nothing.
             eprintln!("plane worker: {}: {error}", self.config.id);
@@ -252,6 +263,14 @@ impl Device for Net {
     fn complete(&mut self, context: &mut Context<'_>, value: u16, _result: i32) -> Result<(), Fault> {
         settle::now(&mut self.network.borrow_mut(), context, value);
         Ok(())
+    }
+
+    fn order(&mut self, context: &mut Context<'_>, order: Order, fd: Option<OwnedFd>) -> Value {
+        if let Order::Set { rules, link } = &order {
+            (self.config.rules, self.config.link) = (rules.clone(), *link);
+        }
+        let time = (context.now, context.uring);
+        self.network.borrow_mut().obey(time, context.token.slot, order, fd)
     }
 
     fn stopping(&mut self, context: &mut Context<'_>, index: u16) {

@@ -7,12 +7,16 @@
 //! - [`network`]: the way of a frame from a port to others; [`switch`]: which others; [`receive`]: into a guest's buffers;
 //! - [`header`]: the virtio-net header; [`frame`]: a frame on its way; [`segment`]: what receivers do not take on themselves;
 //! - [`traffic`]: whose turn it is, where something is limited; [`patience`]: how long senders wait for a receiver's buffers;
+//! - [`order`]: what can be asked of a port; [`capture`]: its frames as a file; `delay`: frames held on purpose;
 //! - [`settle`]: what is done a moment later.
 
+pub mod capture;
+mod delay;
 pub mod device;
 pub mod frame;
 pub mod header;
 pub mod network;
+pub mod order;
 pub mod patience;
 pub mod receive;
 pub mod segment;

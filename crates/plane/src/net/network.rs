@@ -11,12 +11,14 @@ use virtio_bindings::bindings::virtio_net::{
 };
 
 use crate::clock::Nanos;
+use crate::net::capture::Capture;
+use crate::net::delay::Delayed;
 use crate::net::frame::{Frame, Front};
 use crate::net::header::{Checksum, Gso, Offload, Segmentation};
 use crate::net::patience::Patience;
 use crate::net::receive::{Put, Receiver};
 use crate::net::segment;
-use crate::net::switch::{Delivery, DropReason, PortId, PortKind, Rules, Switch};
+use crate::net::switch::{Delivery, DropReason, PortId, PortKind, Rules, Switch, Tag};
 use crate::net::traffic::Traffic;
 use crate::net::uplink::Way;
 use crate::page::{DevicePage, add};
@@ -26,6 +28,7 @@ use crate::worker::device::Peers;
 use crate::worker::queue::VirtQueue;
 
 mod holding;
+mod observe;
 mod passage;
 
 /// The networks of a worker, by name. One lasts as long as a device of it.
@@ -91,6 +94,10 @@ pub struct Network {
     ports: Vec<Option<Port>>,
     /// Whose turn it is.
     traffic: Traffic,
+    /// Frames that are late on purpose.
+    delayed: Delayed,
+    /// Who looks at frames, by place.
+    captures: Vec<(u16, Capture)>,
     out: Vec<Delivery>,
     /// Receive queues with frames that their guests are not shown yet.
     staged: Vec<(u16, u16)>,
@@ -135,7 +142,7 @@ impl Network {
     /// # Errors
     /// If it is there already.
     pub fn add_uplink(&mut self, slot: u16, way: Way, page: &DevicePage) -> Result<(), String> {
-        self.switch.add_port(slot.into(), PortKind::Uplink, None, Rules::default())?;
+        self.switch.add_port(slot.into(), PortKind::Uplink, None, Rules::uplink())?;
         self.place(slot, Port::Uplink { way, drops: counted(page) });
         Ok(())
     }
@@ -144,6 +151,7 @@ impl Network {
     pub fn remove(&mut self, now: Nanos, slot: u16) -> Option<Way> {
         self.traffic.leave(now, slot.into());
         self.switch.remove_port(slot.into());
+        self.end_capture(slot);
         // It may be this port's timeout that is under way.
         (self.settling, self.ticking) = (false, false);
         match self.ports.get_mut(usize::from(slot))?.take()? {
@@ -202,6 +210,7 @@ impl Network {
                 passed = !self.holds(now, peers, (from, held), (&out, verdict.flow, length));
                 if passed {
                     let frame = Frame { front: sent.front, rest: sent.rest, length, offload: sent.offload };
+                    self.show(now, from, &frame, Tag::Keep);
                     let wire = sent.offload.wire(length, segments);
                     let way = passage::Way { from: from.into(), flow: verdict.flow, segments, wire };
                     self.leave(now, peers, &out, way, &frame);

@@ -3,15 +3,17 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 
 use io_uring::{opcode, types};
+use serde_json::Value;
 
 use crate::config::{UplinkConfig, UplinkKind};
 use crate::net::frame::Front;
 use crate::net::header::{ETHERNET, LEGACY_LENGTH, LENGTH, Offload};
 use crate::net::network::{Network, Networks, Sent, Takes};
+use crate::net::order::Order;
 use crate::net::settle;
 use crate::net::stream::{Incoming, Outgoing};
 use crate::net::switch::DropReason;
@@ -203,6 +205,7 @@ impl Device for Uplink {
         let mut network = self.network.borrow_mut();
         network.set_rate(context.now, self.config.rate);
         let added = network.add_uplink(context.token.slot, way, context.page);
+        network.switch.set_name(context.token.slot.into(), &self.config.id);
         drop(network);
         if let Err(reason) = added {
             eprintln!("plane worker: {}: {reason}", self.config.id);
@@ -226,6 +229,11 @@ impl Device for Uplink {
             _ => settle::now(&mut self.network.borrow_mut(), context, value),
         }
         Ok(())
+    }
+
+    fn order(&mut self, context: &mut Context<'_>, order: Order, fd: Option<OwnedFd>) -> Value {
+        let time = (context.now, context.uring);
+        self.network.borrow_mut().obey(time, context.token.slot, order, fd)
     }
 
     fn closing(&mut self, context: &mut Context<'_>) {

@@ -1,10 +1,14 @@
 //! What a virtio device is to the reactor.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
+
+use serde_json::Value;
 
 use crate::arbiter::Arbiter;
 use crate::block::faults::FaultPlan;
 use crate::clock::Nanos;
+use crate::net::order::Order;
 use crate::page::DevicePage;
 use crate::uring::Uring;
 use crate::worker::entry::Entry;
@@ -195,6 +199,11 @@ pub trait Device {
 
     /// Do this to the requests of a disk, and those that are held until now; `None` ends it.
     fn set_faults(&mut self, _context: &mut Context<'_>, _plan: Option<FaultPlan>) {}
+
+    /// Do to a port of a network what is asked, and answer.
+    fn order(&mut self, _context: &mut Context<'_>, _order: Order, _fd: Option<OwnedFd>) -> Value {
+        Value::Null
+    }
 
     /// Queue `index` is to be stopped: give up what waits for the guest or the host to go on. What the kernel
     /// works on completes as ever.

@@ -5,5 +5,6 @@ mod street;
 mod frames;
 mod kill;
 mod offloads;
+mod orders;
 mod shares;
 mod tap;

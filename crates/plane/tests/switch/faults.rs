@@ -6,7 +6,7 @@ use nagaya_plane::net::switch::faults::{FaultPlan, Faults};
 use crate::scene::{Scene, UPLINK, arp, guests, mac, v4};
 
 fn plan(json: &str) -> Option<Faults> {
-    Some(Faults::new(serde_json::from_str::<FaultPlan>(json).unwrap(), Vec::new()))
+    Some(Faults::new(serde_json::from_str::<FaultPlan>(json).unwrap()))
 }
 
 #[test]
@@ -44,7 +44,8 @@ fn a_duplicate_comes_twice() {
 #[test]
 fn a_partition_is_between_two() {
     let mut scene = Scene::new();
-    scene.switch.set_faults(1, Some(Faults::new(FaultPlan::default(), vec![2])));
+    scene.switch.set_name(2, "m2/net0");
+    scene.switch.set_faults(1, plan(r#"{"partition": ["m2/net0"]}"#));
     assert_eq!(scene.send(1, &guests(1, 2).udp(1, 2)), Err(DropReason::FaultPartition));
     assert_eq!(scene.send(2, &guests(2, 1).udp(1, 2)), Ok(vec![]));
     assert_eq!(scene.dropped(1, DropReason::FaultPartition), 2);

@@ -55,6 +55,13 @@ impl Link {
                 *all = last;
                 self.answered.notify_all();
             }
+            FromWorker::Port { serial, answer } => {
+                // One that was said again to a new worker is awaited by nobody.
+                let Some((parts, all)) = state.reports.get_mut(&serial) else { return };
+                parts.push(answer);
+                *all = true;
+                self.answered.notify_all();
+            }
             FromWorker::Waits { rows } => {
                 self.events.push("ARBITER_WAITS", json!({"worker": self.name, "rows": rows}));
             }

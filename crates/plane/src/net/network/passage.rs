@@ -27,6 +27,7 @@ impl Network {
     /// # Errors
     /// If something is a NIC that other nodes are below.
     pub fn join(&mut self, now: Nanos, slot: u16, id: &str) -> Result<(), TreeError> {
+        self.switch.set_name(slot.into(), id);
         self.traffic.join(now, slot.into(), id)
     }
 
@@ -42,12 +43,12 @@ impl Network {
 
     /// Whether frames wait.
     pub fn has_waiting(&self) -> bool {
-        self.traffic.has_waiting()
+        self.traffic.has_waiting() || self.delayed.wake_at().is_some()
     }
 
     /// When a frame that waits may go, if any does.
     pub fn wake_at(&self, now: Nanos) -> Option<Nanos> {
-        self.traffic.wake_at(now)
+        self.traffic.wake_at(now).into_iter().chain(self.delayed.wake_at()).min()
     }
 
     /// Who waited for whom since the last call.
@@ -62,23 +63,30 @@ impl Network {
 
     /// Pass on the frames whose turn has come.
     pub fn release(&mut self, now: Nanos, uring: &Uring, peers: &mut Peers<'_>) {
-        while let Some((gate, mut parked)) = self.traffic.next(now) {
-            let (length, offload) = (parked.bytes.len(), parked.offload);
-            let mut rest = vec_of(&mut parked.bytes);
-            let front = Front::take(&mut rest, length);
-            let frame = Frame { front: &front, rest: &rest, length, offload };
-            let way =
-                Way { from: parked.from, flow: parked.flow, segments: parked.segments, wire: parked.wire };
-            for delivery in &parked.deliveries {
-                if gate == Gate::Machine {
-                    self.hand(peers, *delivery, way, &frame);
-                } else {
-                    self.arrive(now, peers, *delivery, way, &frame);
-                }
-            }
-            self.traffic.reuse(parked);
+        while let Some((gate, parked)) = self.traffic.next(now) {
+            self.go_on(now, peers, gate == Gate::Machine, parked);
+        }
+        while let Some(late) = self.delayed.next(now) {
+            self.go_on(now, peers, true, late);
         }
         self.publish(uring, peers);
+    }
+
+    /// A frame that waited goes to where it was to go, past the last gate if it `is_there`.
+    fn go_on(&mut self, now: Nanos, peers: &mut Peers<'_>, is_there: bool, mut parked: Parked) {
+        let (length, offload) = (parked.bytes.len(), parked.offload);
+        let mut rest = vec_of(&mut parked.bytes);
+        let front = Front::take(&mut rest, length);
+        let frame = Frame { front: &front, rest: &rest, length, offload };
+        let way = Way { from: parked.from, flow: parked.flow, segments: parked.segments, wire: parked.wire };
+        for delivery in &parked.deliveries {
+            if is_there {
+                self.hand(now, peers, *delivery, way, &frame);
+            } else {
+                self.arrive(now, peers, *delivery, way, &frame);
+            }
+        }
+        self.traffic.reuse(parked);
     }
 
     /// A frame leaves its machine for `out`, at once or when its turn has come.
@@ -104,14 +112,18 @@ impl Network {
     fn arrive(&mut self, now: Nanos, peers: &mut Peers<'_>, delivery: Delivery, way: Way, frame: &Frame<'_>) {
         match self.traffic.stops(now, (Gate::Machine, delivery.port), (way.flow, way.wire)) {
             Some(room) => self.park(now, &room, &[delivery], way, frame),
-            None => self.hand(peers, delivery, way, frame),
+            None => self.hand(now, peers, delivery, way, frame),
         }
     }
 
     /// It is given to a port.
-    fn hand(&mut self, peers: &mut Peers<'_>, delivery: Delivery, way: Way, frame: &Frame<'_>) {
-        if let Err(reason) = self.deliver(peers, delivery, way.flow, frame) {
-            self.dropped(delivery.port as u16, reason, way.segments);
+    fn hand(&mut self, now: Nanos, peers: &mut Peers<'_>, delivery: Delivery, way: Way, frame: &Frame<'_>) {
+        if delivery.delay > 0 {
+            return self.hold_back(now, delivery, way, frame);
+        }
+        match self.deliver(peers, delivery, way.flow, frame) {
+            Ok(()) => self.show(now, delivery.port as u16, frame, delivery.tag),
+            Err(reason) => self.dropped(delivery.port as u16, reason, way.segments),
         }
     }
 

@@ -4,7 +4,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::PortId;
 use super::reason::DropReason;
 use crate::clock::Nanos;
 
@@ -43,7 +42,7 @@ pub struct FaultPlan {
 pub enum Partition {
     /// The port and all others, or none.
     All(bool),
-    /// The port and these, by their ids.
+    /// The port and those with these names.
     From(Vec<String>),
 }
 
@@ -100,27 +99,29 @@ pub struct Fate {
 #[derive(Clone, Debug)]
 pub struct Faults {
     plan: FaultPlan,
-    /// What it is parted from by name.
-    parted: Vec<PortId>,
     random: [u64; 2],
     /// When the last frame of each way arrives.
     last: [Nanos; 2],
 }
 
 impl Faults {
-    /// As `plan` has it; `parted` are those that its partition names.
-    pub fn new(plan: FaultPlan, parted: Vec<PortId>) -> Faults {
+    /// As `plan` has it.
+    pub fn new(plan: FaultPlan) -> Faults {
         // Any odd number serves; the seeds 0 and 1, and both ways, must not be the same.
         let seed = plan.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x6e61_6761_7961_0001;
-        Faults { plan, parted, random: [seed | 1, seed.rotate_left(32) | 1], last: [0; 2] }
+        Faults { plan, random: [seed | 1, seed.rotate_left(32) | 1], last: [0; 2] }
     }
 
     /// What becomes of a frame that goes `way`, between the port and `other`.
     ///
     /// # Errors
     /// Why it is lost.
-    pub fn judge(&mut self, now: Nanos, way: Way, other: PortId) -> Result<Fate, DropReason> {
-        if self.plan.partition == Partition::All(true) || self.parted.contains(&other) {
+    pub fn judge(&mut self, now: Nanos, way: Way, other: &str) -> Result<Fate, DropReason> {
+        let parted = match &self.plan.partition {
+            Partition::All(all) => *all,
+            Partition::From(names) => names.iter().any(|name| name == other),
+        };
+        if parted {
             return Err(DropReason::FaultPartition);
         }
         let way = way as usize;
@@ -158,8 +159,8 @@ mod tests {
     use super::*;
 
     fn fates(plan: FaultPlan) -> Vec<Result<Fate, DropReason>> {
-        let mut faults = Faults::new(plan, vec![7]);
-        (0..4000).map(|frame| faults.judge(frame * 1000, Way::Out, 1)).collect()
+        let mut faults = Faults::new(plan);
+        (0..4000).map(|frame| faults.judge(frame * 1000, Way::Out, "m1/net0")).collect()
     }
 
     #[test]
@@ -193,13 +194,13 @@ mod tests {
 
     #[test]
     fn a_partition_is_from_all_or_from_those_named() {
-        let mut some = Faults::new(FaultPlan::default(), vec![7]);
-        assert_eq!(some.judge(0, Way::In, 7), Err(DropReason::FaultPartition));
-        assert_eq!(some.judge(0, Way::In, 8), Ok(Fate::default()));
-        let plan: FaultPlan = serde_json::from_str(r#"{"partition": true}"#).unwrap();
-        assert_eq!(Faults::new(plan, vec![]).judge(0, Way::In, 8), Err(DropReason::FaultPartition));
-        let plan: FaultPlan = serde_json::from_str(r#"{"partition": ["web/net0"]}"#).unwrap();
-        assert_eq!(plan.partition, Partition::From(vec!["web/net0".into()]));
+        let judge =
+            |plan: &str, other| Faults::new(serde_json::from_str(plan).unwrap()).judge(0, Way::In, other);
+        let some = r#"{"partition": ["web/net0"]}"#;
+        assert_eq!(judge(some, "web/net0"), Err(DropReason::FaultPartition));
+        assert_eq!(judge(some, "db/net0"), Ok(Fate::default()));
+        assert_eq!(judge(r#"{"partition": true}"#, "db/net0"), Err(DropReason::FaultPartition));
+        assert_eq!(judge(r#"{"partition": false}"#, "db/net0"), Ok(Fate::default()));
     }
 
     #[test]

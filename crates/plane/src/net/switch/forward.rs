@@ -241,8 +241,8 @@ impl Switch {
         }
         passage.leaves((from, sender), (to, receiver)).map_err(|reason| (from, reason))?;
         passage.enters((to, receiver), (from, sender)).map_err(|reason| (to, reason))?;
-        let there = meet(sender, passage.now, Way::Out, to).map_err(|reason| (from, reason))?;
-        let here = meet(receiver, passage.now, Way::In, from).map_err(|reason| (to, reason))?;
+        let there = meet(sender, passage.now, Way::Out, receiver).map_err(|reason| (from, reason))?;
+        let here = meet(receiver, passage.now, Way::In, sender).map_err(|reason| (to, reason))?;
         let tag = match (tag.is_some(), tagged) {
             (true, false) => Tag::Strip,
             (false, true) => Tag::Add(passage.vlan),
@@ -257,6 +257,6 @@ impl Switch {
 }
 
 /// What the faults of `port` do.
-fn meet(port: &mut Port, now: Nanos, way: Way, other: PortId) -> Result<Fate, DropReason> {
-    port.faults.as_mut().map_or(Ok(Fate::default()), |faults| faults.judge(now, way, other))
+fn meet(port: &mut Port, now: Nanos, way: Way, other: &Port) -> Result<Fate, DropReason> {
+    port.faults.as_mut().map_or(Ok(Fate::default()), |faults| faults.judge(now, way, &other.name))
 }

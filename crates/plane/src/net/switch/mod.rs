@@ -171,6 +171,13 @@ impl Switch {
         Ok(())
     }
 
+    /// The name of a port, for faults that part others from it.
+    pub fn set_name(&mut self, id: PortId, name: &str) {
+        if let Some(port) = self.port_mut(id) {
+            port.name = name.to_owned();
+        }
+    }
+
     /// Faults on purpose for a port; `None` ends them.
     pub fn set_faults(&mut self, id: PortId, faults: Option<Faults>) {
         if let Some(port) = self.port_mut(id) {

@@ -25,6 +25,8 @@ pub const OBSERVED: Nanos = 60 * 1_000_000_000;
 pub struct Port {
     /// Who is there.
     pub kind: PortKind,
+    /// By which name others' faults mean it.
+    pub name: String,
     /// Its own address.
     pub mac: Option<Mac>,
     /// What it may do.
@@ -62,6 +64,7 @@ impl Port {
     pub fn new(kind: PortKind, mac: Option<Mac>, rules: Rules) -> Port {
         let mut port = Port {
             kind,
+            name: String::new(),
             mac,
             rules: Rules::default(),
             addresses: Vec::new(),

@@ -125,19 +125,26 @@ impl Track {
     /// Keep a connection, instead of what is known by its key.
     pub fn insert(&mut self, now: Nanos, entry: Entry) {
         if self.used * 2 >= self.capacity() && self.tags.len() < MAX_BUCKETS {
-            self.grow(now);
+            self.tidy(now);
         }
-        let Some((bucket, tag)) = self.place(&entry.key) else { return };
+        // A bucket can be full while others are not: more room spreads them.
+        while !self.put(now, entry, self.tags.len() >= MAX_BUCKETS) {
+            self.rebuild(now, self.tags.len() * 2);
+        }
+    }
+
+    /// Put an entry in its bucket. If that is full, another one goes if it `must`; else this returns false.
+    fn put(&mut self, now: Nanos, entry: Entry, must: bool) -> bool {
+        let Some((bucket, tag)) = self.place(&entry.key) else { return true };
         let same = |place: &Option<Entry>| place.is_some_and(|known| known.key == entry.key);
+        let gone = |place: &Option<Entry>| place.is_none_or(|known| known.expires() <= now);
         let places = &self.entries[bucket];
-        let way = places
-            .iter()
-            .position(same)
-            .or_else(|| places.iter().position(Option::is_none))
-            .unwrap_or_else(|| victim(now, places));
+        let free = places.iter().position(same).or_else(|| places.iter().position(gone));
+        let Some(way) = free.or_else(|| must.then(|| victim(places))) else { return false };
         self.used += usize::from(self.entries[bucket][way].is_none());
         self.tags[bucket][way] = tag;
         self.entries[bucket][way] = Some(entry);
+        true
     }
 
     /// Forget a connection.
@@ -173,33 +180,27 @@ impl Track {
         Some((hash as usize & (self.tags.len() - 1), (hash >> 48) as u16 | 1))
     }
 
-    /// Make room: twice as much if half of it is really used, within the bound.
-    fn grow(&mut self, now: Nanos) {
-        let live = self.iter(now).count();
-        let full = self.tags.is_empty() || live * 4 >= self.capacity();
-        let buckets = if full { (self.tags.len() * 2).max(FIRST_BUCKETS) } else { self.tags.len() };
+    /// Make room: twice as much if half of it is really used.
+    fn tidy(&mut self, now: Nanos) {
+        let full = self.tags.is_empty() || self.iter(now).count() * 4 >= self.capacity();
+        self.rebuild(now, if full { (self.tags.len() * 2).max(FIRST_BUCKETS) } else { self.tags.len() });
+    }
+
+    /// Spread what has not expired over so many buckets. A bucket that is full in spite of that loses something.
+    fn rebuild(&mut self, now: Nanos, buckets: usize) {
         let old = std::mem::replace(&mut self.entries, vec![[None; WAYS]; buckets]);
         self.tags = vec![[0; WAYS]; buckets];
         self.used = 0;
         for entry in old.into_iter().flatten().flatten().filter(|entry| now < entry.expires()) {
-            // Half of the room is free: what would be displaced here is as good as what comes.
-            let Some((bucket, tag)) = self.place(&entry.key) else { return };
-            let places = &self.entries[bucket];
-            let way = places.iter().position(Option::is_none).unwrap_or_else(|| victim(now, places));
-            self.used += usize::from(self.entries[bucket][way].is_none());
-            self.tags[bucket][way] = tag;
-            self.entries[bucket][way] = Some(entry);
+            self.put(now, entry, true);
         }
     }
 }
 
 /// Which of a full bucket goes.
-fn victim(now: Nanos, places: &[Option<Entry>; WAYS]) -> usize {
+fn victim(places: &[Option<Entry>; WAYS]) -> usize {
     let of = |creator: PortId| places.iter().flatten().filter(|entry| entry.creator == creator).count();
-    let worth = |entry: &Entry| {
-        let live = now < entry.expires();
-        (live, WAYS - of(entry.creator), entry.state == State::Open, entry.seen)
-    };
+    let worth = |entry: &Entry| (WAYS - of(entry.creator), entry.state == State::Open, entry.seen);
     let ways = places.iter().enumerate().filter_map(|(way, place)| Some((way, worth(place.as_ref()?))));
     ways.min_by_key(|(_, worth)| *worth).map_or(0, |(way, _)| way)
 }

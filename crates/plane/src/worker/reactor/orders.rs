@@ -3,10 +3,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use serde_json::Value;
+
 use super::Reactor;
 use crate::block::faults::FaultPlan;
 use crate::control::{FromWorker, QueueSetup, Region, ToWorker};
 use crate::memory::Memory;
+use crate::net::order::Order;
 use crate::worker::device::{EPOCHS, Kind, Token};
 use crate::worker::entry::Entry;
 use crate::worker::queue::{Violation, VirtQueue};
@@ -30,6 +33,10 @@ impl Reactor {
             ToWorker::Faults { device, plan, serial } => {
                 self.set_faults(device, plan);
                 self.outbox.push_back(FromWorker::FaultsSet { serial });
+            }
+            ToWorker::Port { device, order, serial } => {
+                let answer = self.order(device, order, fds);
+                self.outbox.push_back(FromWorker::Port { serial, answer });
             }
             ToWorker::Memory { device, regions } => self.set_memory(device, &regions, fds),
             ToWorker::Queue { device, setup } => self.start(device, &setup, fds),
@@ -59,6 +66,12 @@ impl Reactor {
     fn set_faults(&mut self, device: u32, plan: Option<FaultPlan>) {
         let Some(&slot) = self.slots.get(&device) else { return };
         self.with(slot, |device, context| device.set_faults(context, plan));
+    }
+
+    fn order(&mut self, device: u32, order: Order, fds: Vec<OwnedFd>) -> Value {
+        let Some(&slot) = self.slots.get(&device) else { return Value::Null };
+        let answer = self.with(slot, |device, context| device.order(context, order, fds.into_iter().next()));
+        answer.unwrap_or_default()
     }
 
     fn set_memory(&mut self, device: u32, regions: &[Region], fds: Vec<OwnedFd>) {
