@@ -18,7 +18,7 @@ from nagaya.engines.jailed import Jails
 from nagaya.engines.kvm import KvmEngine
 from nagaya.engines.select import Engines
 from nagaya.engines.uml import UmlEngine
-from nagaya.errors import NotFoundError, SpecError, UnavailableError, UnsupportedError
+from nagaya.errors import NotFoundError, SpecError, UnavailableError
 from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
@@ -161,11 +161,11 @@ class PlaneLink:
         return () if client is None else await client.query_ports(network)
 
     async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
-        """Not possible while the machine runs."""
-        raise UnsupportedError(
-            f"{device_id}: the plane does not change a port that is in use",
-            hint="stop the machine for it; rules of a group are recorded, and hold from its next start",
-        )
+        """Give a port other rules. Raises `NotFoundError` if the plane does not run or has no such port."""
+        client = await self._connection(start=False)
+        if client is None:
+            raise NotFoundError(f"the plane does not run, it has no port {device_id}")
+        await client.set_port(device_id, rules, link=link)
 
     async def conditions(self) -> AsyncIterator[Conditions]:
         """The disks that are not well, at every change."""
