@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from nagaya.models.machine import MachineState
 from nagaya.models.usage import MachineUsage, UsageAnswer
+from nagaya.models.waits import WaitInfo
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 WAITS_SINCE = 60  # s that the rows of waits are about
-WAIT_ROWS = 256  # a scrape has the longest; what is beyond is summed as `others`
+WAIT_ROWS = 256  # of disks, and of networks: the longest; what is beyond is summed as `others`
 
 _DISK_COUNTERS = (
     ("reads", "Read requests of a virtual disk."),
@@ -55,7 +56,9 @@ def _metrics(usage: UsageAnswer) -> Iterator[Metric]:
     yield from _machines(usage.machines)
     yield from _disks(usage.machines)
     yield from _arbiters(usage)
-    yield _waits(usage)
+    waits, since = usage.waits, usage.since
+    yield _waits("disk", "requests", [row for row in waits if row.resource == "disk"], since)
+    yield _waits("network", "frames", [row for row in waits if row.resource == "network"], since)
 
 
 def _machines(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
@@ -116,20 +119,20 @@ def _arbiters(usage: UsageAnswer) -> Iterator[Metric]:
         yield family
 
 
-def _waits(usage: UsageAnswer) -> Metric:
+def _waits(resource: str, things: str, rows: Iterable[WaitInfo], since: int) -> Metric:
     from prometheus_client.core import GaugeMetricFamily
 
-    family: Metric = GaugeMetricFamily(
-        "nagaya_disk_wait_seconds",
-        f"Time that requests waited in the last {usage.since} seconds, by cause and because of whom.",
+    family = GaugeMetricFamily(
+        f"nagaya_{resource}_wait_seconds",
+        f"Time that {things} waited in the last {since} seconds, by cause and because of whom.",
         labels=("waiter", "cause", "whom"),
     )
     sums: dict[tuple[str, str, str], int] = {}
-    for row in usage.waits:
+    for row in rows:
         key = (row.waiter, str(row.cause), row.whom)
         if key not in sums and len(sums) >= WAIT_ROWS:
             key = ("others", str(row.cause), "others" if row.whom else "")
         sums[key] = sums.get(key, 0) + row.wait_us
     for key, wait_us in sums.items():
-        family.add_metric(key, wait_us / 1e6)  # type: ignore[attr-defined]  # the subclass has it
+        family.add_metric(key, wait_us / 1e6)
     return family

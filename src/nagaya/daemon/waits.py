@@ -131,15 +131,22 @@ def _advice(
         yield from _against(supervisor, one, machines[0], kind)
     elif any(name.startswith("%") for name in others):
         yield Advice("nagaya operation list", "shows the host's work; it has a low weight, and ends")
-    what = "disk" if kind == "disk" else "uplink"
     for row in rows:
         if row.cause == "limit" and row.wait_us >= total * _NOTICED:
             for limit in _limits(supervisor, one, kind):
                 yield Advice(f"nagaya set {limit.name} {limit.field}={limit.twice}", "doubles the limit")
         elif row.cause == "device" and row is rows[0]:
-            yield Advice(
-                "nagaya top", f"shows who else uses the {what}; no knob makes the {what} itself faster"
-            )
+            yield _alone_with(one.spec, kind)
+
+
+def _alone_with(spec: MachineSpec, kind: Resource) -> Advice:
+    """What is left to be said to a machine that waits for nobody but itself."""
+    if kind == "disk":
+        return Advice("nagaya top", "shows who else uses the disk; no knob makes the disk itself faster")
+    network = spec.nics[0].network if spec.nics else "default"
+    return Advice(
+        f"nagaya network show {network}", "shows the rate of the uplink, which it uses up by itself"
+    )
 
 
 def _against(supervisor: Supervisor, one: Supervised, other: Supervised, kind: Resource) -> Iterator[Advice]:

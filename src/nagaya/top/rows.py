@@ -16,7 +16,7 @@ class Row:
     """One machine. Rates are per second between the two answers; what is not known is None.
 
     `waited` is time spent waiting in a second of time, summed over requests that wait beside one another;
-    `whom` is what was waited for most: a machine's name, "the disk", "its limit" or "".
+    `whom` is what was waited for most: a machine's name, "the disk", "the uplink", "its limit" or "".
     """
 
     id: str
@@ -71,10 +71,11 @@ def _row(
 
 
 def most_waited_for(waits: Iterable[WaitInfo]) -> str:
-    """A machine's name, "the disk", "its limit", or "" if nothing was waited for."""
+    """A machine's name, "the disk", "the uplink", "its limit", or "" if nothing was waited for."""
     sums: dict[str, int] = {}
     for row in waits:
-        whom = {"device": "the disk", "limit": "its limit"}.get(row.cause, row.whom.partition("/")[0])
+        device = "the uplink" if row.resource == "network" else "the disk"
+        whom = {"device": device, "limit": "its limit"}.get(row.cause, row.whom.partition("/")[0])
         sums[whom] = sums.get(whom, 0) + row.wait_us
     return max(sums, key=lambda whom: (sums[whom], whom), default="")
 

@@ -59,6 +59,22 @@ def test_prometheus_reads_machines_disks_arbiters_and_waits() -> None:
     assert ("nagaya_machine_latency_objective_met", "web") not in found
 
 
+def test_waits_at_disks_and_at_networks_are_not_added_up() -> None:
+    rows = [
+        WaitInfo("db/disk0", "limit", "", 1_000_000, 1),
+        WaitInfo("db/net0", "machine", "web/net0", 2_000_000, 9, "network"),
+        WaitInfo("db", "machine", "others", 500_000, 1),
+        WaitInfo("db", "machine", "others", 250_000, 1, "network"),
+    ]
+    found = samples(replace(NOW, waits=rows))
+    assert {key: value for key, value in found.items() if "wait_seconds" in key[0]} == {
+        ("nagaya_disk_wait_seconds", "db/disk0", "limit", ""): 1,
+        ("nagaya_disk_wait_seconds", "db", "machine", "others"): 0.5,
+        ("nagaya_network_wait_seconds", "db/net0", "machine", "web/net0"): 2,
+        ("nagaya_network_wait_seconds", "db", "machine", "others"): 0.25,
+    }
+
+
 def test_the_rows_of_waits_are_bounded() -> None:
     rows = [WaitInfo(f"m{n}", "machine", f"n{n}", 1_000_000, 1) for n in range(metrics.WAIT_ROWS + 50)]
     found = samples(replace(NOW, waits=rows))

@@ -174,3 +174,8 @@ def test_networks_have_sentences_and_advice_of_their_own(stage: Stage) -> None:
         "nagaya set db network.weight=200",
         "nagaya set db network.limit=2MiB/s",
     ]
+
+
+def test_a_machine_that_uses_up_the_uplink_is_told_where_its_rate_is(stage: Stage) -> None:
+    answer = play(stage, [("db/net0", "device", "", 900_000, 300)])
+    assert [advice.command for advice in answer.advice] == ["nagaya network show default"]

@@ -50,6 +50,15 @@ def test_what_was_waited_for_most_is_named(cause: str, whom: str, said: str) -> 
     assert most_waited_for([]) == ""
 
 
+def test_what_was_waited_for_at_a_network_is_named_too() -> None:
+    frames = WaitInfo("db/net0", "device", "", 9_000_000, 1, "network")
+    assert most_waited_for([*WAITS, frames]) == "the uplink"
+    assert (
+        most_waited_for([frames, replace(frames, cause="machine", whom="web/net0", wait_us=10_000_000)])
+        == "web"
+    )
+
+
 def test_rows_are_ordered_with_the_largest_first_and_the_unknown_last() -> None:
     found = rows(FIRST, SECOND)
     assert [row.name for row in ordered(reversed(found), "name")] == ["db", "web"]
