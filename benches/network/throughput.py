@@ -1,0 +1,119 @@
+"""One TCP stream (iperf3): machine to machine, machine to host and host to machine.
+
+    python -m benches.network.throughput [--quick] [--json FILE]
+
+The same User-mode Linux guests on our switch, on taps of a bridge with their own vector transport, and on
+vde_switch; two namespaces with a cable (veth) between them are what the host's own network stack can do.
+Interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benches._table import Row, print_table, to_json
+from benches.network.guests import Place
+from benches.network.switches import OURS, VETH, Yard, all_yards, in_turn
+
+TITLE = "Networks: one TCP stream"
+BESIDE_OTHERS = 1.3
+BESIDE_VETH = 0.6
+TICKS = 100  # a second, in /proc/stat
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One stream."""
+
+    gbit: float  # a second
+    cpu: float  # CPU seconds of the whole host for 10 Gbit
+
+
+# By way and switch, one a round.
+Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
+
+
+def main(argv: Sequence[str] = ()) -> list[Row]:
+    """Measure, print the table, and write the JSON if asked to. Returns the rows."""
+    options = _options(argv)
+    with all_yards() as yards:
+        samples = measure(yards, options.rounds, options.seconds)
+    rows = [*_rates(samples), *_costs(samples)]
+    print_table(TITLE, rows)
+    if options.json:
+        options.json.write_text(to_json(TITLE, rows))
+    return rows
+
+
+def measure(yards: Mapping[str, Yard], rounds: int, seconds: int) -> Samples:
+    """Each way of each switch, round by round."""
+    samples: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+    for name, yard in in_turn(yards, rounds):
+        ways: dict[str, tuple[Place, str]] = {
+            "machine to machine": (yard.second, ""),
+            "machine to host": (yard.host, "-R"),
+            "host to machine": (yard.host, ""),
+        }
+        for way, (client, direction) in ways.items():
+            samples[way][name].append(_stream(client, yard.first, direction, seconds))
+    return samples
+
+
+def _stream(client: Place, server: Place, direction: str, seconds: int) -> Sample:
+    """Between two of them, from the client to the server or (`-R`) back."""
+    busy, begun = _busy_ticks(), time.monotonic()
+    told = json.loads(client.run(f"iperf3 -c {server.address} -t {seconds} -J {direction}"))
+    cpus = (_busy_ticks() - busy) / TICKS / (time.monotonic() - begun)
+    gbit = told["end"]["sum_received"]["bits_per_second"] / 1e9
+    return Sample(gbit, cpus / gbit * 10)
+
+
+def _busy_ticks() -> int:
+    """Of all CPUs since the start, neither idle nor waiting."""
+    user, nice, system, _, _, irq, softirq, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    return user + nice + system + irq + softirq
+
+
+def _rates(samples: Samples) -> list[Row]:
+    rows = []
+    for way, by_name in samples.items():
+        rates = {name: [one.gbit for one in found] for name, found in by_name.items()}
+        ours = rates.pop(OURS)
+        promises = {name: BESIDE_VETH if name == VETH else BESIDE_OTHERS for name in rates}
+        rows.append(Row(way, ours, rates, "Gbit/s", "higher", promises))
+    return rows
+
+
+def _costs(samples: Samples) -> list[Row]:
+    rows = []
+    for way, by_name in samples.items():
+        costs = {name: [one.cpu for one in found] for name, found in by_name.items()}
+        rows.append(Row(f"CPU, {way}", costs.pop(OURS), costs, "s/10 Gbit", "lower"))
+    return rows
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="rounds of a second: under 90 s")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.rounds, options.seconds = 5, 1
+    return options
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
