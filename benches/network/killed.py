@@ -2,8 +2,8 @@
 
     python -m benches.network.killed [--quick]
 
-The counter of what the receiving machine was given is read every millisecond. The longest time in which it stood
-still in the second and a half after a kill is a sample; beside them, the same without a kill.
+The counter of what the receiving machine was given is read every millisecond. The longest time in which it
+stood still in the second and a half after a kill is a sample; beside them, the same without a kill.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m benches.network.latency [--quick] [--json FILE]
 
-The yards of `benches.network.throughput`. UDP is asked back to back, and with a pause of 1 ms after each answer,
-when everybody has gone to sleep. A sample is the median of a run, or what one in a hundred exceeds (p99).
+The yards of `benches.network.throughput`. UDP is asked back to back, and with a pause of 1 ms after each
+answer, when everybody has gone to sleep. A sample is the median of a run, or what one in a hundred exceeds
+(p99).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Who carries the frames: our switch, the host's bridge with a tap for each guest, vde_switch; a cable as the limit.
+"""Who carries the frames: our switch, the host's bridge with taps, vde_switch; and a cable, as the limit.
 
-Each is in network namespaces of its own. Guests are 10.77.0.2, on CPU 0, and 10.77.0.3, on CPU 1; the host is
-10.77.0.1, and its programs run on CPU 1. What our worker, vde_switch and the kernel do runs where the scheduler
-puts it.
+Each is in network namespaces of its own. Guests are 10.77.0.2, on CPU 0, and 10.77.0.3, on CPU 1; the host
+is 10.77.0.1, and its programs run on CPU 1. What our worker, vde_switch and the kernel do runs where the
+scheduler puts it.
 """
 
 from __future__ import annotations
