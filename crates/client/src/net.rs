@@ -1,6 +1,7 @@
 //! An honest virtio-net driver (virtio 1.3, 5.1) with one pair of queues: sends frames and receives them.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -147,6 +148,33 @@ impl Net {
     pub fn unsent(&mut self) -> io::Result<usize> {
         self.reclaim()?;
         Ok(usize::from(self.options.queue_size) - self.free.len())
+    }
+
+    /// Whether the transmit ring has room for a frame.
+    pub fn has_room(&mut self) -> io::Result<bool> {
+        self.reclaim()?;
+        Ok(!self.free.is_empty())
+    }
+
+    /// Sleep until a frame has come, `source` is readable and a frame can be sent, or `stop` is readable: then false.
+    pub fn rest(&mut self, source: RawFd, stop: RawFd) -> io::Result<bool> {
+        let room = self.has_room()?;
+        let called = self.receive.arm(self.event_idx) || (!room && self.transmit.arm(self.event_idx));
+        let fds = [
+            stop,
+            self.receive.queue.call.as_raw_fd(),
+            if room { source } else { self.transmit.queue.call.as_raw_fd() },
+        ];
+        let mut polls = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+        // SAFETY: three pollfds of ours.
+        unsafe { libc::poll(polls.as_mut_ptr(), 3, if called { 0 } else { -1 }) };
+        for (direction, poll) in [(&self.receive, polls[1]), (&self.transmit, polls[2])] {
+            direction.disarm(self.event_idx);
+            if poll.revents != 0 && poll.fd == direction.queue.call.as_raw_fd() {
+                direction.queue.call.read()?;
+            }
+        }
+        Ok(polls[0].revents == 0)
     }
 
     fn reclaim(&mut self) -> io::Result<()> {

@@ -10,10 +10,12 @@
 //! vub ask    --socket S < requests    (a line each: read SECTOR LEN, write SECTOR LEN BYTE, flush)
 //! vub frames --socket S --to S [--size 64] [--seconds T] [--rate N: frames a second, else as many as go]
 //!            [--queue-size 256] [--warm-up T]
+//! vub tap    --fd N (an open tap) --socket S | --to-fd N (another tap)    until standard input ends
 //! ```
 
 mod bench;
 mod frames;
+mod tap;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -48,7 +50,8 @@ fn run(command: &str, options: &Options) -> io::Result<Value> {
         "config" => config(options),
         "ask" => ask(options),
         "frames" => frames::run(options),
-        other => Err(invalid(format!("no command {other:?}; bench, stamp, config, ask or frames"))),
+        "tap" => tap::run(options),
+        other => Err(invalid(format!("no command {other:?}; bench, stamp, config, ask, frames or tap"))),
     }
 }
 
