@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benches.network.houses import WORLD, House, address
+
 from nagaya.testing.netns import Namespace
 
 SLICE_MS = 100
