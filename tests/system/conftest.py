@@ -24,6 +24,7 @@ from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
 from nagaya.testing.disks import core
+from nagaya.testing.netns import Namespace
 from nagaya.testing.yard import Yard, write_initrd
 
 YardTest = Callable[[Yard], Coroutine[Any, Any, None]]
@@ -95,6 +96,29 @@ def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[C
     for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
         if pid is not None:
             end(pid)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
+    """A network namespace that plays the host; machines there have the default network."""
+    monkeypatch.delenv("NAGAYA_DEFAULT_NETWORK")
+    with Namespace() as place:
+        yield place
+
+
+@pytest.fixture
+def inside(host: Namespace, paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
+    """A client of a daemon that runs there."""
+    with host.entered():
+        ensure_daemon(paths)
+        with Client(paths) as client:
+            yield client
+            for machine in client.machines.list():
+                machine.delete(force=True)
+            about = client.host()
+        for pid in (about.daemon_pid, about.plane_pid, about.zygote_pid):
+            if pid is not None:
+                end(pid)
 
 
 @pytest.fixture

@@ -5,13 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from nagaya.cli.daemon import end
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
 from nagaya.sdk import Client, Machine, ensure_daemon
@@ -20,29 +16,6 @@ from nagaya.testing.netns import Namespace
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
 PAGE = "a page of two"
 SERVE = f"mkdir /tmp/w && echo {PAGE} > /tmp/w/index.html && httpd -p 80 -h /tmp/w"
-
-
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Namespace]:
-    """The namespace that plays the host."""
-    monkeypatch.delenv("NAGAYA_DEFAULT_NETWORK")
-    with Namespace() as place:
-        yield place
-
-
-@pytest.fixture
-def inside(host: Namespace, paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
-    """A client of a daemon that runs there."""
-    with host.entered():
-        ensure_daemon(paths)
-        with Client(paths) as client:
-            yield client
-            for machine in client.machines.list():
-                machine.delete(force=True)
-            about = client.host()
-        for pid in (about.daemon_pid, about.plane_pid, about.zygote_pid):
-            if pid is not None:
-                end(pid)
 
 
 def create(client: Client, name: str, **more: object) -> Machine:

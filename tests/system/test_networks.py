@@ -339,10 +339,15 @@ def test_a_port_that_is_taken_is_refused_with_the_name_of_its_owner(site: Site) 
         before = snapshot(site.host)
         with pytest.raises(ConflictError, match=rf"8080/tcp.*in use by python.*{server.pid}"):
             await networks.ensure(NAT, [WEB], [Forward("tcp", "", 8080, "fd77::5054:ff:fe00:5", 80, "web")])
+        taken, free = (Forward("tcp", "", port, "0.0.0.0", 80, "web") for port in (8080, 8081))
+        with pytest.raises(ConflictError, match=rf"8080/tcp.*in use by python.*{server.pid}"):
+            await networks.check_ports([free, taken])
         assert snapshot(site.host) == before
+        await networks.check_ports([free])
         await networks.ensure(NAT, [WEB], [Forward("tcp", "", 8081, "10.77.0.5", 80, "web")])
         with pytest.raises(OSError, match="in use"), socket.socket() as late:
             late.bind(("0.0.0.0", 8081))
+        await networks.check_ports([free])
 
     run(site, test)
 

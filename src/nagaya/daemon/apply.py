@@ -59,8 +59,11 @@ def plan(daemon: Daemon, request: Request) -> dict[str, Action]:
 
 async def up(daemon: Daemon, request: Request, progress: Progress) -> dict[str, Any]:
     """Make it so."""
-    plan(daemon, request)  # refuse before minutes of image building
+    actions = plan(daemon, request)  # refuse before minutes of image building
     supervisor = daemon.supervisor
+    await supervisor.networks.check_ports(
+        [spec for spec in request.machines if actions[spec.name] != "unchanged"]
+    )
     networks = [(one.name, await supervisor.networks.give(one)) for one in request.networks]
     groups = [(one.name, await supervisor.groups.put(one)) for one in request.groups]
     missing = [

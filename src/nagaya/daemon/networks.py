@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.resources.addresses import free_range, overlap, unique_prefix
 from nagaya.resources.leases import this_host
 from nagaya.spec import MachineSpec, NetworkSpec, Nic
+from nagaya.traffic import PortForward, parse_forward
 
 if TYPE_CHECKING:
     from nagaya.daemon.supervisor import Supervisor
@@ -203,6 +204,11 @@ class Networks:
             )
         return nics
 
+    async def check_ports(self, specs: Iterable[MachineSpec]) -> None:
+        """Raise `ConflictError` for a port of the host that one of `specs` wants and another program has."""
+        wanted = [(spec.name, forward) for spec in specs for forward in map(parse_forward, spec.ports)]
+        await self.host.check_ports([_unaddressed(name, forward) for name, forward in wanted])
+
     def allot(
         self, machine_id: str, name: str, nics: Sequence[Nic], rows: tuple[NicRow, ...] = ()
     ) -> tuple[NicRow, ...]:
@@ -309,6 +315,18 @@ def _with(spec: NetworkSpec, changed: Sequence[tuple[str, object]]) -> NetworkSp
     except ValidationError as error:
         problems = validation.problems(error, NetworkSpec)
         raise SpecError("\n".join(map(str, problems))) from error
+
+
+def _unaddressed(machine: str, forward: PortForward) -> Forward:
+    """Of a machine that has no address yet."""
+    return Forward(
+        protocol=forward.protocol,
+        host_address=forward.host_address,
+        host_port=forward.host_port,
+        machine_address="::" if ":" in forward.host_address else "0.0.0.0",  # noqa: S104 - not bound
+        machine_port=forward.machine_port,
+        machine=machine,
+    )
 
 
 def _overlapping(name: str, span: str, fact: str) -> ConflictError:

@@ -123,6 +123,9 @@ class HostNetworks(Protocol):
     def macs(self) -> frozenset[str]:
         """MAC addresses of the host's interfaces and of its neighbours."""
 
+    async def check_ports(self, forwards: Sequence[Forward]) -> None:
+        """Raise `ConflictError` for a port of the host that another program has."""
+
     async def ensure(
         self, spec: NetworkSpec, reservations: Sequence[Reservation], forwards: Sequence[Forward]
     ) -> Uplink:

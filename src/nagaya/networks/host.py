@@ -110,6 +110,11 @@ class HostNetworks:
         """Why this host cannot have such a network, and what to do; "" if it can."""
         return checks.refusal(spec)
 
+    async def check_ports(self, forwards: Iterable[Forward]) -> None:
+        """Raise, as `ensure` would, for ports of the host that another program has."""
+        async with self._lock:
+            await self._in_thread(lambda: self._ports.check(forwards))
+
     def ranges(self) -> list[str]:
         """Those of both families to which the host has routes that are not of our networks."""
 

@@ -47,6 +47,12 @@ class Ports(Closing):
             if key not in wanted and key in self._held:
                 self._held.pop(key).close()
 
+    def check(self, forwards: Iterable[Forward]) -> None:
+        """Raise as `hold` would of ports that are not held."""
+        for forward in forwards:
+            if _key(forward) not in self._held:
+                _bound(_key(forward), forward).close()
+
     def close(self) -> None:
         for one in self._held.values():
             one.close()

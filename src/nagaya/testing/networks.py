@@ -7,20 +7,24 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from nagaya.errors import UnavailableError
+from nagaya.errors import ConflictError, UnavailableError
 from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import Paths
 from nagaya.spec import NetworkMode, NetworkSpec
 
 
 class FakeNetworks:
-    """Networks outlive the daemon, as on a real host. Those in `refuse` cannot be brought up."""
+    """Networks outlive the daemon, as on a real host. Those in `refuse` cannot be brought up.
+
+    Ports in `taken` are another program's.
+    """
 
     default = "default"
     default_mode: NetworkMode = "nat"
 
     def __init__(self, paths: Paths) -> None:
         self.refuse: set[str] = set()
+        self.taken: set[int] = set()
         self.used = ["192.0.2.0/24"]
         self._file = paths.run / "fake-networks.json"
 
@@ -44,6 +48,12 @@ class FakeNetworks:
     def macs(self) -> frozenset[str]:
         """None."""
         return frozenset()
+
+    async def check_ports(self, forwards: Sequence[Forward]) -> None:
+        """Those in `taken` are another program's."""
+        for forward in forwards:
+            if forward.host_port in self.taken:
+                raise ConflictError(f"port {forward.host_port}/{forward.protocol} of the host is in use")
 
     async def ensure(
         self, spec: NetworkSpec, reservations: Sequence[Reservation], forwards: Sequence[Forward]

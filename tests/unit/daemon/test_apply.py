@@ -11,6 +11,7 @@ from nagaya.errors import ConflictError, UnavailableError
 from nagaya.progress import silent
 from nagaya.spec import MachineSpec
 from nagaya.testing import Stage
+from nagaya.testing.networks import FakeNetworks
 
 
 def spec(name: str, **parts: object) -> MachineSpec:
@@ -114,5 +115,23 @@ def test_down_deletes_and_passes_over_what_is_not_there(stage: Stage) -> None:
         done = await apply.down(daemon, ["web", "db", "gone"], keep=False, seconds=5, progress=silent)
         assert actions(done) == {"db": "delete", "gone": "absent", "web": "delete"}
         assert daemon.supervisor.all() == []
+
+    stage.play(scene)
+
+
+def test_a_port_that_is_taken_is_refused_before_images_are_built(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        wanted = Request([spec("web", ports=["8080:80"])], {"img": {"kind": "fake"}})
+        host = daemon.parts.networks
+        assert isinstance(host, FakeNetworks)
+        host.taken = {8080}
+        with pytest.raises(ConflictError, match="port 8080/tcp of the host is in use"):
+            await apply.up(daemon, wanted, silent)
+        assert not daemon.parts.images.list()
+        assert not daemon.supervisor.all()
+        host.taken = set()
+        assert actions(await apply.up(daemon, wanted, silent)) == {"web": "create"}
+        host.taken = {8080}
+        assert actions(await apply.up(daemon, wanted, silent)) == {"web": "unchanged"}, "by now it is its own"
 
     stage.play(scene)
