@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benches.disk.backends import await_socket
+from benches.disk.backends import await_socket, end
 
 from nagaya import _core
 from nagaya.plane import worker
@@ -113,8 +113,7 @@ def qemu_storage_daemons(
                 address = f"addr.type=unix,addr.path={paths[name]},iothread=iothread"
                 command += ["--blockdev", node, "--export", f"{export},{address}"]
             process = subprocess.Popen(command)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
+            stack.callback(end, process)
             for name in group:
                 await_socket(paths[name], process)
         yield paths

@@ -19,6 +19,8 @@ from benches.disk.disks import Disk
 from nagaya import _core
 from nagaya.plane import worker
 
+_END_S = 5.0  # that a peer has to end in order
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -144,8 +146,7 @@ def qemu_storage_daemon(vub: Path, disk: Disk, directory: Path) -> Iterator[Clie
         await_socket(path, process)
         yield Client(vub, path, process.pid)
     finally:
-        process.terminate()
-        process.wait()
+        end(process)
         path.unlink(missing_ok=True)
 
 
@@ -208,6 +209,16 @@ def _worker_pid(plane: _core.Plane) -> int:
                 return int(served["pid"])
         time.sleep(0.01)
     raise RuntimeError("the plane has no worker after 10 s")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, and kill it if it does not: qemu-storage-daemon can miss SIGTERM while a client goes."""
+    process.terminate()
+    try:
+        process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def await_socket(path: Path, process: subprocess.Popen[bytes]) -> None:

@@ -312,16 +312,16 @@ import asyncio, json, os, signal, sys, time
 from pathlib import Path
 from nagaya._core import qcow2_create
 from nagaya.images.chain import DiskFiles
-from nagaya.images.merge import merge, change_base
-from nagaya.images.qemuimg import Node, QemuImg
+from nagaya.images.merge import Mover, merge, change_base
+from nagaya.testing.hostwork import work
 directory, what = Path(sys.argv[1]), sys.argv[2]
 files = DiskFiles(directory, "disk", qcow2_create, lambda digest: directory / digest)
 print("go", flush=True)
 quiet = lambda step, fraction: None
 if what == "merge":
-    asyncio.run(merge(files, QemuImg(0), quiet))
+    asyncio.run(merge(files, Mover(work, "data"), quiet))
 else:
-    asyncio.run(change_base(files, "", None, QemuImg(0), quiet))
+    asyncio.run(change_base(files, "", None, Mover(work, "data"), quiet))
 """
 
 

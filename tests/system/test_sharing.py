@@ -92,17 +92,18 @@ async def test_host_work_copies_a_real_overlay(house: Paths) -> None:
     _core.qcow2_create(str(top), 8 * MIB, str(base), "raw")
     target.touch()
     layers = (Layer(str(top), "qcow2"), Layer(str(base), "raw"))
+    to = (Layer(str(target), "raw"),)
     async with running(house) as client:
         machine = disk(house, "m/disk0", Layer(str(base), "raw"))
         await client.device_add(machine)
         with pytest.raises(ConflictError, match="in use by device m/disk0"):
-            await client.job_start(CopyJob("export", layers, str(target)))
+            await client.job_start(CopyJob("export", layers, to))
         await client.device_del(machine.id)
         with pytest.raises(ResourceError, match="cannot start"):
-            await client.job_start(CopyJob("wrong", (Layer(str(base), "qcow2"),), str(target)))
+            await client.job_start(CopyJob("wrong", (Layer(str(base), "qcow2"),), to))
         # Slow enough to be looked at.
         shares = (ShareNode("%copy", limit=4 * MIB),)
-        await client.job_start(CopyJob("export", layers, str(target), shares=shares))
+        await client.job_start(CopyJob("export", layers, to, shares=shares))
         (job,) = await client.query_jobs()
         assert (job.id, job.status, job.error) == ("export", "running", None)
         assert (await node(client, "%copy/export")).parent == "%copy"

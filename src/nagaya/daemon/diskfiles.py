@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from nagaya.errors import ConflictError, NagayaError, NotFoundError, SpecError
 from nagaya.images.chain import DiskFiles
 from nagaya.images.qemuimg import Node
 from nagaya.paths import Paths
-from nagaya.plane.config import Layer
 from nagaya.spec import NAME_PATTERN, Disk, MachineSpec
 from nagaya.units import human_size
 
@@ -126,11 +125,6 @@ def keeps_content(old: Disk, new: Disk, field_name: str) -> bool:
             field=f"{field_name}.size",
         )
     return True
-
-
-def layers_of(nodes: Sequence[Node]) -> tuple[Layer, ...]:
-    """Image files of ours as the plane is told of them."""
-    return tuple(Layer(str(node.path), "raw" if node.driver == "raw" else "qcow2") for node in nodes)
 
 
 def keys(row: MachineRow, spec: MachineSpec) -> list[str]:

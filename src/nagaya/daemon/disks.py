@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from nagaya.daemon import livedisk
-from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, keys, layers_of
+from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, keys
 from nagaya.daemon.supervised import DOWN, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
 from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError, UsageError
-from nagaya.images.chain import DiskFiles, Record, Snapshot
+from nagaya.images.chain import DiskFiles, Record, Snapshot, layers_of
 from nagaya.images.formats import DRIVERS, Format
-from nagaya.images.merge import change_base, merge
+from nagaya.images.merge import Mover, change_base, merge
 from nagaya.images.qemuimg import Node, QemuImg
 from nagaya.images.workarea import sync
 from nagaya.models.disk import DiskInfo
+from nagaya.plane.config import ImageFormat, Layer
+from nagaya.plane.copying import work
 from nagaya.plane.imagelock import Access
 from nagaya.progress import Progress
 from nagaya.spec import NAME_PATTERN
@@ -186,7 +188,7 @@ class Disks:
             await asyncio.to_thread(_forget, files, snapshot)
         if all(one.row.state in DOWN for one in target.users):
             async with self._idle(target, f"snapshot {snapshot} is being merged"):
-                await merge(files, self._qemu, progress)
+                await merge(files, self._mover(target, snapshot), progress)
         return await self.show(name)
 
     # -- moving data
@@ -196,7 +198,7 @@ class Disks:
         target = self.find(name)
         files = target.require_files("merged")
         async with self._idle(target, "its layers are being merged"):
-            await merge(files, self._qemu, progress)
+            await merge(files, self._mover(target), progress)
         return await self.show(name)
 
     async def rebase(self, name: str, image: str, progress: Progress) -> DiskInfo:
@@ -206,7 +208,7 @@ class Disks:
         base = self._images.resolve(image) if image else None
         node = Node(base.path, "raw") if base else None
         async with self._idle(target, f"it is being rebased onto {image or 'nothing'}"):
-            await change_base(files, base.digest if base else "", node, self._qemu, progress)
+            await change_base(files, base.digest if base else "", node, self._mover(target), progress)
         return await self.show(name)
 
     async def convert(
@@ -219,8 +221,13 @@ class Disks:
             partial = path.with_name(f".{path.name}.partial")
             try:
                 await asyncio.to_thread(_begin, path, partial)
-                if image_format == "raw":
-                    await self._supervisor.parts.plane.copy(layers_of(chain), str(partial), progress)
+                if image_format == "qcow2":
+                    await asyncio.to_thread(partial.unlink)
+                    await asyncio.to_thread(self._supervisor.parts.create_overlay, str(partial), size, "", "")
+                if (ours := _OURS.get(image_format)) is not None:
+                    to = (Layer(str(partial), ours),)
+                    job = work("export", target.key, layers_of(chain), to, snapshot=snapshot)
+                    await self._supervisor.parts.plane.work(job, "copy", progress)
                 else:
                     driver = DRIVERS[image_format]
                     await self._qemu.convert(chain, partial, driver, size, progress=progress)
@@ -253,6 +260,9 @@ class Disks:
             return await self._qemu.map(chain)
 
     # -- helpers
+
+    def _mover(self, target: Target, snapshot: str = "") -> Mover:
+        return Mover(self._supervisor.parts.plane.work, target.key, snapshot)
 
     @contextlib.asynccontextmanager
     async def _idle(self, target: Target, work: str) -> AsyncIterator[None]:
@@ -353,6 +363,7 @@ class Disks:
         )
 
 
+_OURS: dict[str, ImageFormat] = {"raw": "raw", "qcow2": "qcow2"}  # formats that the plane writes
 _REPORTED = ("corruptions", "leaks", "corruptions-fixed", "leaks-fixed", "check-errors")
 
 

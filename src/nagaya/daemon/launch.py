@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nagaya.daemon.cabling import Cabling
-from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, layers_of
+from nagaya.daemon.diskfiles import DiskCatalog, has_overlay
 from nagaya.daemon.leases import Leases, claims_of
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import MachineRow
 from nagaya.daemon.tenants import Tenants, path_of, share_nodes
 from nagaya.engines.engine import Machine
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, SpecError
+from nagaya.images.chain import layers_of
 from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice

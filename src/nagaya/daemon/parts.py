@@ -17,7 +17,7 @@ from nagaya.models.image import KernelInfo
 from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
-from nagaya.plane.config import Device, Layer
+from nagaya.plane.config import CopyJob, Device, Layer
 from nagaya.plane.ports import PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
@@ -86,8 +86,8 @@ class PlaneControl(Protocol):
     async def set_layers(self, device_id: str, layers: Sequence[Layer]) -> None:
         """Serve a disk from other image files from now on; after an error it goes on with the old ones."""
 
-    async def copy(self, layers: Sequence[Layer], target: str, progress: Progress) -> None:
-        """Copy a disk into the raw file `target`, as a tenant of low weight beside the machines.
+    async def work(self, job: CopyJob, step: str, progress: Progress) -> None:
+        """Do host work on disks, as a tenant of low weight beside machines; `step` names it in `progress`.
 
         Cancelled, it ends; what it has copied stays. Raises `ConflictError` if a machine writes the disk.
         """

@@ -18,6 +18,7 @@ from nagaya.daemon.tenants import Nodes, Tenants, share_nodes, tenant_nodes
 from nagaya.engines.engine import Machine
 from nagaya.errors import ConflictError, NagayaError, ResourceError, SpecError, UsageError
 from nagaya.models.shares import Change, ChangesAnswer, TenantInfo
+from nagaya.plane.copying import title
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode
 from nagaya.resources.reservations import admit
 from nagaya.spec import MachineSpec, Tenant, check_name
@@ -66,10 +67,12 @@ class Shares:
         self._admitting = asyncio.Lock()  # from the arithmetic until what it allowed is in effect
 
     def names(self) -> Callable[[str], str]:
-        """What people call a node now: `db`, `db/disk0`, `@acme`."""
+        """What people call a node now: `db`, `db/disk0`, `@acme`, `%merge of db/disk0`."""
         known = {one.row.id: one.name for one in self._supervisor.all()}
 
         def name(node_id: str) -> str:
+            if node_id.startswith("%copy/"):
+                return f"%{title(node_id)}"
             machine, slash, disk = node_id.partition("/")
             return f"{known.get(machine, machine)}{slash}{disk}"
 

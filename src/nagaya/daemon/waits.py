@@ -57,7 +57,8 @@ def merged(rows: Sequence[WaitInfo], name: str) -> list[WaitInfo]:
     """One row for each cause and machine, whichever of its parts it was about; the longest first."""
     sums: dict[tuple[Cause, str, Resource], tuple[int, int]] = {}
     for row in rows:
-        key = (row.cause, row.whom.partition("/")[0], row.resource)
+        whom = row.whom if row.whom.startswith("%") else row.whom.partition("/")[0]
+        key = (row.cause, whom, row.resource)
         wait_us, requests = sums.get(key, (0, 0))
         sums[key] = (wait_us + row.wait_us, requests + row.requests)
     found = [WaitInfo(name, cause, whom, *both, kind) for (cause, whom, kind), both in sums.items()]

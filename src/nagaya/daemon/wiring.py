@@ -24,7 +24,7 @@ from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
-from nagaya.plane.config import BlkDevice, Device, Layer
+from nagaya.plane.config import BlkDevice, CopyJob, Device, Layer
 from nagaya.plane.ports import PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
@@ -184,11 +184,11 @@ class PlaneLink:
         """Serve a disk from other image files."""
         await (await self._connection()).set_layers(device_id, layers)
 
-    async def copy(self, layers: Sequence[Layer], target: str, progress: Progress) -> None:
-        """Copy a disk into a raw file."""
-        from nagaya.plane.copying import copy
+    async def work(self, job: CopyJob, step: str, progress: Progress) -> None:
+        """Do host work on disks."""
+        from nagaya.plane.copying import run
 
-        await copy(await self._connection(), layers, target, progress)
+        await run(await self._connection(), job, step, progress)
 
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Lay faults upon a disk, or end them."""

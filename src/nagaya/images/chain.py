@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nagaya.errors import ConflictError, NotFoundError, ResourceError, UnavailableError
 from nagaya.images.qemuimg import Node
 from nagaya.images.workarea import replace_file, sync
+from nagaya.plane import config
 
 CreateOverlay = Callable[[str, int, str, str], None]  # path, size, backing path, backing format
 Consistency = Literal["stopped", "filesystem", "crash"]
@@ -260,6 +261,11 @@ class DiskFiles:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise _failed(path, error) from error
+
+
+def layers_of(nodes: Sequence[Node]) -> tuple[config.Layer, ...]:
+    """Image files of ours as the plane is told of them."""
+    return tuple(config.Layer(str(node.path), "raw" if node.driver == "raw" else "qcow2") for node in nodes)
 
 
 def overlay_size(path: Path) -> int:

@@ -7,25 +7,23 @@ file's header says of backing files is never followed.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from nagaya.errors import BuildError, ConflictError, ResourceError, SpecError, UnavailableError
+from nagaya.errors import BuildError, ConflictError, SpecError, UnavailableError
 from nagaya.images import confined
 from nagaya.images.confined import Outcome, Plan
 from nagaya.images.tools import find_tool
+from nagaya.plane.copying import disk_full, require_space
 from nagaya.progress import Progress
 
 Driver = Literal["raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc"]
 
 _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 _LOCKED = re.compile(r'Failed to get (?:shared )?"[a-z ]+" lock')
-# What a copy leaves free, for others write here too: these bytes, or this share of a small file system.
-_SPACE_KEPT, _SPACE_SHARE = 256 * 2**20, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +80,6 @@ class QemuImg:
             file_size=bound,
         )
 
-    async def rebase(self, chain: Sequence[Node], onto: Sequence[Node], progress: Progress) -> None:
-        """Copy into the top of `chain` what it needs, so that it reads the same with `onto` below it."""
-        below = (str(onto[0].path), "-F", onto[0].driver) if onto else ("",)
-        argv = ("rebase", "-p", "-b", *below, graph(chain))
-        top, *rest = [node.path for node in chain]
-        reads = dict.fromkeys([*rest, *(node.path for node in onto)])
-        steps = _Steps(progress, "copy what the layer below has", top)
-        await self._run(argv, reads=list(reads), writes=[top], progress=steps)
-
-    async def commit(self, chain: Sequence[Node], progress: Progress) -> None:
-        """Copy what the top of `chain` has into the layer below it; the top stays as it is."""
-        argv = ("commit", "-p", "-d", graph(chain))
-        top, below, *rest = [node.path for node in chain]
-        steps = _Steps(progress, "copy into the layer below", below)
-        await self._run(argv, reads=rest, writes=[top, below], progress=steps)
-
     async def check(self, image: Node, repair: bool) -> dict[str, Any]:
         """The report of `qemu-img check`, as JSON; `repair` gives leaked clusters back."""
         argv = ("check", "--output=json", *(("-r", "leaks") if repair else ()), graph([image]))
@@ -153,16 +135,7 @@ class _Steps:
         percents = _PERCENT.findall(output)
         if percents:
             self._progress(self._step, min(1.0, float(percents[-1]) / 100))
-        space = os.statvfs(self._target)
-        kept = min(_SPACE_KEPT, int(space.f_blocks * space.f_frsize * _SPACE_SHARE))
-        if space.f_bavail * space.f_frsize < kept:
-            raise _full(self._target)
-
-
-def _full(path: Path) -> ResourceError:
-    return ResourceError(
-        f"the disk is full at {path.parent}", hint="free some space and try again", path=str(path)
-    )
+        require_space(str(self._target))
 
 
 def _fail(command: str, outcome: Outcome, files: Sequence[Path]) -> NoReturn:
@@ -178,7 +151,7 @@ def _fail(command: str, outcome: Outcome, files: Sequence[Path]) -> NoReturn:
             files=[str(path) for path in files],
         )
     if "No space left on device" in text:
-        raise _full(files[0])
+        raise disk_full(str(files[0]))
     how = f"status {outcome.status}" if outcome.status < 128 else f"signal {outcome.status & 0x7F}"
     if command in ("info", "convert"):
         raise SpecError(f"qemu-img {command} failed with {how}: {text}", command=command)

@@ -13,8 +13,8 @@ from nagaya.models.answer import Answer
 class WaitInfo(Answer):
     """How long requests of `waiter` waited in all, on `cause`, and because of `whom` ("" but for "machine").
 
-    Both are names: `db`, `db/disk0`, `@acme`; host work is `%copy` and the like; `others` are the shortest.
-    Requests of a network are frames.
+    Both are names: `db`, `db/disk0`, `@acme`; host work is `%merge of db/disk0` and the like; `others` are
+    the shortest. Requests of a network are frames.
     """
 
     waiter: str

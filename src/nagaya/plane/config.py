@@ -135,15 +135,18 @@ class UplinkDevice:
 
 @dataclass(frozen=True, slots=True)
 class CopyJob:
-    """Host work: what a disk of `layers` holds is copied to `target`, which is made as large as that.
+    """Host work: what a disk of `layers` holds is copied to the disk of the layers `target`.
 
-    No machine may have one of them open for writing. Its requests are those of `%copy/<id>` in the arbiter's
-    tree.
+    No machine may have one of them open for writing. A raw target is made as large as the source. Its
+    requests are those of `%copy/<id>` in the arbiter's tree.
     """
 
     id: str
     layers: tuple[Layer, ...]  # the top one first; none is written
-    target: str  # a raw file that exists, or a block device
+    target: tuple[Layer, ...]  # files that exist, or a block device; only the first is written
+    top_only: bool = False  # copy only what `layers[0]` itself has, not what it leaves to those below
+    keep: bool = False  # what `target[0]` itself has stays: a disk that it is a layer of reads the same
+    unlike: tuple[Layer, ...] = ()  # what reads the same in this disk is not copied
     direct: bool = True
     shares: tuple[ShareNode, ...] = ()  # `%copy` has weight 10 if nothing is said
     kind: Literal["copy"] = "copy"

@@ -23,7 +23,8 @@ _UNSHARED = 200
 _TURN = 300  # not QEMU's: held while one of ours locks and looks, for writing by those who may write
 _TURN_TRIES = 50
 _TURN_PAUSE = 0.001  # s; a turn takes some microseconds. Who hangs with it stops nobody: it only breaks ties
-_READ, _WRITE, _RESIZE = 0, 1, 3  # BLK_PERM_CONSISTENT_READ, _WRITE, _RESIZE as bit numbers
+# BLK_PERM_CONSISTENT_READ, _WRITE, _WRITE_UNCHANGED, _RESIZE as bit numbers
+_READ, _WRITE, _UNCHANGED, _RESIZE = range(4)
 _END = _UNSHARED + _RESIZE + 1  # of the bytes that mean something
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of x86-64 and arm64: type, whence, start, length, pid
@@ -34,12 +35,14 @@ class Access(StrEnum):
 
     WRITER = "writer"  # nobody else reads or writes
     READER = "reader"  # others read, nobody writes
+    FILLER = "filler"  # others read, and see no difference; nobody else writes
     SHARED = "shared"  # all who write have agreed to it (QEMU's share-rw=on)
 
 
 _BYTES: dict[Access, tuple[tuple[int, ...], tuple[int, ...]]] = {  # permissions used, and denied to others
     Access.WRITER: ((_READ, _WRITE, _RESIZE), (_WRITE, _RESIZE)),
     Access.READER: ((_READ,), (_WRITE, _RESIZE)),
+    Access.FILLER: ((_READ, _UNCHANGED), (_WRITE, _UNCHANGED, _RESIZE)),
     Access.SHARED: ((_READ, _WRITE), (_RESIZE,)),
 }
 

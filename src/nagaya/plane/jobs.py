@@ -107,18 +107,7 @@ class Jobs:
         return {}
 
     async def _begin(self, job: CopyJob, stack: contextlib.AsyncExitStack) -> None:
-        source = BlkDevice(job.id, "", 0, 0, job.layers, read_only=True, direct=job.direct)
-        target = BlkDevice(job.id, "", 0, 0, (Layer(job.target, "raw"),), direct=job.direct)
-        opened = [stack.enter_context(OpenImages(device, self._users_of)) for device in (source, target)]
-        config: dict[str, object] = {
-            "driver": "copy",
-            "id": _node(job.id),
-            "worker": opened[1].worker,
-            "direct": all(images.direct for images in opened),
-            "layers": [layer_to_core(layer) for layer in job.layers],
-            "shares": [share_to_json(node) for node in job.shares],
-        }
-        fds = [fd for images in opened for fd in images.fds]
+        config, fds = open_job(job, self._users_of, stack)
         try:
             await self._in_core(self._core.job_start, json.dumps(config), fds)
         except ValueError as error:
@@ -178,6 +167,37 @@ class Jobs:
         job.status = status
         log.info("job", extra={"job": job.job.id, "status": status, "error": job.error})
         self._emit("JOB_STATUS_CHANGE", {"id": job.job.id, "status": status, "error": job.error})
+
+
+def open_job(
+    job: CopyJob,
+    users_of: Callable[[ImageKey], list[str]],
+    stack: contextlib.ExitStack | contextlib.AsyncExitStack,
+) -> tuple[dict[str, object], list[int]]:
+    """What `Core.job_start` is told of `job`, and its images, open and locked as long as `stack`.
+
+    Raises a `NagayaError` that names the file that cannot be opened, or is in use.
+    """
+
+    def device(layers: tuple[Layer, ...], *, read_only: bool) -> BlkDevice:
+        return BlkDevice(job.id, "", 0, 0, layers, read_only=read_only, direct=job.direct)
+
+    disks = [device(job.layers, read_only=True), device(job.target, read_only=False)]
+    disks += [device(job.unlike, read_only=True)] if job.unlike else []
+    opened = [stack.enter_context(OpenImages(disk, users_of, unchanging=job.keep)) for disk in disks]
+    config: dict[str, object] = {
+        "driver": "copy",
+        "id": _node(job.id),
+        "worker": opened[1].worker,
+        "direct": all(images.direct for images in opened),
+        "layers": [layer_to_core(layer) for layer in job.layers],
+        "target": [layer_to_core(layer) for layer in job.target],
+        "unlike": [layer_to_core(layer) for layer in job.unlike],
+        "top_only": job.top_only,
+        "keep": job.keep,
+        "shares": [share_to_json(node) for node in job.shares],
+    }
+    return config, [fd for images in opened for fd in images.fds]
 
 
 def _node(job_id: str) -> str:

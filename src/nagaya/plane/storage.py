@@ -34,12 +34,20 @@ ImageKey = tuple[int, int]  # st_dev, st_ino of a file; st_rdev, -1 of a block d
 class OpenImages(Closing):
     """The layers of `device`, open and locked: the top one as `access_to` says, the others as readers.
 
+    `unchanging`: what is written to the top one changes nothing of what it reads as, so there may be readers.
+
     `direct` is false if a file system under one of them refuses O_DIRECT. `devices_of` names the devices of
     this holder that have an image open, for the message of a refusal. Raises a `NagayaError` that names the
     file.
     """
 
-    def __init__(self, device: BlkDevice, devices_of: Callable[[ImageKey], Iterable[str]]) -> None:
+    def __init__(
+        self,
+        device: BlkDevice,
+        devices_of: Callable[[ImageKey], Iterable[str]],
+        *,
+        unchanging: bool = False,
+    ) -> None:
         self.fds: list[int] = []
         self.keys: list[ImageKey] = []
         self.direct = device.direct
@@ -48,6 +56,8 @@ class OpenImages(Closing):
                 if layer.model is not None:
                     continue
                 access = access_to(device, index)
+                if unchanging and access is Access.WRITER:
+                    access = Access.FILLER
                 fd = self._open(device.id, layer.path, access, device.read_only)
                 self.fds.append(fd)
                 self.keys.append(_check_kind(device.id, layer.path, fd))

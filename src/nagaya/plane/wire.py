@@ -33,6 +33,7 @@ _DRIVERS: dict[object, type[Device]] = {
 }
 _SCALARS: dict[object, type] = {"str": str, "int": int, "bool": bool}
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}")  # no slash: it is one node of the arbiter's tree
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its terminator
 _SERIAL_BYTES = 20  # VIRTIO 1.3, 5.2.6: VIRTIO_BLK_T_GET_ID
@@ -76,9 +77,8 @@ def job_from_json(arguments: Mapping[str, object]) -> CopyJob:
     if kind != "copy":
         raise UsageError(f"kind {kind!r} of a job is unknown", hint="it is copy")
     job: CopyJob = _build(CopyJob, arguments)
-    if not _ID.fullmatch(job.id):
-        raise UsageError(f"job id {job.id!r} does not match {_ID.pattern}")
-    _check_path("target", job.target)
+    if not _JOB_ID.fullmatch(job.id):
+        raise UsageError(f"job id {job.id!r} does not match {_JOB_ID.pattern}")
     return job
 
 
@@ -102,8 +102,8 @@ def _build(cls: Any, arguments: Mapping[str, object]) -> Any:
 
 
 def _value(name: str, annotation: object, value: object) -> object:
-    if name == "layers":
-        return _layers(value)
+    if name in ("layers", "target", "unlike"):
+        return () if name == "unlike" and not value else _layers(name, value)
     if name == "rules":
         return rules_from_json(value)
     if name == "shares":
@@ -120,9 +120,9 @@ def _value(name: str, annotation: object, value: object) -> object:
     return value
 
 
-def _layers(value: object) -> tuple[Layer, ...]:
+def _layers(name: str, value: object) -> tuple[Layer, ...]:
     if not isinstance(value, list) or not 1 <= len(value) <= _LAYERS:
-        raise UsageError(f"field 'layers' is not a list of 1 to {_LAYERS} image files")
+        raise UsageError(f"field {name!r} is not a list of 1 to {_LAYERS} image files")
     for layer in value:
         if not isinstance(layer, dict):
             raise UsageError(f"layer {layer!r} is not an object", hint='write {"path": ..., "format": ...}')
@@ -131,7 +131,7 @@ def _layers(value: object) -> tuple[Layer, ...]:
         if layer.format not in ("raw", "qcow2", "null", "simulated"):
             raise UsageError(f"image format {layer.format!r} is unknown", hint="it is raw or qcow2")
         if layer.model is None:
-            _check_path("layers", layer.path)
+            _check_path(name, layer.path)
         elif layer.path:
             raise UsageError(f"layer {layer.path!r} has a model, which is for disks without a file")
     return layers

@@ -13,10 +13,9 @@ from typing import Any
 
 from nagaya.daemon.parts import DiskCounters
 from nagaya.errors import ConflictError, NotFoundError, UnavailableError
-from nagaya.images.qemuimg import Node, QemuImg
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
-from nagaya.plane.config import ConsoleDevice, Device, Layer, UplinkDevice
+from nagaya.plane.config import ConsoleDevice, CopyJob, Device, Layer, UplinkDevice
 from nagaya.plane.ports import PortRules, PortStatus
 from nagaya.plane.shares import (
     ArbiterStatus,
@@ -29,6 +28,7 @@ from nagaya.plane.shares import (
 )
 from nagaya.progress import Progress
 from nagaya.testing.engine import UNSUPPORTED_WEIGHT
+from nagaya.testing.hostwork import work
 
 CAPACITY_IOPS = 10_000
 RATE = 100_000_000  # bytes/s of the network's uplink
@@ -198,10 +198,9 @@ class FakePlane:
         devices[device_id]["layers"] = [asdict(one) for one in layers]
         self._save(devices)
 
-    async def copy(self, layers: Sequence[Layer], target: str, progress: Progress) -> None:
-        """Beside all planes, with qemu-img."""
-        chain = [Node(Path(layer.path), "raw" if layer.format == "raw" else "qcow2") for layer in layers]
-        await QemuImg(0).convert(chain, Path(target), "raw", 2**40, progress=progress)
+    async def work(self, job: CopyJob, step: str, progress: Progress) -> None:
+        """By a worker of its own."""
+        await work(job, step, progress)
 
     async def set_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
         """Remember them."""

@@ -124,6 +124,18 @@ def test_host_work_is_named_as_such(stage: Stage) -> None:
     assert [advice.command for advice in answer.advice] == ["nagaya operation list"]
 
 
+def test_host_work_says_what_it_does(stage: Stage) -> None:
+    merge, export = ("%copy/merge:db.disk0@s1:0a1b2c3d", "%copy/export:data:0a1b2c3e")
+    rows = [("db/disk0", "machine", merge, 3_000_000, 10), ("db/disk0", "machine", export, 1_000_000, 9)]
+    answer = play(stage, rows)
+    assert answer.words[1:3] == [
+        "3 s (75%) because the host's own work was served (merge of snapshot s1 of db/disk0).",
+        "1 s (25%) because the host's own work was served (export of data).",
+    ]
+    assert answer.rows[0].whom == "%merge of snapshot s1 of db/disk0"
+    assert [advice.command for advice in answer.advice] == ["nagaya operation list"]
+
+
 def test_the_disk_itself_has_no_knob(stage: Stage) -> None:
     answer = play(stage, [("db/disk0", "device", "", 2_000_000, 10)])
     assert "no knob makes the disk itself faster" in answer.advice[0].effect

@@ -48,6 +48,19 @@ def test_readers_share_and_a_writer_is_alone(image: Path) -> None:
             assert not lock_image(first, Access.READER)
 
 
+def test_who_changes_nothing_that_is_read_may_write_beside_readers(image: Path) -> None:
+    with opened(image, os.O_RDONLY) as reader, opened(image, os.O_RDWR) as filler:
+        assert lock_image(reader, Access.READER)
+        assert lock_image(filler, Access.FILLER)
+        with opened(image, os.O_RDWR) as other:
+            assert not lock_image(other, Access.FILLER)
+            assert not lock_image(other, Access.WRITER)
+            assert lock_image(other, Access.READER)
+        unlock_image(filler)
+        unlock_image(reader)
+        assert lock_image(reader, Access.READER)
+
+
 def test_two_writers_do_not_both_win(image: Path) -> None:
     with opened(image, os.O_RDWR) as first, opened(image, os.O_RDWR) as second:
         assert lock_image(first, Access.WRITER)

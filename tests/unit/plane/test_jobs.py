@@ -27,7 +27,9 @@ def job(directory: Path) -> CopyJob:
     for name in ("from", "base", "to"):
         (directory / name).write_bytes(bytes(2**20))
     layers = (Layer(str(directory / "from"), "qcow2"), Layer(str(directory / "base"), "raw"))
-    return CopyJob("one", layers, str(directory / "to"), shares=(ShareNode("%copy", weight=5),))
+    return CopyJob(
+        "one", layers, (Layer(str(directory / "to"), "raw"),), shares=(ShareNode("%copy", weight=5),)
+    )
 
 
 async def status(client: PlaneClient) -> list[JobStatus]:
@@ -93,14 +95,17 @@ async def test_a_job_that_the_core_refuses_leaves_nothing(
     [
         ({"kind": "move"}, "kind 'move'"),
         ({"id": "a b"}, "does not match"),
-        ({"target": "to"}, "not an absolute path"),
+        ({"target": [{"path": "to", "format": "raw"}]}, "not an absolute path"),
+        ({"target": "/to"}, "list of 1 to"),
+        ({"id": "a/b"}, "does not match"),
         ({"layers": []}, "list of 1 to"),
         ({"colour": 7}, "'colour' is unknown"),
     ],
 )
 async def test_what_is_wrong_is_named(job: CopyJob, change: dict[str, Any], words: str) -> None:
-    arguments = {**job_to_json(job), "layers": [{"path": "/i", "format": "raw"}]}
-    assert job_from_json(arguments).target == job.target
+    layer = {"path": "/i", "format": "raw"}
+    arguments = {**job_to_json(job), "layers": [layer], "target": [layer]}
+    assert job_from_json(arguments).target == (Layer("/i", "raw"),)
     with pytest.raises(UsageError) as caught:
         job_from_json(arguments | change)
     assert words in caught.value.message

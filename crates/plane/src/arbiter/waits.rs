@@ -240,11 +240,12 @@ impl Arbiter {
         longest.1
     }
 
-    /// The machine, or the host's work, that a leaf belongs to: the topmost node above it that is no tenant.
+    /// The machine, or the job of the host's, that a leaf belongs to: the topmost node above it that is neither a tenant
+    /// nor all of the host's work.
     fn machine_of(&self, mut index: u32) -> u32 {
         loop {
             let parent = self.nodes[index as usize].parent;
-            if parent == ROOT || self.nodes[parent as usize].name.starts_with('@') {
+            if parent == ROOT || self.nodes[parent as usize].name.starts_with(['@', '%']) {
                 return index;
             }
             index = parent;

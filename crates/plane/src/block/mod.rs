@@ -75,6 +75,13 @@ pub trait Disk {
     /// `request.iovecs` and the memory they describe stay valid until the last completion was delivered.
     unsafe fn submit(&self, uring: &Rc<Uring>, request: &Request) -> usize;
 
+    /// Find out how much of the range, from `offset` on, is left to the layers below the top one. One completion with
+    /// `token`: the bytes, at most `length`, or a negated errno; 0 if the top layer itself has what is at `offset`.
+    fn left_to_others(&self, uring: &Rc<Uring>, offset: u64, length: u32, token: u64) {
+        let _ = (offset, length);
+        uring.post(token, 0);
+    }
+
     /// Number of requests that may be started without waiting for others; more are kept in the virtqueue.
     fn depth(&self) -> usize {
         // As many as the largest virtqueue that we offer.

@@ -222,6 +222,17 @@ impl Disk for Qcow2Disk {
         1
     }
 
+    fn left_to_others(&self, _uring: &Rc<Uring>, offset: u64, length: u32, token: u64) {
+        let shared = self.0.clone();
+        self.0.uring.tasks.spawn_local(async move {
+            let result = match slow::left_to_others(&shared, offset, length.into()).await {
+                Ok(bytes) => i32::try_from(bytes).unwrap_or(i32::MAX),
+                Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            shared.uring.post(token, result);
+        });
+    }
+
     fn close(&self) -> io::Result<()> {
         if self.0.is_flushed() {
             return Ok(());

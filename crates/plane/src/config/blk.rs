@@ -115,8 +115,8 @@ pub struct BlkConfig {
     pub shares: Vec<ShareNode>,
 }
 
-/// A copy of a disk's content to a raw file or a block device; its fds are the source's layers that have a file, top
-/// first, then the target.
+/// A copy of a disk's content to another; its fds are the source's layers that have a file, top first, then the
+/// target's, then those of what it is compared with.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopyConfig {
@@ -129,27 +129,43 @@ pub struct CopyConfig {
     pub direct: bool,
     /// The source's layers, top first. None is written.
     pub layers: Vec<Layer>,
+    /// The target's layers, top first; only the first is written. One that is raw is made as large as the source.
+    #[serde(default = "raw")]
+    pub target: Vec<Layer>,
+    /// Copy only what the source's top layer itself has, not what it leaves to those below.
+    #[serde(default)]
+    pub top_only: bool,
+    /// What the target's top layer itself has stays as it is.
+    #[serde(default)]
+    pub keep: bool,
+    /// Layers of a disk: what reads the same there is not copied.
+    #[serde(default)]
+    pub unlike: Vec<Layer>,
     /// What is said of the arbiter's tree; see [`BlkConfig::shares`].
     #[serde(default, skip_serializing)]
     pub shares: Vec<ShareNode>,
 }
 
 impl CopyConfig {
-    /// The source as a disk.
-    pub fn source(&self) -> BlkConfig {
+    /// One of its disks.
+    pub fn disk(&self, layers: &[Layer], read_only: bool) -> BlkConfig {
         BlkConfig {
             id: self.id.clone(),
             worker: self.worker.clone(),
             queues: one(),
             queue_size: queue_size(),
-            read_only: true,
+            read_only,
             serial: String::new(),
             direct: self.direct,
             write_log: false,
-            layers: self.layers.clone(),
+            layers: layers.to_vec(),
             shares: Vec::new(),
         }
     }
+}
+
+fn raw() -> Vec<Layer> {
+    vec![Layer { format: Format::Raw, model: None }]
 }
 
 /// Layers that have a file.

@@ -121,6 +121,10 @@ impl DeviceConfig {
             DeviceConfig::Copy(copy) => {
                 bound("layers", copy.layers.len(), 1, MAX_LAYERS)?;
                 check_models(&copy.layers)?;
+                bound("target", copy.target.len(), 1, MAX_LAYERS)?;
+                if !copy.target.iter().chain(&copy.unlike).all(|layer| layer.format.has_file()) {
+                    return Err("a copy's target, and what it is compared with, are files".into());
+                }
             }
             DeviceConfig::Net(net) => net.check()?,
             DeviceConfig::Uplink(_) => {}
@@ -186,7 +190,7 @@ impl DeviceConfig {
     pub fn backend_fds(&self) -> usize {
         match self {
             DeviceConfig::Blk(blk) => files(&blk.layers) + usize::from(blk.write_log),
-            DeviceConfig::Copy(copy) => files(&copy.layers) + 1,
+            DeviceConfig::Copy(copy) => files(&copy.layers) + copy.target.len() + copy.unlike.len(),
             DeviceConfig::Console(console) => console.ports.len(),
             DeviceConfig::Rng(_) | DeviceConfig::Net(_) => 0,
             DeviceConfig::Uplink(_) => 1,

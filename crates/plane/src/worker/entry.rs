@@ -7,14 +7,14 @@ use std::rc::Rc;
 
 use crate::arbiter::{Arbiter, Leaf};
 use crate::block::Disk;
-use crate::block::copy::Copy;
+use crate::block::copy::{Copy, Ends};
 use crate::block::device::Blk;
 use crate::block::model::ModelDevices;
-use crate::block::qcow2::{Layer, Qcow2Disk};
+use crate::block::qcow2::{Layer as ImageLayer, Qcow2Disk};
 use crate::block::raw::RawDisk;
 use crate::block::writelog::WriteLog;
 use crate::clock::Nanos;
-use crate::config::{BlkConfig, CopyConfig, DeviceConfig, Format};
+use crate::config::{BlkConfig, CopyConfig, DeviceConfig, Format, Layer};
 use crate::console::Console;
 use crate::memory::Memory;
 use crate::net::device::Net;
@@ -75,9 +75,8 @@ impl Entry {
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
             DeviceConfig::Rng(_) => Box::new(Rng::default()),
             DeviceConfig::Copy(copy) => {
-                let (from, to) = open_copy((uring, models), copy, fds.map(File::from).collect(), &page)?;
-                let copy = Copy::new(from, to, leaf).ok_or(io::ErrorKind::OutOfMemory)?;
-                Box::new(copy)
+                let ends = open_copy((uring, models), copy, fds.map(File::from).collect(), &page)?;
+                Box::new(Copy::new(copy, ends, leaf).ok_or(io::ErrorKind::OutOfMemory)?)
             }
             DeviceConfig::Net(net) => Box::new(Net::new(net, networks)),
             DeviceConfig::Uplink(uplink) => {
@@ -153,24 +152,33 @@ impl Entry {
     }
 }
 
-/// The disk that is copied, and the one that it is copied to, as large as that.
+/// The disk that is copied, the one that it is copied to, as large as that, and what it is compared with.
 fn open_copy(
     (uring, models): (&Rc<Uring>, &mut ModelDevices),
     config: &CopyConfig,
     mut files: Vec<File>,
     page: &Rc<Shared>,
-) -> io::Result<(Box<dyn Disk>, Box<dyn Disk>)> {
-    let file = files.pop().ok_or_else(|| io::Error::other("a copy without a target"))?;
-    let from = open_disk((uring, models), &config.source(), files, page)?;
-    if file.metadata()?.is_file() && file.metadata()?.len() < from.size() {
+) -> io::Result<Ends> {
+    let mut open = |layers: &[Layer], files, writable: bool| {
+        open_disk((uring, models), &config.disk(layers, !writable), files, page)
+    };
+    let unlike = files.split_off(files.len() - config.unlike.len());
+    let target = files.split_off(files.len() - config.target.len());
+    let from = open(&config.layers, files, false)?;
+    if let ([layer], [file]) = (config.target.as_slice(), target.as_slice())
+        && layer.format == Format::Raw
+        && file.metadata()?.is_file()
+        && file.metadata()?.len() < from.size()
+    {
         file.set_len(from.size())?;
     }
-    let to = RawDisk::open(uring, file, config.direct)?;
+    let to = open(&config.target, target, true)?;
     if to.size() < from.size() {
         let reason = format!("the target has {} bytes, the source {}", to.size(), from.size());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
-    Ok((from, Box::new(to)))
+    let unlike = if unlike.is_empty() { None } else { Some(open(&config.unlike, unlike, false)?) };
+    Ok(Ends { from, to, unlike })
 }
 
 fn open_disk(
@@ -194,6 +202,6 @@ fn open_disk(
         return Ok(Box::new(RawDisk::open(uring, file, config.direct)?));
     }
     let layers = config.layers.iter().zip(files);
-    let layers = layers.map(|(layer, file)| Layer { fd: file.into(), format: layer.format }).collect();
+    let layers = layers.map(|(layer, file)| ImageLayer { fd: file.into(), format: layer.format }).collect();
     Ok(Box::new(Qcow2Disk::open(uring, layers, (!config.read_only).then_some(page), config.direct)?))
 }

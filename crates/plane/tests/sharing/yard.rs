@@ -105,6 +105,24 @@ impl Yard {
         self.plane.job_start(&config.to_string(), files.into_iter().map(OwnedFd::from).collect())
     }
 
+    /// Begin a copy between layers as `options` say; the first of `to` is written. Lists are files, not named twice.
+    pub fn move_layers(&self, id: &str, [from, to, unlike]: [&[(&str, &PathBuf)]; 3], options: &Value) {
+        let open = |(number, (_, path)): (usize, &(&str, &PathBuf))| {
+            File::options().read(true).write(number == 0).open(path).expect("layer")
+        };
+        let formats = |layers: &[(&str, &PathBuf)]| -> Value {
+            layers.iter().map(|(format, _)| json!({"format": format})).collect()
+        };
+        let files = [from, to, unlike].into_iter().flat_map(|layers| layers.iter().enumerate().map(open));
+        let mut config = json!({"driver": "copy", "id": id, "worker": "one", "layers": formats(from),
+            "target": formats(to), "unlike": formats(unlike)});
+        for (name, value) in options.as_object().expect("options") {
+            config[name] = value.clone();
+        }
+        let files = files.map(OwnedFd::from).collect();
+        self.plane.job_start(&config.to_string(), files).expect("job_start");
+    }
+
     pub fn end_job(&self, id: &str) {
         self.plane.job_end(id).expect("job_end");
     }

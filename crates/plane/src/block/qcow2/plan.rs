@@ -44,16 +44,13 @@ impl Plan {
         let length = shared.cluster_end(start) - start;
         let mut plan =
             Plan { cluster, start, length, pieces, action: Action::Nothing, was_zero: false, result: Ok(()) };
-        let reads_zero = match shared.image.get_shallow_mapping(start, length).await {
+        match shared.image.get_shallow_mapping(start, length).await {
             Ok((ShallowMapping::Raw { offset, writable: true, .. }, known)) if known == length => {
                 plan.action = Action::InPlace(offset);
                 return plan;
             }
-            Ok((ShallowMapping::Zero { explicit, .. }, _)) => {
-                plan.was_zero = explicit;
-                true
-            }
-            Ok((ShallowMapping::Indirect { .. }, _)) => false,
+            Ok((ShallowMapping::Zero { explicit, .. }, _)) => plan.was_zero = explicit,
+            Ok((ShallowMapping::Indirect { .. }, _)) => {}
             // Shared, compressed or cut short: an overlay of ours has no such clusters.
             Ok(_) => {
                 plan.result = Err(libc::EIO);
@@ -63,16 +60,17 @@ impl Plan {
                 plan.result = Err(errno(&error));
                 return plan;
             }
-        };
-        plan.decide(reads_zero).unwrap_or_else(|error| plan.result = Err(errno(&error)));
+        }
+        plan.decide().unwrap_or_else(|error| plan.result = Err(errno(&error)));
         plan
     }
 
     /// For a cluster that has to be mapped first.
-    fn decide(&mut self, reads_zero: bool) -> io::Result<()> {
+    fn decide(&mut self) -> io::Result<()> {
         let zeroes = |piece: &Piece| matches!(piece.content, Content::Zeroes);
         self.action = match &self.pieces[..] {
-            pieces if reads_zero && pieces.iter().all(zeroes) => Action::Nothing,
+            // Where only nothing below makes it zero, it may lie on something tomorrow.
+            pieces if self.was_zero && pieces.iter().all(zeroes) => Action::Nothing,
             [piece] if piece.length == self.length && zeroes(piece) => Action::Zero,
             [piece] if piece.length == self.length => Action::Allocate { buffer: None, place: None },
             _ => Action::Allocate { buffer: Some(self.content()?), place: None },

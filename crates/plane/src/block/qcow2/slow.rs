@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use imago::io_buffers::IoBuffer;
-use imago::{Mapping, Storage};
+use imago::{Mapping, ShallowMapping, Storage};
 
 use super::allocate::{self, Content};
 use super::map::Place;
@@ -70,6 +70,22 @@ pub(super) async unsafe fn serve(shared: &Rc<Shared>, request: &Request) -> io::
             Ok(length)
         }
     }
+}
+
+/// How many bytes from `offset` on the top layer leaves to those below it.
+pub(super) async fn left_to_others(shared: &Rc<Shared>, offset: u64, length: u64) -> io::Result<u64> {
+    let (mut at, end) = (offset, offset + length);
+    while at < end {
+        shared.allocator.settled(at >> shared.cluster_bits).await;
+        let (mapping, known) = shared.image.get_shallow_mapping(at, end - at).await?;
+        match mapping {
+            ShallowMapping::Indirect { .. } | ShallowMapping::Zero { explicit: false, .. } if known > 0 => {
+                at += shared.before_unsettled(at, known);
+            }
+            _ => break,
+        }
+    }
+    Ok(at - offset)
 }
 
 async fn transfer(
@@ -171,8 +187,9 @@ async fn zero(shared: &Rc<Shared>, offset: u64, length: u64, unmap: bool, discar
             }
             // What a discarded range reads as is undefined: the content of the layers below will do.
             _ if discard => at += known,
-            Source::Zero => at += known,
-            Source::File(..) | Source::Special => {
+            // Without `unmap` it is to be zero by itself, whatever will lie below.
+            Source::Zero if unmap => at += known,
+            Source::Zero | Source::File(..) | Source::Special => {
                 let length = (shared.cluster_end(at) - at).min(end - at);
                 jobs.push(Box::pin(allocate::write(shared, at, length, Content::Zeroes)));
                 at += length;
