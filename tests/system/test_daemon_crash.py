@@ -61,10 +61,15 @@ def wait_for_end(pid: int) -> None:
 def live_through(step: str, paths: Paths) -> None:
     """A machine's whole life with a daemon that dies at `step`, and as much of it again with the next."""
     with Client(paths) as client:
-        for act in ("create", "start", "set", "stop", "start", "delete"):
+        for act in ("create", "start", "set", "attach", "detach", "stop", "start", "delete"):
             try:
                 if act == "create":
                     client.machines.create(SPEC)
+                elif act == "attach":
+                    client.disks.create("data", "1MiB")
+                    client.disks.attach("web", "data")
+                elif act == "detach":
+                    client.disks.detach("web", "data")
                 elif act == "set":
                     client.machines.get("web").set({"disk.weight": 400, "cpu.weight": 200})
                 elif act == "delete":
@@ -107,16 +112,26 @@ def check(client: Client, paths: Paths, step: str) -> None:
     machine = client.machines.get("web")
     if step.startswith("stop:"):
         machine.wait("stopped", 20)
-    expected = "running" if step.startswith(("start:", "set:")) else "stopped"
+    plugs = step.startswith(("attach:", "detach:"))
+    expected = "running" if plugs or step.startswith(("start:", "set:")) else "stopped"
     if step.startswith("set:"):
         assert (machine.info.spec["disk"]["weight"], weight(paths, machine.id)) == (400, 400)
     assert (machine.refresh().state, machine.info.cause) == (expected, "")
     names = {"disk0", "console", "rng"} if expected == "running" else set()
-    assert devices(paths) == {f"{machine.id}/{name}" for name in names}
+    wanted = {f"{machine.id}/{name}" for name in names}
+    deadline = time.monotonic() + 10
+    while plugs and devices(paths) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)  # guests are asked to let go of a disk after the daemon is there
+    assert devices(paths) == wanted
     assert processes_of(machine.id) == ([machine.info.pid] if expected == "running" else [])
     held = [(lease.resource, lease.state) for lease in client.leases.list()]
     assert held == ([("web/disk0", "held")] if expected == "running" else [])
     assert directories(paths) in ([machine.id], [] if step == "create:recorded" else [machine.id])
+    if plugs:
+        assert len(machine.info.spec["disks"]) == 1
+        client.disks.attach("web", "data")
+        client.disks.detach("web", "data")
+        client.disks.delete("data")
     if expected == "stopped":
         machine.start()
     assert [file.name for file in paths.machine(machine.id).state.glob("disk*")] == ["disk0.qcow2"]

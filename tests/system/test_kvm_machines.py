@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nagaya.errors import ConflictError, NotFoundError, SpecError
+from nagaya.errors import ConflictError, NagayaError, NotFoundError, SpecError
 from nagaya.paths import Paths
 from nagaya.sdk import Client, Machine, ensure_daemon
 from nagaya.testing.payload import build
@@ -260,6 +260,29 @@ def test_a_disk_is_closed_under_a_machine_that_runs_on(
     ensure_daemon(client.paths)
     assert holder.refresh().info.state == "running"
     assert holder.pause().resume().state == "running"
+
+
+def test_a_disk_that_a_daemon_died_over_is_taken_back(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.disks.create("data", "1MiB")
+    guest = build(Path(__file__).parents[1] / "guest" / "disk_hotplug.c")
+    boot = {"kernel": str(guest), "cmdline": "disks=1"}
+    machine = client.machines.create(
+        {"name": "toy", "engine": "kvm", "memory": "64MiB", "boot": boot}, start=True
+    )
+    until(lambda: "LISTENING" in output(machine))
+    end(client.host().daemon_pid, signal.SIGTERM)
+    monkeypatch.setenv("NAGAYA_FAILPOINT", "attach:plugged")
+    ensure_daemon(client.paths)
+    with pytest.raises(NagayaError):
+        client.disks.attach("toy", "data")
+    monkeypatch.delenv("NAGAYA_FAILPOINT")
+    ensure_daemon(client.paths)
+    until(lambda: output(machine).split()[-3:] == ["UNPLUGGED", "EXIT", "0"])
+    assert machine.refresh().info.spec["disks"] == []
+    assert client.disks.get("data").state == "free"
+    client.disks.delete("data")
 
 
 def test_a_running_machine_gets_a_disk_and_gives_it_back(client: Client) -> None:

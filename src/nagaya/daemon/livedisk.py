@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nagaya.errors import ConflictError, NagayaError, UnavailableError
+from nagaya.daemon import failpoint
+from nagaya.errors import ConflictError, NagayaError, NotFoundError, UnavailableError, UnsupportedError
 from nagaya.images.chain import Consistency, DiskFiles, Record, Snapshot
 from nagaya.models.machine import MachineState
 from nagaya.plane.config import BlkDevice, Device, Layer
@@ -75,11 +76,15 @@ async def attach(supervisor: Supervisor, one: Supervised, disk: Disk) -> None:
         machine = supervisor.launcher.machine(row, spec, supervisor.engine_machine(one).kernel)
         devices = supervisor.launcher.devices(row, machine)
         device = devices[len(one.spec.disks)]
+        await _drop_surplus(supervisor, one, await supervisor.parts.plane.layers())
         await _lease(supervisor, one, devices)
+        failpoint.reach("attach:leased")
         try:
             await supervisor.parts.plane.device_add(device)
+            failpoint.reach("attach:served")
             try:
                 await process.engine.plug_disk(machine, process.id, device.id.partition("/")[2])
+                failpoint.reach("attach:plugged")
             except BaseException:
                 await supervisor.parts.plane.device_del(device.id)
                 raise
@@ -105,23 +110,28 @@ async def detach(supervisor: Supervisor, one: Supervised) -> None:
             await supervisor.move(one, one.row.state, event, disk, spec=spec.to_json(), images=images)
 
         await record(before.model_copy(update={"disks": before.disks[:-1]}), images[:-1], "detaching")
+        failpoint.reach("detach:recorded")
         try:
             await process.engine.unplug_disk(machine, process.id, f"disk{index}")
         except BaseException:
             await record(before, images, "not detached")
             raise
+        failpoint.reach("detach:unplugged")
         await supervisor.parts.plane.device_del(f"{one.row.id}/disk{index}")
+        failpoint.reach("detach:forgotten")
         await _lease(supervisor, one, [*devices[:index], *devices[index + 1 :]])
 
 
 async def catch_up(supervisor: Supervisor) -> None:
-    """Finish what a daemon died over: guests thaw, and the plane serves what the records say."""
+    """Finish what a daemon died over: guests thaw, and the plane serves what the records say, and no more."""
     try:
         served = await supervisor.parts.plane.layers()
     except NagayaError as error:
         log.warning("the plane cannot be asked for its disks: %s", error)
         return
     for one in supervisor.all():
+        if _surplus(supervisor, one, served):
+            supervisor.spawn(_undo_plug(supervisor, one, served))  # a guest may need its time
         if one.process is None:
             continue
         try:
@@ -140,6 +150,38 @@ async def _catch_up(supervisor: Supervisor, one: Supervised, served: Mapping[str
         if isinstance(device, BlkDevice) and served.get(device.id, device.layers) != device.layers:
             log.warning("%s: %s is put onto its new layer", one.name, device.id)
             await supervisor.parts.plane.set_layers(device.id, device.layers)
+
+
+async def _undo_plug(
+    supervisor: Supervisor, one: Supervised, served: Mapping[str, tuple[Layer, ...]]
+) -> None:
+    try:
+        async with one.lock:
+            await _drop_surplus(supervisor, one, served)
+    except NagayaError as error:
+        log.error("%s: %s", one.name, error)
+
+
+async def _drop_surplus(
+    supervisor: Supervisor, one: Supervised, served: Mapping[str, tuple[Layer, ...]]
+) -> None:
+    """Take away disks of a plug that was not recorded, or of an unplug that was not finished."""
+    for device_id in _surplus(supervisor, one, served):
+        if one.process is not None:
+            machine = supervisor.engine_machine(one)
+            with contextlib.suppress(UnsupportedError):  # then it was never plugged
+                await one.process.engine.unplug_disk(machine, one.process.id, device_id.partition("/")[2])
+        with contextlib.suppress(NotFoundError):
+            await supervisor.parts.plane.device_del(device_id)
+        log.warning("%s: %s is not in its specification, and gone", one.name, device_id)
+
+
+def _surplus(supervisor: Supervisor, one: Supervised, served: Mapping[str, tuple[Layer, ...]]) -> list[str]:
+    """Disks that the plane serves for the machine beyond those of its specification, if it is known."""
+    own = {f"{one.row.id}/disk{index}" for index in range(len(one.spec.disks))}
+    return sorted(
+        device for device in served if device.startswith(f"{one.row.id}/disk") and device not in own
+    )
 
 
 async def _change_over(supervisor: Supervisor, one: Supervised, index: int) -> None:

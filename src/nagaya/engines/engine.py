@@ -93,8 +93,8 @@ class Engine(Protocol):
         """Give the guest the vhost-user disk `device`, whose socket listens. Raises `UnsupportedError`."""
 
     async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
-        """Take it away again. Returns when the guest has let go, raises `TimeoutExpiredError` if it does
-        not.
+        """Take it away again, if the guest has it. Returns when that has let go, and raises
+        `TimeoutExpiredError` if it does not.
         """
 
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:

@@ -18,7 +18,7 @@ from nagaya.engines.pidfd import alive
 from nagaya.engines.plan import Bind, LaunchPlan
 from nagaya.engines.qmp import ask, ask_and_see
 from nagaya.engines.seccomp import kvm_filters
-from nagaya.errors import MachineFailedError, UnavailableError
+from nagaya.errors import MachineFailedError, NotFoundError, UnavailableError
 from nagaya.kvm.config import DeviceConfig, DeviceKind, MachineConfig
 from nagaya.kvm.system import DEVICE, Kvm
 from nagaya.kvm.unpack import unpack
@@ -128,9 +128,12 @@ class KvmEngine:
             raise
 
     async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
-        """Ask the guest to let go of it, and wait for that."""
-        await ask_and_see(machine.spec.name, machine.paths.qmp_socket, "device_del", {"id": device}, UNPLUG_S)
-        with contextlib.suppress(UnavailableError):  # the device has gone, and now perhaps the machine
+        """Ask the guest to let go of it, and wait for that; of one that was half plugged, undo the half."""
+        monitor = machine.paths.qmp_socket
+        with contextlib.suppress(NotFoundError):
+            await ask_and_see(machine.spec.name, monitor, "device_del", {"id": device}, UNPLUG_S)
+        # The device has gone, and now perhaps the machine.
+        with contextlib.suppress(NotFoundError, UnavailableError):
             await self._ask(machine, "chardev-remove", {"id": device})
 
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
