@@ -107,7 +107,7 @@ class Jobs:
         return {}
 
     async def _begin(self, job: CopyJob, stack: contextlib.AsyncExitStack) -> None:
-        config, fds = open_job(job, self._users_of, stack)
+        config, fds = await self._in_core(open_job, job, self._users_of, stack)
         try:
             await self._in_core(self._core.job_start, json.dumps(config), fds)
         except ValueError as error:

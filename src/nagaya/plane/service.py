@@ -152,7 +152,9 @@ class Service:
         shares: list[dict[str, object]] = []
         fds: list[int] = []
         if isinstance(device, BlkDevice):
-            served.images = images = stack.enter_context(OpenImages(device, self._users_of))
+            # In a thread: file systems can be slow, and a holder is looked for among all processes.
+            images = await self._in_core(OpenImages, device, self._users_of)
+            served.images = stack.enter_context(images)
             fds += images.fds
             config |= _blk_config(device, images)
             shares = [share_to_json(node) for node in device.shares]
@@ -235,7 +237,9 @@ class Service:
         device = device_from_json(device_to_json(served.device) | {"layers": arguments.get("layers")})
         if not isinstance(device, BlkDevice) or len(arguments) != len(("id", "layers")):
             raise UsageError("set-layers has the arguments id and layers")
-        with self._claim(device.id), handed_over(served.images, device, self._users_of) as images:
+        with self._claim(device.id), contextlib.ExitStack() as stack:
+            opening = handed_over(served.images, device, self._users_of)
+            images = await self._in_core(stack.enter_context, opening)
             config = served.config | _blk_config(device, images)
             try:
                 await self._in_core(self._core.set_layers, device.id, json.dumps(config), images.fds)
@@ -325,7 +329,7 @@ class Service:
     def _users_of(self, key: ImageKey) -> list[str]:
         return [
             f"device {device_id}"
-            for device_id, served in self._devices.items()
+            for device_id, served in list(self._devices.items())  # at once: other threads ask too
             if served.images is not None and key in served.images.keys
         ]
 

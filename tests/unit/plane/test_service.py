@@ -8,6 +8,7 @@ import dataclasses
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +23,12 @@ from nagaya.errors import (
     UnavailableError,
     UsageError,
 )
+from nagaya.plane import storage
 from nagaya.plane.client import PlaneClient, PlaneEvent
 from nagaya.plane.conditions import DiskCondition
 from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, RngDevice
 from nagaya.plane.holder import serve
-from nagaya.plane.imagelock import Access, is_free
+from nagaya.plane.imagelock import Access, User, is_free, lock_image
 from nagaya.plane.sockets import Listener
 
 if TYPE_CHECKING:
@@ -121,6 +123,30 @@ async def test_a_base_is_shared_and_an_overlay_is_not(
             await client.device_add(make_disk("m3/disk0", ["base"]))
         await client.device_del("m1/disk0")
         await client.device_add(make_disk("m3/disk0", ["top1", "base"]))
+
+
+async def test_a_long_look_for_the_holder_of_an_image_stops_nobody(
+    core: FakeCore, directory: Path, make_disk: MakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, found = threading.Event(), threading.Event()
+
+    def look(_path: str) -> list[User]:
+        begun.set()
+        assert found.wait(10), "nobody was served meanwhile"
+        return [User(7, "holder")]
+
+    monkeypatch.setattr(storage, "users_of", look)
+    disk = make_disk("m1/disk0", ["top"])
+    with (directory / "top").open("rb+") as file:
+        assert lock_image(file.fileno(), Access.WRITER)
+        async with plane(core, directory) as client:
+            adding = asyncio.create_task(client.device_add(disk))
+            await asyncio.to_thread(begun.wait, 10)
+            async with await PlaneClient.connect(str(directory / "plane.sock")) as other:
+                assert await other.query_devices() == []
+            found.set()
+            with pytest.raises(ConflictError, match=r"in use by holder \(pid 7\)"):
+                await adding
 
 
 async def test_the_same_image_twice_in_one_disk_is_refused(
