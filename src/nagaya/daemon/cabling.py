@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from nagaya.daemon.networks import Network
-from nagaya.daemon.nics import Plug, plugs
+from nagaya.daemon.nics import Plug, forwards_of, plugs, reservations_of
+from nagaya.daemon.outlets import Outlets
 from nagaya.daemon.state import MachineRow
 from nagaya.daemon.supervised import ALIVE, Supervised
 from nagaya.engines.engine import Machine
 from nagaya.errors import NagayaError, NotFoundError
-from nagaya.networks.config import Forward, Instance, Reservation
+from nagaya.networks.config import Forward, Reservation
+from nagaya.networks.passt import resolvers
 from nagaya.plane.config import NetDevice, UplinkDevice
 from nagaya.plane.ports import PortRules, SecurityRow
-from nagaya.spec import MachineSpec, NetworkSpec, SecurityGroup
-from nagaya.traffic import parse_forward, parse_rule
+from nagaya.spec import NetworkSpec, SecurityGroup
+from nagaya.traffic import parse_rule
 
 if TYPE_CHECKING:
     from nagaya.daemon.supervisor import Supervisor
@@ -39,6 +41,7 @@ class Cabling:
         self._supervisor = supervisor
         self._networks = supervisor.networks
         self._plane = supervisor.parts.plane
+        self._outlets = Outlets(supervisor)
 
     def devices(self, row: MachineRow, machine: Machine) -> list[NetDevice]:
         """The ports that the plane has for a machine."""
@@ -76,7 +79,7 @@ class Cabling:
 
     def owns(self, device_id: str) -> bool:
         """Whether a device of the plane is the uplink of a network that a machine uses."""
-        return any(
+        return self._outlets.owns(device_id) or any(
             _uplink_id(network.name) == device_id and self._networks.users(network.name, alive=True)
             for network in self._networks.all()
         )
@@ -86,12 +89,14 @@ class Cabling:
         for network in self._networks_of(row):
             async with network.lock:
                 await self._bring_up(network)
+                await self._outlets.connect(network, row.id)
 
     async def unplug(self, row: MachineRow) -> None:
         """The machine's devices are gone: close its ports; a network that nobody uses goes."""
         for network in self._networks_of(row):
             async with network.lock:
                 try:
+                    await self._outlets.disconnect(network, row)
                     await self._let_go(network, row.id)
                 except NagayaError as error:  # the machine has ended all the same; the next change mends it
                     log.error("network %s: %s", network.name, error)
@@ -100,10 +105,12 @@ class Cabling:
         """After a daemon's death: have everything as it is to be, and nothing of networks nobody uses."""
         used = [one for one in self._networks.all() if self._networks.users(one.name, alive=True)]
         await self._networks.host.sweep([network.name for network in used])
+        await self._outlets.sweep()
         for network in used:
             async with network.lock:
                 try:
                     await self._bring_up(network)
+                    await self._outlets.connect(network)
                 except NagayaError as error:
                     log.error("network %s: %s", network.name, error)
 
@@ -164,23 +171,12 @@ class Cabling:
         return [self._networks.get(name) for name in sorted({nic.network for nic in row.nics})]
 
     def _reservations(self, network: Network) -> tuple[Reservation, ...]:
-        found = []
-        for one in self._networks.users(network.name):
-            mine = [plug for plug in plugs(one.spec, one.row.nics) if plug.row.network == network.name]
-            for number, plug in enumerate(mine):
-                found.append(
-                    Reservation(
-                        machine=one.name,
-                        mac=plug.row.mac,
-                        ipv4=plug.row.ipv4,
-                        ipv6=plug.row.ipv6,
-                        hostname=f"{one.name}-{plug.name}" if number else one.name,
-                        instance=Instance(one.row.id),
-                    )
-                )
-        return tuple(found)
+        users = self._networks.users(network.name)
+        return tuple(found for one in users for found in reservations_of(one, network.name))
 
     def _forwards(self, network: Network, but: str) -> tuple[Forward, ...]:
+        if network.spec.mode == "user":
+            return ()
         users = self._networks.users(network.name, alive=True)
         return tuple(
             forward
@@ -188,25 +184,6 @@ class Cabling:
             if one.row.id != but
             for forward in forwards_of(one.name, one.spec, plugs(one.spec, one.row.nics), network.name)
         )
-
-
-def forwards_of(name: str, spec: MachineSpec, nics: Sequence[Plug], network: str) -> Iterator[Forward]:
-    """The ports of the host that lead to a machine through `network`: to its first NIC with an address."""
-    first = next((plug for plug in nics if plug.addresses), None)
-    if first is None or first.row.network != network:
-        return
-    for forward in map(parse_forward, spec.ports):
-        for address in first.addresses:
-            if forward.host_address and (":" in forward.host_address) is not (":" in address):
-                continue
-            yield Forward(
-                protocol=forward.protocol,
-                host_address=forward.host_address,
-                host_port=forward.host_port,
-                machine_address=address,
-                machine_port=forward.machine_port,
-                machine=name,
-            )
 
 
 def _rows(groups: Iterable[SecurityGroup]) -> Iterator[SecurityRow]:
@@ -225,11 +202,11 @@ def _basics(network: NetworkSpec) -> Iterator[SecurityRow]:
         yield SecurityRow("out", "udp", (67, 67))
         yield SecurityRow("out", "udp", (547, 547))
         yield SecurityRow("out", "tcp", (80, 80), METADATA)
-    hosts = ((network.gateway4, 32), (network.gateway6, 128)) if network.dns and network.addressed else ()
-    for gateway, bits in hosts:
-        if gateway:
-            yield SecurityRow("out", "udp", (53, 53), f"{gateway}/{bits}")
-            yield SecurityRow("out", "tcp", (53, 53), f"{gateway}/{bits}")
+    servers = resolvers() if network.mode == "user" else (network.gateway4, network.gateway6)
+    for server in filter(None, servers) if network.dns and network.addressed else ():
+        bits = 128 if ":" in server else 32
+        yield SecurityRow("out", "udp", (53, 53), f"{server}/{bits}")
+        yield SecurityRow("out", "tcp", (53, 53), f"{server}/{bits}")
 
 
 def _uplink_id(network: str) -> str:

@@ -50,6 +50,7 @@ class Network:
     uplink: Uplink | None = None  # None while it is down
     told: Told | None = None  # what the host was told last
     served_by: int | None = None  # the plane's process that has its uplink
+    private: dict[str, int | None] = field(default_factory=dict)  # the same of the NICs' own, by MAC address
     cause: str = ""  # why it could not be brought up
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

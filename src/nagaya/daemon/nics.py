@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nagaya.daemon.state import NicRow
 from nagaya.errors import ConflictError
 from nagaya.models.network import NicInfo
+from nagaya.networks.config import Forward, Instance, Reservation
 from nagaya.resources.addresses import choose_ipv4, choose_ipv6, choose_mac, interface_id
 from nagaya.spec import MachineSpec, NetworkSpec, Nic
+from nagaya.traffic import parse_forward
+
+if TYPE_CHECKING:
+    from nagaya.daemon.supervised import Supervised
 
 MAIN = "default"  # the network of machines that name none
 
@@ -58,6 +64,39 @@ def nic_infos(spec: MachineSpec, rows: Sequence[NicRow]) -> list[NicInfo]:
         )
         for plug in plugs(spec, rows)
     ]
+
+
+def reservations_of(one: Supervised, network: str) -> Iterator[Reservation]:
+    """The addresses of a machine's NICs on `network`, and the names that they have there."""
+    mine = [plug for plug in plugs(one.spec, one.row.nics) if plug.row.network == network]
+    for number, plug in enumerate(mine):
+        yield Reservation(
+            machine=one.name,
+            mac=plug.row.mac,
+            ipv4=plug.row.ipv4,
+            ipv6=plug.row.ipv6,
+            hostname=f"{one.name}-{plug.name}" if number else one.name,
+            instance=Instance(one.row.id),
+        )
+
+
+def forwards_of(name: str, spec: MachineSpec, nics: Sequence[Plug], network: str) -> Iterator[Forward]:
+    """The ports of the host that lead to a machine through `network`: to its first NIC with an address."""
+    first = next((plug for plug in nics if plug.addresses), None)
+    if first is None or first.row.network != network:
+        return
+    for forward in map(parse_forward, spec.ports):
+        for address in first.addresses:
+            if forward.host_address and (":" in forward.host_address) is not (":" in address):
+                continue
+            yield Forward(
+                protocol=forward.protocol,
+                host_address=forward.host_address,
+                host_port=forward.host_port,
+                machine_address=address,
+                machine_port=forward.machine_port,
+                machine=name,
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,11 +108,32 @@ class PlaneControl(Protocol):
         """The holder's process, if connected."""
 
 
+class PrivateUplinks(Protocol):
+    """Ways out that are one NIC's alone, by MAC address: those of networks of mode `user`."""
+
+    restarted: Callable[[str], Awaitable[None]] | None  # called when one has to be connected anew
+
+    async def ensure(
+        self, spec: NetworkSpec, reservation: Reservation, forwards: Sequence[Forward]
+    ) -> tuple[Uplink, bool]:
+        """Have one; returns it, and whether it is new: then it is not connected to the plane."""
+
+    async def remove(self, mac: str) -> None:
+        """Leave nothing of one; it may not be there."""
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """Leave nothing of those that are not in `keep`."""
+
+
 class HostNetworks(Protocol):
     """The host's side of networks. See `nagaya.networks`."""
 
     default: str  # the network of machines that name none; "" for no NIC
     default_mode: NetworkMode  # of the network `default`
+
+    @property
+    def private(self) -> PrivateUplinks:
+        """Ways out that are one NIC's alone."""
 
     def refusal(self, spec: NetworkSpec) -> str:
         """Why this host cannot have such a network, in words; "" if it can."""

@@ -55,7 +55,8 @@ async def ports(supervisor: Supervisor, network: str | None) -> list[PortInfo]:
     if network is not None:
         supervisor.networks.get(network)
     named = supervisor.shares.names()
-    found = [_info(status, named(status.id)) for status in await supervisor.parts.plane.ports(network)]
+    statuses = await supervisor.parts.plane.ports(network)
+    found = [_info(status, named(status.id.removeprefix("%"))) for status in statuses]
     return sorted(found, key=lambda port: (not port.machine, port.id))
 
 
@@ -117,10 +118,12 @@ def _plugs(one: Supervised) -> tuple[Plug, ...]:
 
 
 def _info(status: PortStatus, name: str) -> PortInfo:
-    machine = "" if name.startswith("%") else name.partition("/")[0]
+    guest = not status.id.startswith("%")
+    machine, _, part = name.partition("/")
+    uplink = "uplink" if part == "uplink" else f"uplink of {name}"
     return PortInfo(
-        id=name if machine else "uplink",
-        machine=machine,
+        id=name if guest else uplink,
+        machine=machine if guest else "",
         network=status.network,
         mac=status.mac or "",
         link=status.link,

@@ -74,7 +74,7 @@ class GroupInfo(Answer):
 class PortInfo(Answer):
     """A port of a network's switch: a NIC, or the way out. Counters are the guest's view, of this run."""
 
-    id: str  # "web/net0", or "uplink"
+    id: str  # "web/net0", "uplink", or "uplink of web/net0" where each NIC has its own
     machine: str  # "" for the uplink
     network: str
     mac: str

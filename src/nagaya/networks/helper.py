@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +42,11 @@ class Program:
 
 
 class Helper:
-    """One supervised program. It outlives this object; `stop` ends it."""
+    """One supervised program. It outlives this object; `stop` ends it. `restarted` is called after one."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, restarted: Callable[[], Awaitable[None]] | None = None) -> None:
         self.program = program
+        self._restarted = restarted
         self.restarts = 0
         self._watch: asyncio.Task[None] | None = None
         self._pid: int | None = None
@@ -142,9 +143,12 @@ class Helper:
             pause = min(2 * pause, _BACKOFF_S[1])
             try:
                 self._pid = await self._start_alone()
-                self.restarts += 1
             except UnavailableError as error:
                 log.error("%s", error.message)
+                continue
+            self.restarts += 1
+            if self._restarted is not None:
+                await self._restarted()
 
 
 def find(mark: str, uid: int) -> list[int]:
@@ -175,13 +179,19 @@ async def end(mark: str, uid: int) -> None:
                     break
 
 
-def _runs(pid: int, program: Program) -> bool:
-    """Whether the process has the program's arguments; what only prepares its start is not among them."""
+def arguments(pid: int) -> tuple[str, ...]:
+    """The command line of a process, empty if it has ended."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:
-        return False
-    return tuple(map(os.fsdecode, words)) == program.argv[-len(words) :]
+        return ()
+    return tuple(map(os.fsdecode, words))
+
+
+def _runs(pid: int, program: Program) -> bool:
+    """Whether the process has the program's arguments; what only prepares its start is not among them."""
+    words = arguments(pid)
+    return bool(words) and words == program.argv[-len(words) :]
 
 
 async def _status(process: asyncio.subprocess.Process, stderr: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -28,6 +28,8 @@ from nagaya.networks.links import Link, Links, open_links
 from nagaya.networks.names import Names
 from nagaya.networks.plan import Record
 from nagaya.networks.ports import Ports
+from nagaya.networks.private import PrivateUplinks
+from nagaya.networks.programs import find_program
 from nagaya.networks.watch import Watch
 from nagaya.paths import Paths
 from nagaya.spec import NetworkMode, NetworkSpec
@@ -56,6 +58,7 @@ class HostNetworks:
         self._listed = ""
         self._watch: Watch | None = None
         self._ports = Ports()
+        self.private = PrivateUplinks(paths, uid)
         self.default_mode: NetworkMode = "nat" if os.geteuid() == 0 else "user"
         usual = NetworkSpec(name="default", mode=self.default_mode)
         self.default = "" if self.refusal(usual) else usual.name
@@ -112,8 +115,10 @@ class HostNetworks:
 
     async def check_ports(self, forwards: Iterable[Forward]) -> None:
         """Raise, as `ensure` would, for ports of the host that another program has."""
+        taken = self.private.forwards()
+        wanted = [one for one in forwards if not any(_same_port(one, other) for other in taken)]
         async with self._lock:
-            await self._in_thread(lambda: self._ports.check(forwards))
+            await self._in_thread(lambda: self._ports.check(wanted))
 
     def ranges(self) -> list[str]:
         """Those of both families to which the host has routes that are not of our networks."""
@@ -145,6 +150,7 @@ class HostNetworks:
         for helper in self._helpers.values():
             await helper.close()
         self._helpers.clear()
+        await self.private.close()
         self._ports.close()
         self._thread.shutdown(wait=True)
 
@@ -217,7 +223,8 @@ class HostNetworks:
             self._rules, self._listed = script, rules.listed(self.names.table)
         settings.apply(wanted)
         if not areas:
-            rules.delete(self.names.table)
+            if find_program("nft") and rules.listed(self.names.table):
+                rules.delete(self.names.table)
             self._rules = ""
 
     async def _look_again(self) -> None:
@@ -326,7 +333,7 @@ def _read(directory: Path) -> Record:
 
 def _check_forwards(record: Record, known: Iterable[Record]) -> None:
     """A port of the host goes to one machine. Raises `ConflictError` that names the other one."""
-    if record.forwards and not record.routed:
+    if record.forwards and not record.routed:  # of mode `user` they are passt's
         raise UnsupportedError(
             f"network {record.spec.name}: no ports are forwarded into mode {record.spec.mode}",
             hint="ports are forwarded into networks of mode `nat`, `routed` and `user`",

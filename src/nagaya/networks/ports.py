@@ -51,7 +51,7 @@ class Ports(Closing):
         """Raise as `hold` would of ports that are not held."""
         for forward in forwards:
             if _key(forward) not in self._held:
-                _bound(_key(forward), forward).close()
+                _bound(_key(forward), forward, reuse=True).close()
 
     def close(self) -> None:
         for one in self._held.values():
@@ -64,12 +64,14 @@ def _key(forward: Forward) -> _Key:
     return forward.protocol, forward.host_address or everywhere, forward.host_port
 
 
-def _bound(key: _Key, forward: Forward) -> socket.socket:
+def _bound(key: _Key, forward: Forward, *, reuse: bool = False) -> socket.socket:
     protocol, address, port = key
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     one = socket.socket(family, kind | socket.SOCK_CLOEXEC)
     try:
+        if reuse and protocol == "tcp":  # what is left of ended connections is no obstacle
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.bind((address, port))

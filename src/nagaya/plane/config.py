@@ -124,11 +124,13 @@ class UplinkDevice:
     listens on the unix socket at `path` for frames, each after its length in 4 bytes, big-endian.
     """
 
-    id: str  # "%<network>/uplink"
+    id: str  # "%<network>/uplink", or "%<port>"
     network: str
     kind: Literal["tap", "macvtap", "stream"]
     interface: str = ""
     path: str = ""
+    port: str = ""  # the only port that it is the way out of; "" for all
+    addresses: tuple[str, ...] = ()  # that such a way out answers for in ARP and neighbour discovery
     rate: int = 0  # bytes/s that machines can send through it, which weights share out; 0: not known
     driver: Literal["uplink"] = "uplink"
 

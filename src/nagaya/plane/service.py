@@ -363,6 +363,8 @@ def _net_config(device: NetDevice) -> dict[str, object]:
 def _uplink_config(device: UplinkDevice, uplink: OpenUplink) -> dict[str, object]:
     kind = "stream" if device.kind == "stream" else "tap"
     config = {"worker": f"net-{device.network}", "network": device.network, "kind": kind, "uso": uplink.uso}
+    if device.port:
+        config |= {"port": device.port, "addresses": list(device.addresses)}
     return config | ({"rate": device.rate} if device.rate else {})
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
@@ -104,20 +105,30 @@ def _build(cls: Any, arguments: Mapping[str, object]) -> Any:
 def _value(name: str, annotation: object, value: object) -> object:
     if name in ("layers", "target", "unlike"):
         return () if name == "unlike" and not value else _layers(name, value)
-    if name == "rules":
-        return rules_from_json(value)
-    if name == "shares":
-        return shares_from_json(value)
+    parse = _PARSERS.get(name)
+    if parse is not None:
+        return parse(value)
     if name == "model":
         return None if value is None else _build(Model, _object(name, value))
     if name == "speeds":
-        if not isinstance(value, list):
-            raise UsageError(f"field 'speeds' is {value!r}, not a list")
-        return tuple(_build(Speed, _object(name, speed)) for speed in value)
+        return tuple(_build(Speed, _object(name, speed)) for speed in _list(name, value))
     scalar = _SCALARS.get(annotation, str)  # the rest are literals of text, compared in _check
     if type(value) is not scalar:  # a bool is not an int here
         raise UsageError(f"field {name!r} is {value!r}, not of type {scalar.__name__}")
     return value
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_address(str(one))) for one in _list("addresses", value))
+    except ValueError as error:
+        raise UsageError(f"field 'addresses': {error}") from error
+
+
+def _list(name: str, value: object) -> list[object]:
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"field {name!r} is {value!r}, not a list")
+    return list(value)
 
 
 def _layers(name: str, value: object) -> tuple[Layer, ...]:
@@ -172,6 +183,8 @@ def _check_network(device: NetDevice | UplinkDevice) -> None:
         raise UsageError(
             f"kind {device.kind!r} of {device.id} is unknown", hint="it is tap, macvtap or stream"
         )
+    if device.port and not _ID.fullmatch(device.port):
+        raise UsageError(f"port {device.port!r} of {device.id} does not match {_ID.pattern}")
     if device.kind == "stream":
         _check_path("path", device.path, _SOCKET_PATH_BYTES)
     elif not 1 <= len(device.interface.encode()) < IFNAMSIZ or "/" in device.interface:
@@ -183,3 +196,10 @@ def _check_path(name: str, path: str, limit: int | None = None) -> None:
         raise UsageError(f"{name} {path!r} is not an absolute path")
     if limit is not None and len(path.encode(errors="surrogateescape")) > limit:
         raise UsageError(f"{name} {path!r} is over {limit} bytes, the most a unix socket's address holds")
+
+
+_PARSERS: dict[str, Callable[[object], object]] = {
+    "addresses": _addresses,
+    "rules": rules_from_json,
+    "shares": shares_from_json,
+}

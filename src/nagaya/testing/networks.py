@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,31 @@ from nagaya.errors import ConflictError, UnavailableError
 from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import Paths
 from nagaya.spec import NetworkMode, NetworkSpec
+
+
+class FakePrivateUplinks:
+    """Ways out that start at once; `there` are those that run, with their forwards."""
+
+    def __init__(self) -> None:
+        self.restarted: Callable[[str], Awaitable[None]] | None = None
+        self.there: dict[str, tuple[Forward, ...]] = {}
+
+    async def ensure(
+        self, spec: NetworkSpec, reservation: Reservation, forwards: Sequence[Forward]
+    ) -> tuple[Uplink, bool]:
+        """Remember it."""
+        fresh = self.there.get(reservation.mac) != tuple(forwards)
+        self.there[reservation.mac] = tuple(forwards)
+        path = f"/fake/passt/{reservation.mac.replace(':', '')}"
+        return Uplink("stream", path=path, mtu=spec.mtu, rate=spec.rate), fresh
+
+    async def remove(self, mac: str) -> None:
+        """Forget it."""
+        self.there.pop(mac, None)
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """Forget all others."""
+        self.there = {mac: forwards for mac, forwards in self.there.items() if mac in keep}
 
 
 class FakeNetworks:
@@ -23,6 +48,7 @@ class FakeNetworks:
     default_mode: NetworkMode = "nat"
 
     def __init__(self, paths: Paths) -> None:
+        self.private = FakePrivateUplinks()
         self.refuse: set[str] = set()
         self.taken: set[int] = set()
         self.used = ["192.0.2.0/24"]
@@ -67,7 +93,7 @@ class FakeNetworks:
             "forwards": [asdict(one) for one in forwards],
         }
         self._file.write_text(json.dumps(self.networks | {spec.name: entry}))
-        if spec.mode == "isolated":
+        if spec.mode in ("isolated", "user"):
             return Uplink("none", mtu=spec.mtu)
         return Uplink("tap", interface=f"ngy-{spec.name}"[:15], mtu=spec.mtu, rate=spec.rate)
 

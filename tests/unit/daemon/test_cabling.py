@@ -220,3 +220,42 @@ def test_nics_come_and_go_while_the_machine_is_down_and_the_others_keep_their_ad
             await ports.disconnect(supervisor, "web", "net0")
 
     stage.play(scene)
+
+
+def test_with_mode_user_each_nic_has_a_way_out_of_its_own(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        ways = host_of(daemon).private
+        await daemon.supervisor.networks.create(NetworkSpec(name="mine", mode="user"))
+        web = await running(daemon, ports=["8080:80"], nics=[{"network": "mine"}])
+        db = await running(daemon, "db", nics=[{"network": "mine"}])
+        device = plane_of(daemon).devices[f"%{web.row.id}/net0"]
+        assert (device["port"], device["kind"]) == (f"{web.row.id}/net0", "stream")
+        assert list(device["addresses"]) == ["10.77.0.1", "fe80::1"]
+        assert [forward.host_port for forward in ways.there[web.row.nics[0].mac]] == [8080, 8080]
+        assert ways.there[db.row.nics[0].mac] == ()
+        assert host_of(daemon).networks["mine"]["forwards"] == [], "they are not the packet filter's"
+        await daemon.supervisor.stop("web")
+        assert list(ways.there) == [db.row.nics[0].mac]
+        assert f"%{web.row.id}/net0" not in plane_of(daemon).devices
+        await daemon.supervisor.stop("db")
+        assert (ways.there, plane_of(daemon).devices, host_of(daemon).networks) == ({}, {}, {})
+
+    stage.play(scene)
+
+
+def test_a_way_out_that_was_started_again_is_connected_again(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        ways = host_of(daemon).private
+        await daemon.supervisor.networks.create(NetworkSpec(name="mine", mode="user"))
+        web = await running(daemon, nics=[{"network": "mine"}])
+        plane, way = plane_of(daemon), f"%{web.row.id}/net0"
+        before = plane.devices[way]
+        await plane.device_del(way)
+        assert ways.restarted is not None
+        await ways.restarted(web.row.nics[0].mac)
+        assert plane.devices[way] == before
+        await daemon.supervisor.stop("web")
+        await ways.restarted(web.row.nics[0].mac)
+        assert plane.devices == {}
+
+    stage.play(scene)

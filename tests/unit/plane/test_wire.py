@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nagaya.errors import UsageError
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Layer, Model, NetDevice, RngDevice, Speed
+from nagaya.plane.config import (
+    BlkDevice,
+    ConsoleDevice,
+    Layer,
+    Model,
+    NetDevice,
+    RngDevice,
+    Speed,
+    UplinkDevice,
+)
 from nagaya.plane.ports import PortRules, SecurityRow
 from nagaya.plane.shares import ShareNode
 from nagaya.plane.wire import device_from_json, device_to_json
@@ -38,6 +47,13 @@ def test_a_device_survives_the_way_through_json(
     simulated = dataclasses.replace(make_disk(), layers=(Layer("", "simulated", model),))
     for device in (console, rng, make_disk(queues=2, serial="abc"), make_disk(shares=shares), simulated):
         assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
+
+
+def test_the_way_out_of_one_port_survives_the_way_through_json() -> None:
+    own = UplinkDevice(
+        "%m/net0", "n", "stream", path="/tmp/s", port="m/net0", addresses=("10.0.0.1", "fe80::1")
+    )
+    assert device_from_json(json.loads(json.dumps(device_to_json(own)))) == own
 
 
 def test_a_port_survives_the_way_through_json() -> None:
@@ -100,6 +116,9 @@ def test_a_port_survives_the_way_through_json() -> None:
         (TAP | {"interface": "x" * 16}, "is not the name of one"),
         (TAP | {"interface": ""}, "is not the name of one"),
         (TAP | {"kind": "stream", "path": "passt.sock"}, "not an absolute path"),
+        (TAP | {"port": "%m"}, "port '%m'"),
+        (TAP | {"addresses": "10.0.0.1"}, "not a list"),
+        (TAP | {"addresses": ["10.0.0"]}, "'10.0.0' does not appear to be"),
     ],
 )
 def test_what_is_wrong_is_named(arguments: dict[str, Any], words: str) -> None:

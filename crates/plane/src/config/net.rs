@@ -1,5 +1,7 @@
 //! Ports of a network: machines' NICs and the uplink.
 
+use std::net::IpAddr;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -89,6 +91,12 @@ pub struct UplinkConfig {
     pub network: String,
     /// What the fd is.
     pub kind: UplinkKind,
+    /// The only port that it is the way out of; of all if `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// What the program behind the way out of one port answers for in ARP and neighbour discovery.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
     /// Whether a tap takes UDP segments that are to be cut (TUN_F_USO4).
     #[serde(default)]
     pub uso: bool,

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -137,12 +138,19 @@ impl Network {
         Ok(())
     }
 
-    /// The uplink comes.
+    /// An uplink comes, which answers for `addresses`; those of one that is for all need not be known.
     ///
     /// # Errors
     /// If it is there already.
-    pub fn add_uplink(&mut self, slot: u16, way: Way, page: &DevicePage) -> Result<(), String> {
-        self.switch.add_port(slot.into(), PortKind::Uplink, None, Rules::uplink())?;
+    pub fn add_uplink(
+        &mut self,
+        slot: u16,
+        way: Way,
+        addresses: &[IpAddr],
+        page: &DevicePage,
+    ) -> Result<(), String> {
+        let rules = Rules { addresses: addresses.to_vec(), ..Rules::uplink() };
+        self.switch.add_port(slot.into(), PortKind::Uplink, None, rules)?;
         self.place(slot, Port::Uplink { way, drops: counted(page) });
         Ok(())
     }

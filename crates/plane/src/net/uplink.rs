@@ -204,8 +204,11 @@ impl Device for Uplink {
         };
         let mut network = self.network.borrow_mut();
         network.set_rate(context.now, self.config.rate);
-        let added = network.add_uplink(context.token.slot, way, context.page);
+        let added = network.add_uplink(context.token.slot, way, &self.config.addresses, context.page);
         network.switch.set_name(context.token.slot.into(), &self.config.id);
+        if let Some(port) = &self.config.port {
+            network.switch.set_owner(context.token.slot.into(), port);
+        }
         drop(network);
         if let Err(reason) = added {
             eprintln!("plane worker: {}: {reason}", self.config.id);
@@ -239,7 +242,9 @@ impl Device for Uplink {
     fn closing(&mut self, context: &mut Context<'_>) {
         let (mut network, slot) = (self.network.borrow_mut(), context.token.slot);
         network.remove(context.now, slot);
-        network.set_rate(context.now, None);
+        if self.config.port.is_none() {
+            network.set_rate(context.now, None);
+        }
         network.retry(None, &mut context.peers, (slot, context.wake));
         for value in [READABLE, WRITABLE] {
             let cancel = opcode::AsyncCancel::new(context.io(value)).build();

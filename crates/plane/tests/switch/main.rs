@@ -4,6 +4,7 @@ mod faults;
 mod guard;
 mod hostile;
 mod learning;
+mod private;
 mod scene;
 mod security;
 mod vlans;

@@ -4,6 +4,7 @@ use super::fdb::{GUEST_ADDRESSES, Learnt, Mac, UPLINK_ADDRESSES};
 use super::frame::{Address, Frame, Network};
 use super::guard::{self, Claim, is_local};
 use super::port::Port;
+use super::private;
 use super::security::Passage;
 use super::{Delivery, DropReason, HEADER, Ip, PortId, PortKind, Switch, Tag, Verdict};
 use crate::clock::Nanos;
@@ -79,7 +80,7 @@ impl Switch {
             if !port.has_local(now, address) {
                 self.claim(now, from, address).then_some(()).ok_or(reason)?;
             }
-        } else if port.is_free() {
+        } else if port.is_free() && port.owner.is_none() {
             self.learn(now, from, vlan, frame)?;
         }
         Ok(vlan)
@@ -89,7 +90,10 @@ impl Switch {
     fn claim(&mut self, now: Nanos, from: PortId, address: Address) -> bool {
         let own = self.port(from).and_then(|port| port.mac);
         let foreign = guard::made_from(address).is_some_and(|mac| Some(mac) != own);
-        let known = |port: &Port| port.locals.iter().any(|(local, _)| *local == address);
+        let known = |port: &Port| {
+            port.locals.iter().any(|(local, _)| *local == address)
+                || port.owner.is_some() && port.addresses.contains(&address)
+        };
         if foreign || self.uplink_locals.contains(&address) || self.ports.iter().flatten().any(known) {
             return false;
         }
@@ -171,6 +175,10 @@ impl Switch {
             Some(place) => return Ok(To::One(place.port)),
             None => {}
         }
+        let own = self.port(from).filter(|port| port.kind == PortKind::Guest).and_then(|port| port.pair);
+        if let (false, Some(own)) = (group, own) {
+            return Ok(To::One(own));
+        }
         let storm = match destination {
             [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => DropReason::StormBroadcast,
             _ if group => DropReason::StormMulticast,
@@ -239,6 +247,7 @@ impl Switch {
             }
             _ => {}
         }
+        private::check(passage, (from, sender), (to, receiver)).map_err(|reason| (from, reason))?;
         passage.leaves((from, sender), (to, receiver)).map_err(|reason| (from, reason))?;
         passage.enters((to, receiver), (from, sender)).map_err(|reason| (to, reason))?;
         let there = meet(sender, passage.now, Way::Out, receiver).map_err(|reason| (from, reason))?;

@@ -77,6 +77,8 @@ pub struct Arp {
     pub mac: Mac,
     /// And with which address.
     pub sender: Address,
+    /// Whom it asks for, or answers.
+    pub target: Address,
 }
 
 /// An IP packet.
@@ -218,9 +220,9 @@ fn arp(window: Window, at: usize) -> Result<Network, DropReason> {
     if window.get(at)? != [0, 1, 8, 0, 6, 4] {
         return Err(DropReason::Malformed);
     }
-    window.get::<28>(at)?;
-    let (operation, mac, sender) = (window.word(at + 6)?, window.get(at + 8)?, v4(window.get(at + 14)?));
-    Ok(Network::Arp(Arp { operation, mac, sender }))
+    let (operation, mac) = (window.word(at + 6)?, window.get(at + 8)?);
+    let (sender, target) = (v4(window.get(at + 14)?), v4(window.get(at + 24)?));
+    Ok(Network::Arp(Arp { operation, mac, sender, target }))
 }
 
 fn ipv4(window: Window, at: usize) -> Result<Packet, DropReason> {

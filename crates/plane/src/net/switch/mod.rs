@@ -5,6 +5,7 @@
 //! - [`rules`]: what a port may do; [`port`]: what that means for each frame; [`reason`]: why a frame was dropped;
 //! - [`frame`]: headers, parsed once; [`guard`]: who a guest may say it is; [`storm`]: how much it may send to many;
 //! - [`fdb`]: which address is at which port; [`forward`]: where a frame goes;
+//! - [`private`]: ways out of one machine alone;
 //! - [`security`]: which connections are allowed; [`track`]: those that there are; [`fragments`]: packets in parts;
 //! - [`faults`]: a link that is bad on purpose; [`keyed`]: hashes that guests cannot guess.
 
@@ -16,6 +17,7 @@ pub mod frame;
 mod guard;
 pub mod keyed;
 pub mod port;
+mod private;
 pub mod reason;
 pub mod rules;
 mod security;
@@ -152,8 +154,9 @@ impl Switch {
     pub fn remove_port(&mut self, id: PortId) {
         self.fdb.forget(id);
         self.generation = self.generation.wrapping_add(1);
-        if let Some(port) = self.ports.get_mut(id as usize) {
-            *port = None;
+        let gone = self.ports.get_mut(id as usize).and_then(Option::take);
+        if let Some(other) = gone.and_then(|port| port.pair).and_then(|pair| self.port_mut(pair)) {
+            other.pair = None;
         }
     }
 
@@ -171,10 +174,41 @@ impl Switch {
         Ok(())
     }
 
-    /// The name of a port, for faults that part others from it.
+    /// The name of a port, for faults that part others from it and for ways out that are its alone.
     pub fn set_name(&mut self, id: PortId, name: &str) {
         if let Some(port) = self.port_mut(id) {
             port.name = name.to_owned();
+        }
+        let owned =
+            |port: &Option<Port>| port.as_ref().is_some_and(|port| port.owner.as_deref() == Some(name));
+        let uplink = self.ports.iter().position(owned);
+        self.pair(Some(id), uplink.map(|place| place as PortId));
+    }
+
+    /// The uplink `id` is the way out of the guest `owner` alone. Its addresses are those that it answers for; nobody else has them.
+    pub fn set_owner(&mut self, id: PortId, owner: &str) {
+        let Some(uplink) = self.port_mut(id) else { return };
+        uplink.owner = Some(owner.to_owned());
+        let addresses = uplink.addresses.clone();
+        for place in self.ports.iter_mut().flatten().flat_map(|port| port.locals.iter_mut()) {
+            if addresses.contains(&place.0) {
+                *place = (0, 0);
+            }
+        }
+        let named = |port: &Option<Port>| {
+            port.as_ref().is_some_and(|port| port.kind == PortKind::Guest && port.name == owner)
+        };
+        let guest = self.ports.iter().position(named);
+        self.pair(guest.map(|place| place as PortId), Some(id));
+    }
+
+    fn pair(&mut self, guest: Option<PortId>, uplink: Option<PortId>) {
+        if let (Some(guest), Some(uplink)) = (guest, uplink) {
+            for (one, other) in [(guest, uplink), (uplink, guest)] {
+                if let Some(port) = self.port_mut(one) {
+                    port.pair = Some(other);
+                }
+            }
         }
     }
 

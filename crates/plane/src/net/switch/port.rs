@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::PortId;
 use super::faults::Faults;
 use super::fdb::Mac;
 use super::fragments::Fragments;
@@ -27,6 +28,10 @@ pub struct Port {
     pub kind: PortKind,
     /// By which name others' faults mean it.
     pub name: String,
+    /// The name of the only guest that it is the way out of; of uplinks.
+    pub owner: Option<String>,
+    /// A guest's way out that is its alone, or whose that is.
+    pub pair: Option<PortId>,
     /// Its own address.
     pub mac: Option<Mac>,
     /// What it may do.
@@ -65,6 +70,8 @@ impl Port {
         let mut port = Port {
             kind,
             name: String::new(),
+            owner: None,
+            pair: None,
             mac,
             rules: Rules::default(),
             addresses: Vec::new(),

@@ -57,6 +57,8 @@ reasons! {
     StormUnknown = "storm-unknown",
     /// Between two ports of which one is isolated.
     Isolated = "isolated",
+    /// To an address that only the host itself may connect to.
+    Martian = "martian",
     /// The receiver is the sender.
     Hairpin = "hairpin",
     /// No row of the security rules allows it.
