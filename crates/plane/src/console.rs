@@ -109,7 +109,7 @@ impl Console {
                 return Ok(false);
             }
             position.set(chain.wrapping_add(1), held.at);
-            queue.complete(held.head, 0)?;
+            queue.complete(held.head, 0);
             context.page.writes.fetch_add(1, Relaxed);
         }
         Ok(true)
@@ -142,7 +142,7 @@ impl Console {
             let length = port.receive(&packet, &self.buffers.writable).inspect_err(|_| queue.give_up())?;
             let end = packet.from + u64::from(length);
             position.set(chain.wrapping_add(1), end);
-            queue.complete(head, length)?;
+            queue.complete(head, length);
             if end >= packet.end {
                 port.drop_packet();
             }
@@ -157,7 +157,7 @@ impl Console {
             let Some(queue) = context.queue(index) else { return Ok(false) };
             let Some(head) = queue.take(&mut self.buffers)? else { return Ok(false) };
             let message = chain::take_front::<8>(&mut self.buffers.readable);
-            queue.complete(head, 0)?;
+            queue.complete(head, 0);
             let message = message
                 .ok_or_else(|| Violation::new("console-control", "a control message of less than 8 bytes"))?;
             self.control(context, &message);
@@ -211,7 +211,7 @@ impl Console {
                     message.extend(port.name.as_bytes());
                 }
                 let length = chain::write_front(&self.buffers.writable, &message) as u32;
-                queue.complete(head, length)?;
+                queue.complete(head, length);
                 // After the completion: a crash in between repeats the message, which Linux takes well.
                 pending.fetch_and(!(1 << what), Relaxed);
             }
@@ -249,8 +249,7 @@ impl Device for Console {
         {
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return };
             context.page.ports[number].to_host.set(queue.completed().wrapping_add(1), held.at);
-            // Nothing more can be done about a ring that has gone.
-            let _ = queue.complete(held.head, 0);
+            queue.complete(held.head, 0);
         }
     }
 

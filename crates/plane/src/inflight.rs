@@ -178,9 +178,12 @@ impl Inflight {
         header.last_batch_head.store(head, Release);
     }
 
-    /// The used ring's index is now `used_idx`, and `head` is below it.
-    pub fn end_completion(&mut self, head: u16, used_idx: u16) {
-        self.entry(head).inflight.store(0, Release);
+    /// The used ring's index is now `used_idx`, and `heads`, all whose completion was begun since the last call, are below
+    /// it.
+    pub fn end_completions(&mut self, heads: &[u16], used_idx: u16) {
+        for head in heads {
+            self.entry(*head).inflight.store(0, Release);
+        }
         self.header().used_idx.store(used_idx, Release);
     }
 

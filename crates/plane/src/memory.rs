@@ -11,7 +11,9 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 use crate::control::Region;
 
@@ -67,9 +69,18 @@ impl Drop for Guard {
     }
 }
 
+/// A region of guest memory: bytes `start..end` of the guest are at `host` on.
+#[derive(Clone, Copy)]
+struct Span {
+    start: u64,
+    end: u64,
+    host: *mut u8,
+}
+
 /// A guest's memory.
 pub struct Memory {
     guest: GuestMemoryMmap<()>,
+    spans: Vec<Span>,
     // Dropped after `guest`: a range is guarded for as long as it is mapped.
     guards: Vec<Guard>,
 }
@@ -94,9 +105,27 @@ impl Memory {
                 .ok_or_else(|| io::Error::other("a region wraps around the end of guest memory"))?;
             maps.push(map);
         }
-        maps.sort_by_key(|map| vm_memory::GuestMemoryRegion::start_addr(map).0);
+        maps.sort_by_key(|map| map.start_addr().0);
         let guest = GuestMemoryMmap::from_regions(maps).map_err(io::Error::other)?;
-        Ok(Memory { guest, guards })
+        let spans = guest.iter().map(|region| {
+            let start = region.start_addr().0;
+            Span { start, end: start + region.len(), host: region.as_ptr() }
+        });
+        Ok(Memory { spans: spans.collect(), guest, guards })
+    }
+
+    /// Where byte `address` of the guest is, and how many bytes from there on lie together, `length` at most.
+    pub fn piece(&self, address: u64, length: usize) -> Option<(*mut u8, usize)> {
+        let span = self.spans.iter().find(|span| (span.start..span.end).contains(&address))?;
+        let skip = address - span.start;
+        // SAFETY: the address is inside the mapping.
+        let host = unsafe { span.host.add(skip as usize) };
+        Some((host, length.min((span.end - address) as usize)))
+    }
+
+    /// Where `length` bytes from `address` on are; `None` if they are not all there, or not together.
+    pub fn slice(&self, address: u64, length: usize) -> Option<*mut u8> {
+        self.piece(address, length).filter(|(_, here)| *here == length).map(|(host, _)| host)
     }
 
     /// The memory by guest physical address.
@@ -189,6 +218,18 @@ mod tests {
         assert_eq!(memory.guest().read_obj::<u32>(GuestAddress(0x11000)).unwrap(), 0);
         assert!(memory.lost());
         assert_eq!(memory.guest().read_obj::<u32>(GuestAddress(0)).unwrap(), 8);
+    }
+
+    #[test]
+    fn addresses_are_found_in_their_region_and_not_beyond_it() {
+        let fds = vec![memfd(0x1000).into(), memfd(0x2000).into()];
+        let memory = Memory::map(&[region(0x1000, 0x1000), region(0x2000, 0x2000)], fds).unwrap();
+        let (first, here) = memory.piece(0x1ff0, 0x100).unwrap();
+        assert_eq!(here, 0x10);
+        assert_eq!(memory.slice(0x1ff0, 0x10), Some(first));
+        assert_eq!((memory.slice(0x1ff0, 0x11), memory.slice(0xfff, 1)), (None, None));
+        assert_eq!(memory.piece(0x3fff, usize::MAX).map(|(_, here)| here), Some(1));
+        assert_eq!((memory.piece(0x4000, 1), memory.piece(u64::MAX, 1)), (None, None));
     }
 
     #[test]

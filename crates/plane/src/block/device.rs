@@ -139,12 +139,12 @@ impl Blk {
             }
             Parsed::GetId => {
                 let written = write_front(&self.buffers.writable, &self.serial) as u32;
-                answer(context, index, head, status, Status::Ok, written)?;
+                answer(context, index, head, status, Status::Ok, written);
                 Ok(0)
             }
             Parsed::Refused(refusal) => {
                 context.page.errors.fetch_add(1, Relaxed);
-                answer(context, index, head, status, refusal, 0)?;
+                answer(context, index, head, status, refusal, 0);
                 Ok(0)
             }
         }
@@ -221,7 +221,7 @@ impl Blk {
     }
 
     /// All completions of a slot are there: answer, or try again.
-    fn finish(&mut self, context: &mut Context<'_>, number: u16) -> Result<(), Fault> {
+    fn finish(&mut self, context: &mut Context<'_>, number: u16) {
         let slot = &mut self.slots[usize::from(number)];
         let operation = slot.request.operation;
         let short = matches!(operation, Operation::Read | Operation::Write)
@@ -229,8 +229,7 @@ impl Blk {
             && slot.moved != slot.request.length;
         if (short || slot.error == -libc::EAGAIN || slot.error == -libc::EINTR) && slot.retries < RETRIES {
             slot.retries += 1;
-            self.dispatch(context, number);
-            return Ok(());
+            return self.dispatch(context, number);
         }
         if slot.torn {
             slot.error = -libc::EIO;
@@ -244,10 +243,11 @@ impl Blk {
         };
         let queue = slot.queue;
         if spaceless && context.queue(queue).is_some_and(|queue| queue.stopping.is_none()) {
-            self.wait_for_space(context, number);
-            return Ok(());
+            return self.wait_for_space(context, number);
         }
-        let shared = if self.flushes.is_running(number) { self.flushed(context, number) } else { Ok(()) };
+        if self.flushes.is_running(number) {
+            self.flushed(context, number);
+        }
         let slot = &mut self.slots[usize::from(number)];
         if let (Some(log), 0) = (&mut self.log, slot.error) {
             log.done(&slot.request);
@@ -260,8 +260,7 @@ impl Blk {
             slot.request.operation = Operation::Flush;
             slot.leave(context);
             count(context, operation, slot.request.length);
-            self.start(context, number);
-            return shared;
+            return self.start(context, number);
         }
         let (queue, head, status) = (slot.queue, slot.head, slot.status);
         let (result, length) = (slot.error, slot.request.length);
@@ -273,14 +272,12 @@ impl Blk {
             context.page.errors.fetch_add(1, Relaxed);
             let status_value =
                 if result == -libc::EOPNOTSUPP { Status::Unsupported } else { Status::IoError };
-            let answered = answer(context, queue, head, status, status_value, 0);
-            return shared.and(answered.map_err(|error| (queue, error)));
+            return answer(context, queue, head, status, status_value, 0);
         }
         count(context, operation, length);
         // A chain holds less than 4 GiB, so the length fits.
         let written = if operation == Operation::Read { length as u32 } else { 0 };
-        let answered = answer(context, queue, head, status, Status::Ok, written);
-        shared.and(answered.map_err(|error| (queue, error)))
+        answer(context, queue, head, status, Status::Ok, written);
     }
 }
 
@@ -329,8 +326,9 @@ impl Device for Blk {
         match (slot.pending, slot.parts.is_empty()) {
             (0, true) => self.finish(context, value),
             (0, false) => self.take_apart(context, value),
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(())
     }
 
     fn admitted(&mut self, context: &mut Context<'_>, value: u16) {
@@ -358,27 +356,18 @@ impl Device for Blk {
             waiting.into_iter().partition(|number| self.slots[usize::from(*number)].queue == index);
         self.spaceless = kept;
         for number in gone {
-            // Fails only for a ring that has gone too.
-            let _ = self.finish(context, number);
+            self.finish(context, number);
         }
     }
 }
 
 /// Write the status and give the chain back; `written` is the number of data bytes before the status.
-fn answer(
-    context: &mut Context<'_>,
-    index: u16,
-    head: u16,
-    status: *mut u8,
-    value: Status,
-    written: u32,
-) -> Result<(), Violation> {
+fn answer(context: &mut Context<'_>, index: u16, head: u16, status: *mut u8, value: Status, written: u32) {
     // SAFETY: `status` is a byte of guest memory (SIGBUS is handled), which the reactor keeps mapped while its
     // chain is taken.
     unsafe { status.write_volatile(value as u8) };
-    match context.queue(index) {
-        Some(queue) => queue.complete(head, written + 1),
-        None => Ok(()),
+    if let Some(queue) = context.queue(index) {
+        queue.complete_soon(head, written + 1);
     }
 }
 

@@ -111,7 +111,7 @@ impl Net {
         network.publish(context.uring, &mut context.peers);
         settle::later(&mut network, context);
         if let Some(queue) = context.queue(index) {
-            queue.publish()?;
+            queue.publish();
         }
         taken
     }
@@ -140,7 +140,7 @@ impl Net {
                     budget -= 1;
                 }
             }
-            queue.stage(head, 0)?;
+            queue.stage(head, 0);
         }
         Ok(true)
     }
@@ -201,8 +201,8 @@ impl Net {
             let status = if self.obey(context, &command) { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             let written = chain::write_front(&self.buffers.writable, &[status as u8]);
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
-            queue.stage(head, written as u32)?;
-            queue.publish()?;
+            queue.stage(head, written as u32);
+            queue.publish();
         }
         Ok(true)
     }

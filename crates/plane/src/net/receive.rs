@@ -57,7 +57,7 @@ impl Receiver {
         let room = chain::total(&self.chain.writable) as usize;
         if room >= length {
             scatter(front, rest, &self.chain.writable);
-            queue.stage(head, length as u32)?;
+            queue.stage(head, length as u32);
             return Ok(Put::Done);
         }
         if queue.features & 1 << VIRTIO_NET_F_MRG_RXBUF == 0 {
@@ -97,7 +97,7 @@ impl Receiver {
         let mut left = length;
         for (head, room) in &self.heads {
             let part = left.min(*room);
-            queue.stage(*head, part as u32)?;
+            queue.stage(*head, part as u32);
             left -= part;
         }
         Ok(Put::Done)

@@ -61,6 +61,11 @@ impl Token {
         kind << 60 | u64::from(self.epoch % EPOCHS) << 32 | u64::from(self.slot) << 16 | u64::from(self.value)
     }
 
+    /// What tokens of the same kind and the same device, or run of a queue, have in common.
+    pub fn place(token: u64) -> u64 {
+        token >> 16
+    }
+
     /// Back from `user_data`.
     pub fn unpack(token: u64) -> Token {
         let kind = match token >> 60 {

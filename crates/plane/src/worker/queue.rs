@@ -1,4 +1,4 @@
-//! A running virtqueue: `virtio-queue`'s rings, the in-flight region beside them, and the driver's call fd.
+//! A running virtqueue: its rings, the in-flight region beside them, and the driver's call fd.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -8,19 +8,18 @@ use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 
 use io_uring::{opcode, types};
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestRegionMmap};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use crate::chain::Buffers;
-use crate::config::MAX_QUEUE_SIZE;
 use crate::control::QueueSetup;
 use crate::inflight::Inflight;
 use crate::memory::Memory;
 use crate::uring::Uring;
 
+use rings::{Place, Rings};
+
 mod in_order;
+mod rings;
 
 /// A rule that a guest or a frontend broke; the queue is not served any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,10 +41,22 @@ impl Violation {
 /// its call fd full makes this many wait in the kernel, not more. The others cost no turn of the reactor.
 const CALLS_PER_CHECK: u8 = 32;
 
+/// Completions of requests that the driver is shown at once: fewer would pass the ring's lines to and fro for each, more
+/// would keep a driver that polls waiting.
+const SHOWN_AT_ONCE: usize = 8;
+
 /// A queue that the worker serves.
 pub struct VirtQueue {
-    queue: Queue,
+    place: Place,
+    /// In `memory`.
+    rings: Rings,
     memory: Rc<Memory>,
+    event_idx: bool,
+    /// Chains taken from the available ring, and offered there when we last looked, modulo 2^16.
+    next_avail: u16,
+    seen: u16,
+    /// Chains that the driver has been shown in the used ring, modulo 2^16.
+    next_used: u16,
     inflight: Inflight,
     /// Chains to take again, after a crash, before anything new.
     again: VecDeque<u16>,
@@ -69,8 +80,9 @@ pub struct VirtQueue {
     wanted: u16,
     /// Chains taken and not completed.
     taken: u16,
-    /// Completions that the driver is not shown yet.
+    /// Completions that the driver is not shown yet, and those of them that the in-flight region has.
     staged: u16,
+    staged_heads: Vec<u16>,
     /// The used index when the driver was last told of it.
     announced: u16,
     /// Feature bits that the driver took.
@@ -101,27 +113,19 @@ impl VirtQueue {
         let (region, kick) = (next()?, next()?);
         let call = if setup.call { Some(Signal::new(next()?)) } else { None };
         let err = if setup.err { Some(Signal::new(next()?)) } else { None };
-        let mut queue = Queue::new(MAX_QUEUE_SIZE).map_err(io::Error::other)?;
-        queue.try_set_size(setup.size).map_err(io::Error::other)?;
-        queue.try_set_desc_table_address(GuestAddress(setup.desc)).map_err(io::Error::other)?;
-        queue.try_set_avail_ring_address(GuestAddress(setup.avail)).map_err(io::Error::other)?;
-        queue.try_set_used_ring_address(GuestAddress(setup.used)).map_err(io::Error::other)?;
-        queue.set_event_idx(setup.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
-        queue.set_ready(true);
-        if !queue.is_valid(memory.guest()) {
-            return Err(io::Error::other(format!(
-                "the rings of queue {} are outside guest memory",
-                setup.index
-            )));
-        }
+        let place = Place { size: setup.size, desc: setup.desc, avail: setup.avail, used: setup.used };
+        let rings = Rings::find(place, &memory)?;
         let mut inflight = Inflight::map(&region, setup.inflight_offset, setup.size)?;
-        let used = queue.used_idx(memory.guest(), Ordering::Acquire).map_err(io::Error::other)?.0;
+        let used = rings.used_index();
         let recovery = inflight.recover(used, setup.base);
-        queue.set_next_used(used);
-        queue.set_next_avail(recovery.next_avail);
         Ok(VirtQueue {
-            queue,
+            place,
+            rings,
             memory,
+            event_idx: setup.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
+            next_avail: recovery.next_avail,
+            seen: recovery.next_avail,
+            next_used: used,
             inflight,
             unannounced: recovery.resumed,
             owed: recovery.resumed,
@@ -136,6 +140,7 @@ impl VirtQueue {
             wanted: 1,
             taken: 0,
             staged: 0,
+            staged_heads: Vec::with_capacity(SHOWN_AT_ONCE),
             announced: used,
             features: setup.features,
             broken: false,
@@ -156,16 +161,17 @@ impl VirtQueue {
         (self.unannounced, self.owed) = (true, true);
     }
 
-    /// Use another map of guest memory from now on; false if the rings are not in it.
+    /// Use another map of guest memory from now on; false if the rings are not in it. Then the queue goes on with the old
+    /// one, until its requests are done.
     pub fn set_memory(&mut self, memory: Rc<Memory>) -> bool {
-        self.memory = memory;
-        self.queue.is_valid(self.memory.guest())
+        let Ok(rings) = Rings::find(self.place, &memory) else { return false };
+        (self.rings, self.memory) = (rings, memory);
+        true
     }
 
     /// Whether [`take`](Self::take) has something to give. One load from guest memory.
     pub fn has_work(&self) -> bool {
-        let index = self.queue.avail_idx(self.memory.guest(), Ordering::Acquire);
-        self.runs() && (self.repeats() || index.is_ok_and(|index| index.0 != self.queue.next_avail()))
+        self.runs() && (self.repeats() || self.rings.avail_index() != self.next_avail)
     }
 
     /// Whether chains are taken from it. What a crashed worker had taken is, also while the queue stops: nobody else
@@ -193,7 +199,10 @@ impl VirtQueue {
             return Err(Violation::new("memory-lost", "the frontend has truncated guest memory"));
         }
         if let Some(head) = self.again.pop_front() {
-            self.take_again(head, buffers)?;
+            if head >= self.rings.size() {
+                return Err(Violation::new("recovery", format!("chain {head} was in flight")));
+            }
+            self.walk(head, buffers)?;
             self.taken += 1;
             return Ok(Some(head));
         }
@@ -208,13 +217,20 @@ impl VirtQueue {
 
     /// The next chain of the available ring, in `buffers`.
     fn next_chain(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, Violation> {
-        let size = self.queue.size();
-        let mut chains = self
-            .queue
-            .iter(self.memory.guest())
-            .map_err(|error| Violation::new("avail-index", format!("the available ring: {error}")))?;
-        let Some(chain) = chains.next() else { return Ok(None) };
-        let head = chain.head_index();
+        let size = self.rings.size();
+        if self.seen == self.next_avail {
+            self.seen = self.rings.avail_index();
+            let ahead = self.seen.wrapping_sub(self.next_avail);
+            if ahead > size {
+                let detail = format!("{ahead} chains are offered in a queue of {size} descriptors");
+                return Err(Violation::new("avail-index", detail));
+            }
+            if ahead == 0 {
+                return Ok(None);
+            }
+        }
+        let head = self.rings.avail(self.next_avail);
+        self.next_avail = self.next_avail.wrapping_add(1);
         if head >= size {
             return Err(Violation::new("head", format!("chain {head} in a queue of {size} descriptors")));
         }
@@ -224,39 +240,14 @@ impl VirtQueue {
                 format!("chain {head} is offered again before it was used"),
             ));
         }
-        buffers
-            .fill(self.memory.guest(), chain, size)
-            .map_err(|error| Violation::new(error.kind(), error.to_string()))?;
+        self.walk(head, buffers)?;
         Ok(Some(head))
     }
 
-    /// Walk the chain at `head`, whose place in the available ring may hold another one by now: through a
-    /// ring of one entry of our own, beside guest memory.
-    fn take_again(&mut self, head: u16, buffers: &mut Buffers) -> Result<(), Violation> {
-        let failed =
-            |error: &dyn std::fmt::Display| Violation::new("recovery", format!("chain {head}: {error}"));
-        // Above what any CPU addresses, so no region of the guest is there.
-        let ring = GuestAddress(1 << 62);
-        let map = MmapRegion::<()>::new(4096).map_err(|error| failed(&error))?;
-        let map = GuestRegionMmap::new(map, ring).ok_or_else(|| failed(&"no address"))?;
-        let memory = self.memory.guest().insert_region(map.into()).map_err(|error| failed(&error))?;
-        let entry: [u16; 3] = [0, 1, head];
-        for (index, value) in entry.iter().enumerate() {
-            let address = GuestAddress(ring.0 + 2 * index as u64);
-            memory.write_obj(value.to_le(), address).map_err(|error| failed(&error))?;
-        }
-        let mut queue = Queue::new(MAX_QUEUE_SIZE).map_err(|error| failed(&error))?;
-        queue.set_size(self.queue.size());
-        queue
-            .try_set_desc_table_address(GuestAddress(self.queue.desc_table()))
-            .map_err(|error| failed(&error))?;
-        queue.try_set_avail_ring_address(ring).map_err(|error| failed(&error))?;
-        queue.set_ready(true);
-        let chain =
-            queue.iter(&memory).map_err(|error| failed(&error))?.next().ok_or_else(|| failed(&"lost"))?;
-        buffers
-            .fill(self.memory.guest(), chain, self.queue.size())
-            .map_err(|error| Violation::new(error.kind(), error.to_string()))
+    /// The chain at `head`, in `buffers`.
+    fn walk(&self, head: u16, buffers: &mut Buffers) -> Result<(), Violation> {
+        let filled = buffers.fill(&self.memory, self.rings.table(), head, self.rings.size());
+        filled.map_err(|error| Violation::new(error.kind(), error.to_string()))
     }
 
     /// A chain that was taken breaks a rule and will never be completed.
@@ -268,34 +259,37 @@ impl VirtQueue {
     pub fn put_back(&mut self, head: u16) {
         self.taken -= 1;
         self.inflight.put_back(head);
-        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+        self.untake(1);
     }
 
-    /// The chain at `head` is done, with `length` bytes written into it.
-    ///
-    /// # Errors
-    /// If the used ring is not in guest memory any more.
-    pub fn complete(&mut self, head: u16, length: u32) -> Result<(), Violation> {
+    /// The chain at `head` is done, with `length` bytes written into it, and the driver sees it.
+    pub fn complete(&mut self, head: u16, length: u32) {
+        self.complete_soon(head, length);
+        self.publish();
+    }
+
+    /// The same, but the driver sees it with others, at the latest at the next [`announce`](Self::announce).
+    pub fn complete_soon(&mut self, head: u16, length: u32) {
         self.taken -= 1;
         self.inflight.begin_completion(head);
-        self.queue
-            .add_used(self.memory.guest(), head, length)
-            .map_err(|error| Violation::new("used-ring", format!("the used ring: {error}")))?;
-        self.inflight.end_completion(head, self.queue.next_used());
-        self.unannounced = true;
-        Ok(())
+        self.stage(head, length);
+        self.staged_heads.push(head);
+        if self.staged_heads.len() == SHOWN_AT_ONCE {
+            self.publish();
+        }
     }
 
     /// Tell the driver what was completed, if it wants to know. `token` comes back through the ring, and is to be
     /// given to [`called`](Self::called).
     pub fn announce(&mut self, uring: &Uring, token: u64) {
+        self.publish();
         // A frontend that makes the write wait holds up nothing but its own interrupts.
         if !self.unannounced || self.calling {
             return;
         }
         self.unannounced = false;
         // Asked in any case: the answer counts from the last question.
-        let wanted = self.wants_call().unwrap_or(true);
+        let wanted = self.wants_call();
         if !std::mem::take(&mut self.owed) && !wanted {
             return;
         }
@@ -306,17 +300,15 @@ impl VirtQueue {
     }
 
     /// Whether the driver wants to know of what was used since this was last asked (virtio 1.3, 2.7.7 and 2.7.10).
-    fn wants_call(&mut self) -> Result<bool, GuestMemoryError> {
-        let (new, driver) = (self.queue.next_used(), self.queue.avail_ring());
+    fn wants_call(&mut self) -> bool {
+        let new = self.next_used;
         let old = std::mem::replace(&mut self.announced, new);
         // The driver writes its wish, then looks at the used index; we the other way round.
         fence(Ordering::SeqCst);
-        let word = |address| self.memory.guest().load(GuestAddress(address), Ordering::Relaxed);
-        if !self.queue.event_idx_enabled() {
-            return Ok(u32::from(u16::from_le(word(driver)?)) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        if !self.event_idx {
+            return !self.rings.no_interrupt();
         }
-        let event = u16::from_le(word(driver + 4 + 2 * u64::from(self.queue.size()))?);
-        Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
+        new.wrapping_sub(self.rings.used_event()).wrapping_sub(1) < new.wrapping_sub(old)
     }
 
     /// The write that `announce` started is done.
@@ -350,8 +342,10 @@ impl VirtQueue {
             return false;
         }
         self.polled = true;
-        // If the ring is not there any more, the next `take` says so.
-        let _ = self.queue.disable_notification(self.memory.guest());
+        // With the event index it kicks once and then no more, unless it is asked again.
+        if !self.event_idx {
+            self.rings.set_no_notify(true);
+        }
         true
     }
 
@@ -364,20 +358,17 @@ impl VirtQueue {
         if self.parked {
             return false;
         }
-        if self.wanted > 1 {
-            return self.ask_for_kick() >= self.wanted;
-        }
-        self.queue.enable_notification(self.memory.guest()).unwrap_or(false)
+        self.ask_for_kick() >= self.wanted
     }
 
     /// Where a next run of the queue goes on in the available ring.
     pub fn next_avail(&self) -> u16 {
-        self.queue.next_avail()
+        self.next_avail
     }
 
     /// Chains completed, modulo 2^16, as the driver sees it.
     pub fn completed(&self) -> u16 {
-        self.queue.next_used()
+        self.next_used
     }
 
     /// Chains taken and not completed.

@@ -102,9 +102,8 @@ impl Reactor {
             self.uring.reap(|token, result, flags| completions.push((token, result, flags)));
             self.now = clock::now();
             self.spinning.found(self.now);
-            for (token, result, flags) in completions.drain(..) {
-                self.dispatch(Token::unpack(token), result, flags)?;
-            }
+            self.dispatch_all(&completions)?;
+            completions.clear();
             self.completions = completions;
             self.uring.tasks.run_ready();
             self.admit();
@@ -112,6 +111,22 @@ impl Reactor {
             self.announce();
             self.flush_outbox()?;
             self.rest()?;
+        }
+        Ok(())
+    }
+
+    /// Those of one device behind one another go to it together.
+    fn dispatch_all(&mut self, mut completions: &[(u64, i32, u32)]) -> io::Result<()> {
+        while let Some((token, result, flags)) = completions.first() {
+            let mut count = 1;
+            if Token::unpack(*token).kind == Kind::Io {
+                let same = |other: &&(u64, i32, u32)| Token::place(other.0) == Token::place(*token);
+                count = completions.iter().take_while(same).count();
+                self.completed(Token::unpack(*token), &completions[..count]);
+            } else {
+                self.dispatch(Token::unpack(*token), *result, *flags)?;
+            }
+            completions = &completions[count..];
         }
         Ok(())
     }
@@ -126,12 +141,11 @@ impl Reactor {
                 }
             }
             Kind::Kick => self.kicked(token, result, flags),
-            Kind::Io => self.completed(token, result),
             Kind::Call => self.called(token),
             Kind::Space => self.tell_space(token, result == 1),
             Kind::FlushFailed => self.tell_flush_failed(token, -result),
             Kind::Ended => self.tell_ended(token, -result),
-            Kind::None => {}
+            Kind::Io | Kind::None => {}
         }
         Ok(())
     }
@@ -157,12 +171,17 @@ impl Reactor {
         }
     }
 
-    fn completed(&mut self, token: Token, result: i32) {
+    fn completed(&mut self, token: Token, completions: &[(u64, i32, u32)]) {
         if !self.is_current(token) {
             return;
         }
-        let outcome = self.with(token.slot, |device, context| device.complete(context, token.value, result));
-        if let Some(Err((index, violation))) = outcome {
+        let faults = self.with(token.slot, |device, context| {
+            let each = completions.iter().filter_map(|(token, result, _)| {
+                device.complete(context, Token::unpack(*token).value, *result).err()
+            });
+            each.collect::<Vec<_>>()
+        });
+        for (index, violation) in faults.unwrap_or_default() {
             self.fail(token.slot, index, &violation);
         }
     }

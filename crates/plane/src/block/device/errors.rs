@@ -6,7 +6,7 @@ use super::{Blk, FAULTS_DUE};
 use crate::block::UNFLUSHED;
 use crate::block::faults::{Fate, Faults, Hold};
 use crate::block::flushes::End;
-use crate::worker::device::{Context, Fault};
+use crate::worker::device::Context;
 
 impl Blk {
     /// Start the request in slot `number`, as faults allow.
@@ -45,7 +45,7 @@ impl Blk {
     }
 
     /// The flush in slot `number`, which was at the disk, has ended: so have those that joined it, and the next may go.
-    pub(super) fn flushed(&mut self, context: &mut Context<'_>, number: u16) -> Result<(), Fault> {
+    pub(super) fn flushed(&mut self, context: &mut Context<'_>, number: u16) {
         let slot = &mut self.slots[usize::from(number)];
         if slot.error == 0 && context.page.flush_error.load(Relaxed) != 0 {
             // A sync of the disk's own has failed meanwhile, and was told what this one was not.
@@ -68,15 +68,13 @@ impl Blk {
             eprintln!("plane worker: the log of writes: {error}");
         }
         let (shared, next) = self.flushes.end(end);
-        let mut result = Ok(());
         for number in shared {
             self.slots[usize::from(number)].error = error;
-            result = result.and(self.finish(context, number));
+            self.finish(context, number);
         }
         if let Some(next) = next {
             self.dispatch(context, next);
         }
-        result
     }
 
     /// Once, whether it was the guest's flush that failed, or one of the disk's own.

@@ -6,7 +6,7 @@ use super::Blk;
 use super::slot::Slot;
 use crate::arbiter::IO_BYTES;
 use crate::block::{Operation, Request};
-use crate::worker::device::{Context, Fault};
+use crate::worker::device::Context;
 
 /// Bytes of a merged request. What others wait for is at most one of these more, as for a copy's.
 const MOST_BYTES: u64 = IO_BYTES;
@@ -81,24 +81,22 @@ impl Blk {
 
     /// The merged request of slot `number` has ended, and so has each of its parts. If not all of it was done, each is
     /// tried by itself: its guest is told what became of it, not of its neighbours.
-    pub(super) fn take_apart(&mut self, context: &mut Context<'_>, number: u16) -> Result<(), Fault> {
+    pub(super) fn take_apart(&mut self, context: &mut Context<'_>, number: u16) {
         let slot = &mut self.slots[usize::from(number)];
         let done = slot.error == 0 && slot.moved == slot.to_submit().length;
         let mut parts = std::mem::take(&mut slot.parts);
         slot.whole.clear();
-        let mut result = Ok(());
         for part in parts.drain(..) {
             let slot = &mut self.slots[usize::from(part)];
             if done {
                 (slot.moved, slot.error) = (slot.request.length, 0);
-                result = result.and(self.finish(context, part));
+                self.finish(context, part);
             } else {
                 self.launch(context, part);
             }
         }
         // Its capacity is used again.
         self.slots[usize::from(number)].parts = parts;
-        result
     }
 }
 

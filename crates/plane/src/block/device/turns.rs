@@ -96,9 +96,8 @@ impl Blk {
         self.free.push(number);
         context.page.inflight.fetch_sub(1, Relaxed);
         if self.flushes.is_running(number) {
-            // Fails only for a ring that has gone too.
             self.slots[usize::from(number)].error = UNFLUSHED;
-            let _ = self.flushed(context, number);
+            self.flushed(context, number);
         }
     }
 

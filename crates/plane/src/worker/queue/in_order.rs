@@ -6,16 +6,8 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress};
-
 use super::{Violation, VirtQueue};
 use crate::chain::Buffers;
-
-/// Of the used ring: where its index and its first element are, and the size of one (2.7.8).
-const INDEX: u64 = 2;
-const RING: u64 = 4;
-const ELEMENT: u64 = 8;
 
 impl VirtQueue {
     /// Take the next chain and fill `buffers` from it; `None` if there is none. It is to be staged, or to be put back by
@@ -37,13 +29,12 @@ impl VirtQueue {
 
     /// Chains that are offered and not taken.
     pub fn offered(&self) -> u16 {
-        let index = self.queue.avail_idx(self.memory.guest(), Ordering::Acquire);
-        index.map_or(0, |index| index.0.wrapping_sub(self.queue.next_avail()))
+        self.rings.avail_index().wrapping_sub(self.next_avail)
     }
 
     /// From now on the queue has something to do when so many chains are offered; 1 is as ever.
     pub fn want(&mut self, chains: u16) {
-        self.wanted = chains.clamp(1, self.queue.size());
+        self.wanted = chains.clamp(1, self.rings.size());
     }
 
     /// Whether as many are offered as are wanted.
@@ -53,15 +44,12 @@ impl VirtQueue {
 
     /// Have the driver kick when it offers another chain, beside those that are not enough; how many are offered now.
     pub(super) fn ask_for_kick(&mut self) -> u16 {
-        let (memory, used) = (self.memory.guest(), self.queue.used_ring());
-        // If the ring is not there any more, the next `take_in_order` says so.
-        let _ = if self.queue.event_idx_enabled() {
-            let index = self.queue.next_avail().wrapping_add(self.offered());
-            let place = GuestAddress(used + RING + ELEMENT * u64::from(self.queue.size()));
-            memory.store(index.to_le(), place, Ordering::Relaxed)
+        if self.event_idx {
+            let wanted = if self.wanted > 1 { self.offered() } else { 0 };
+            self.rings.set_avail_event(self.next_avail.wrapping_add(wanted));
         } else {
-            memory.store(0_u16, GuestAddress(used), Ordering::Relaxed)
-        };
+            self.rings.set_no_notify(false);
+        }
         // Our wish before we look, the driver the other way round (2.7.13.3.1 and 2.7.10).
         fence(Ordering::SeqCst);
         self.offered()
@@ -69,38 +57,26 @@ impl VirtQueue {
 
     /// Put the last `count` chains back that were taken and not staged.
     pub fn untake(&mut self, count: u16) {
-        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
+        self.next_avail = self.next_avail.wrapping_sub(count);
     }
 
     /// The chain at `head` is done, with `length` bytes written into it; the driver sees it once it is published.
-    ///
-    /// # Errors
-    /// If the used ring is not in guest memory any more.
-    pub fn stage(&mut self, head: u16, length: u32) -> Result<(), Violation> {
-        let place = self.queue.next_used().wrapping_add(self.staged) % self.queue.size();
-        let element = [u32::from(head).to_le(), length.to_le()];
-        let address = GuestAddress(self.queue.used_ring() + RING + ELEMENT * u64::from(place));
-        self.memory.guest().write_obj(element, address).map_err(lost)?;
+    pub fn stage(&mut self, head: u16, length: u32) {
+        self.rings.put_used(self.next_used.wrapping_add(self.staged), head, length);
         self.staged += 1;
-        Ok(())
     }
 
     /// Show the driver what was staged. It is told at the next [`announce`](VirtQueue::announce).
-    ///
-    /// # Errors
-    /// If the used ring is not in guest memory any more.
-    pub fn publish(&mut self) -> Result<(), Violation> {
+    pub fn publish(&mut self) {
         if self.staged == 0 {
-            return Ok(());
+            return;
         }
-        let index = self.queue.next_used().wrapping_add(std::mem::take(&mut self.staged));
-        self.queue.set_next_used(index);
+        self.next_used = self.next_used.wrapping_add(std::mem::take(&mut self.staged));
         self.unannounced = true;
-        let address = GuestAddress(self.queue.used_ring() + INDEX);
-        self.memory.guest().store(index.to_le(), address, Ordering::Release).map_err(lost)
+        self.rings.set_used_index(self.next_used);
+        if !self.staged_heads.is_empty() {
+            self.inflight.end_completions(&self.staged_heads, self.next_used);
+            self.staged_heads.clear();
+        }
     }
-}
-
-fn lost(error: vm_memory::GuestMemoryError) -> Violation {
-    Violation::new("used-ring", format!("the used ring: {error}"))
 }
