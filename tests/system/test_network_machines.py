@@ -45,12 +45,17 @@ async def test_machines_of_the_default_network(inside: Client, host: Namespace, 
         until_it_answers(one, f"ping -{family} -c 1 -W 1 two.nagaya.internal")
     assert until_it_answers(one, "wget -q -O - http://two/").strip() == PAGE
     assert host.run("curl -s -m 5 http://127.0.0.1:8080/").strip() == PAGE
+    counted = inside.usage()
+    assert counted.machines[0].nics[0].tx_bytes > 500
     async with await PlaneClient.connect(paths.plane_socket) as plane:
         worker = next(each for each in await plane.query_workers() if each.name == "net-default")
         assert worker.pid
         os.kill(worker.pid, signal.SIGKILL)
         for family in "46":
             until_it_answers(one, f"ping -{family} -c 1 -W 1 two.nagaya.internal")
+    (nic,), (was,) = inside.usage().machines[0].nics, counted.machines[0].nics
+    assert nic.tx_packets > was.tx_packets, "counters outlive the worker"
+    assert nic.rx_bytes > was.rx_bytes
     two.delete(force=True)
     with pytest.raises(Exception, match="exit status 7"):
         host.run("curl -s -m 5 http://127.0.0.1:8080/")

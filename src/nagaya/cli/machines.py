@@ -13,11 +13,13 @@ from nagaya.cli.app import shared_options
 from nagaya.cli.complete import name_argument
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.session import Session
+from nagaya.cli.traffic import Traffic
 from nagaya.units import format_size, human_size
 
 if TYPE_CHECKING:
     from nagaya.sdk import Machine
 
+_UP = ("running", "io-error", "paused")
 HISTORY = 10  # lines of the journal that `show` prints
 
 
@@ -59,7 +61,7 @@ MACHINE_COLUMNS = (
     Column("ADDRESS", _address),
     Column(
         "UP",
-        lambda row: row["started_at"] if row["state"] in ("running", "io-error", "paused") else None,
+        lambda row: row["started_at"] if row["state"] in _UP else None,
         ago,
         right=True,
     ),
@@ -88,7 +90,10 @@ def print_machines(session: Session, machines: Sequence[Machine]) -> None:
 @shared_options()
 @click.pass_obj
 def show_command(session: Session, name: str) -> None:
-    """Show all about one machine: what it is, what it was asked to be, what happened to it."""
+    """Show all about one machine: what it is, what it was asked to be, what happened to it.
+
+    With what goes through its NICs while it runs, which takes a moment to measure.
+    """
     machine = session.client.machines.get(name)
     if session.quiet:
         click.echo(machine.name)
@@ -101,11 +106,19 @@ def show_command(session: Session, name: str) -> None:
     for key in ("created_at", "changed_at", "started_at"):
         facts[key.removesuffix("_at")] = moment(facts.pop(key))
     facts["memory"] = format_size(facts["memory"])
+    facts["nics"] = _nics(session, facts["state"], facts.pop("nics"), machine.name)
     facts["spec"] = _brief(facts.pop("spec"))
     facts["history"] = [
         f"{moment(entry.at)} {entry.event} {entry.detail}".rstrip() for entry in journal[-HISTORY:]
     ]
     print_value(session, {key: value for key, value in facts.items() if value not in (None, "", [])})
+
+
+def _nics(session: Session, state: str, nics: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The NICs as people read them, with what went through those of a machine that runs."""
+    traffic = Traffic.of(session.client).nics(name) if nics and state in _UP else {}
+    shown = [nic | {"link": "up" if nic["link"] else "down"} | traffic.get(nic["name"], {}) for nic in nics]
+    return [{key: value for key, value in nic.items() if value not in ("", [])} for nic in shown]
 
 
 def _brief(value: Any) -> Any:

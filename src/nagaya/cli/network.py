@@ -10,9 +10,11 @@ import click
 
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import machine_names, network_names
+from nagaya.cli.machines import moment
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.session import Session
 from nagaya.cli.set import CHANGE_COLUMNS
+from nagaya.cli.traffic import Traffic, dropped_words
 from nagaya.settings import parse
 from nagaya.units import human_size
 
@@ -36,7 +38,7 @@ _PORTS = (
     Column("BYTES", field("rx_bytes"), human_size, right=True),
     Column("SENT", field("tx_packets"), right=True),
     Column("BYTES", field("tx_bytes"), human_size, right=True),
-    Column("DROPS", lambda row: " ".join(f"{key}:{count}" for key, count in row["drops"].items() if count)),
+    Column("DROPS", lambda row: ", ".join(dropped_words(row["drops"]))),
 )
 _MODES = ("nat", "routed", "bridge", "isolated", "macvtap", "user")
 
@@ -69,8 +71,29 @@ def _list(session: Session) -> None:
 @shared_options()
 @click.pass_obj
 def _show(session: Session, network: str) -> None:
-    """Show all about one network, and who has which address of it."""
-    print_value(session, asdict(session.client.networks.get(network)))
+    """Show all about one network: who has which address, what goes through its uplink, who waited for it."""
+    facts = asdict(session.client.networks.get(network))
+    if session.quiet:
+        click.echo(facts["name"])
+        return
+    if session.format == "table":
+        facts = _facts(facts, Traffic.of(session.client) if facts["state"] == "up" else None)
+    print_value(session, facts)
+
+
+def _facts(facts: dict[str, Any], traffic: Traffic | None) -> dict[str, Any]:
+    """A network as people read it."""
+    name, spec = facts["name"], facts.pop("spec")
+    addresses = facts.pop("addresses")
+    facts["created"] = moment(facts.pop("created_at"))
+    facts |= {key: spec[key] for key in ("domain", "mtu", "vlan", "rate")}
+    facts["machines"] = [
+        " ".join(filter(None, (f"{one['machine']}/{one['nic']}", one["ipv4"], one["ipv6"], one["mac"])))
+        for one in addresses
+    ]
+    facts["to and from the world"] = traffic.uplink(name) if traffic else None
+    facts["waited in the last minute"] = traffic.waits(name) if traffic else None
+    return {key: value for key, value in facts.items() if value not in (None, "", [], {})}
 
 
 @network_command.command("create")

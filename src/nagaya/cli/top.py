@@ -16,7 +16,7 @@ from nagaya.cli.session import Session
 if TYPE_CHECKING:
     from nagaya.top import columns
 
-ORDERS = ("name", "cpu", "memory", "iops", "rate", "p99", "flight", "waited")
+ORDERS = ("name", "cpu", "memory", "iops", "rate", "received", "sent", "p99", "flight", "waited")
 
 
 @click.command("top")
@@ -32,9 +32,9 @@ ORDERS = ("name", "cpu", "memory", "iops", "rate", "p99", "flight", "waited")
 @shared_options()
 @click.pass_obj
 def top_command(session: Session, once: bool, interval: float, order: str) -> None:
-    """Show what all machines do, live: CPU, memory, disk, and whom they wait for.
+    """Show what all machines do, live: CPU, memory, disk, network, and whom they wait for.
 
-    Keys: n c m i d p f w sort by a column, + and - double and halve a machine's disk.weight, s sets any
+    Keys: n c m i d r t p f w sort by a column, + and - double and halve a machine's disk.weight, s sets any
     knob, enter says why a machine waited, q ends.
     """
     if once or session.format != "table" or session.quiet or not sys.stdout.isatty():

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nagaya.models.machine import MachineState
-from nagaya.models.usage import MachineUsage, UsageAnswer
+from nagaya.models.usage import MachineUsage, UplinkUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ _DISK_COUNTERS = (
     ("read_bytes", "Bytes read from a virtual disk."),
     ("written_bytes", "Bytes written to a virtual disk."),
     ("errors", "Requests of a virtual disk that were answered with an error."),
+)
+_PORT_COUNTERS = (  # name, of a NIC, and of an uplink
+    ("receive_bytes", "rx_bytes", "Bytes that a NIC got.", "Bytes that came from the world."),
+    ("receive_packets", "rx_packets", "Packets that a NIC got.", "Packets that came from the world."),
+    ("transmit_bytes", "tx_bytes", "Bytes that a NIC sent.", "Bytes that went to the world."),
+    ("transmit_packets", "tx_packets", "Packets that a NIC sent.", "Packets that went to the world."),
 )
 _ARBITER_GAUGES = (
     ("window_requests", "window", 1, "Requests that the arbiter of a disk of the host allows in flight."),
@@ -55,6 +61,8 @@ def render(usage: UsageAnswer) -> bytes:
 def _metrics(usage: UsageAnswer) -> Iterator[Metric]:
     yield from _machines(usage.machines)
     yield from _disks(usage.machines)
+    yield from _nics(usage.machines)
+    yield from _uplinks(usage.uplinks)
     yield from _arbiters(usage)
     waits, since = usage.waits, usage.since
     yield _waits("disk", "requests", [row for row in waits if row.resource == "disk"], since)
@@ -109,12 +117,61 @@ def _disks(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
     yield from (flight, waiting, p99)
 
 
+def _nics(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ("machine", "nic", "network")
+    nics = [((one.name, nic.name, nic.network), nic) for one in machines for nic in one.nics]
+    for name, attribute, text, _ in _PORT_COUNTERS:
+        family = CounterMetricFamily(f"nagaya_network_{name}", text, labels=labels)
+        for key, nic in nics:
+            family.add_metric(key, getattr(nic, attribute))
+        yield family
+    drops = CounterMetricFamily(
+        "nagaya_network_drops", "Frames from or for a NIC that were dropped.", labels=(*labels, "reason")
+    )
+    link = GaugeMetricFamily("nagaya_network_link_up", "Whether its cable is plugged.", labels=labels)
+    waiting = GaugeMetricFamily(
+        "nagaya_network_waiting_frames", "Frames that wait for a limit or their share.", labels=labels
+    )
+    for key, nic in nics:
+        for reason, count in nic.drops.items():
+            drops.add_metric((*key, reason), count)
+        link.add_metric(key, float(nic.link))
+        waiting.add_metric(key, nic.waiting)
+    yield from (drops, link, waiting)
+
+
+def _uplinks(uplinks: Sequence[UplinkUsage]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for name, attribute, _, text in _PORT_COUNTERS:
+        family = CounterMetricFamily(f"nagaya_uplink_{name}", text, labels=("network",))
+        for uplink in uplinks:
+            family.add_metric((uplink.network,), getattr(uplink, attribute))
+        yield family
+    drops = CounterMetricFamily(
+        "nagaya_uplink_drops", "Frames from or for the world that were dropped.", labels=("network", "reason")
+    )
+    rate = GaugeMetricFamily(
+        "nagaya_uplink_rate_bytes_per_second", "What an uplink carries, if it is known.", labels=("network",)
+    )
+    for uplink in uplinks:
+        for reason, count in uplink.drops.items():
+            drops.add_metric((uplink.network, reason), count)
+        if uplink.rate:
+            rate.add_metric((uplink.network,), uplink.rate)
+    yield from (drops, rate)
+
+
 def _arbiters(usage: UsageAnswer) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
     for name, attribute, factor, text in _ARBITER_GAUGES:
         family = GaugeMetricFamily(f"nagaya_arbiter_{name}", text, labels=("worker",))
         for arbiter in usage.arbiters:
+            if arbiter.resource != "disk":
+                continue  # of a network the rate and the waits have names of their own
             family.add_metric((arbiter.worker,), getattr(arbiter, attribute) * factor)
         yield family
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from nagaya.daemon import waits
 from nagaya.daemon.parts import DiskCounters
-from nagaya.models.usage import ArbiterUsage, DiskUsage, MachineUsage, UsageAnswer
+from nagaya.models.usage import (
+    ArbiterUsage,
+    DiskUsage,
+    MachineUsage,
+    NicUsage,
+    UplinkUsage,
+    UsageAnswer,
+)
+from nagaya.plane.ports import PortStatus
 from nagaya.plane.shares import ArbiterStatus, NodeStatus
 
 if TYPE_CHECKING:
@@ -21,27 +29,33 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
     """Counters of all machines now, and who waited for whom in the last `since` seconds."""
     plane = supervisor.parts.plane
     machines = supervisor.all()
-    counters, arbiters, waited, used = await asyncio.gather(
+    counters, arbiters, ports, waited, used = await asyncio.gather(
         plane.counters(),
         plane.arbiters(),
+        plane.ports(None),
         waits.matrix(supervisor, since),
         asyncio.to_thread(lambda: [supervisor.parts.usage(one.row.id) for one in machines]),
     )
-    disk_arbiters = [arbiter for arbiter in arbiters if arbiter.resource == "disk"]
-    nodes = {node.id: node for arbiter in disk_arbiters for node in arbiter.nodes}
+    nodes, net_nodes = (_nodes(arbiters, resource) for resource in ("disk", "network"))
     disks: dict[str, list[DiskUsage]] = {}
     for counter in counters:
         machine, _, name = counter.id.partition("/")
         disks.setdefault(machine, []).append(_disk(name, counter, nodes.get(counter.id)))
+    nics: dict[str, list[NicUsage]] = {}
+    for port in ports:
+        machine, _, name = port.id.partition("/")
+        if port.mac is not None:
+            nics.setdefault(machine, []).append(_nic(name, port, net_nodes.get(port.id)))
     return UsageAnswer(
         at=time.monotonic(),
         since=since,
         machines=[
-            _machine(one, both, disks.get(one.row.id, []), nodes)
+            _machine(one, both, disks.get(one.row.id, []), nics.get(one.row.id, []), nodes.get(one.row.id))
             for one, both in zip(machines, used, strict=True)
         ],
         arbiters=[_arbiter(arbiter) for arbiter in arbiters],
         waits=waited,
+        uplinks=[_uplink(port, arbiters) for port in ports if port.mac is None],
     )
 
 
@@ -49,9 +63,9 @@ def _machine(
     one: Supervised,
     used: tuple[int | None, int | None],
     disks: Sequence[DiskUsage],
-    nodes: Mapping[str, NodeStatus],
+    nics: Sequence[NicUsage],
+    node: NodeStatus | None,
 ) -> MachineUsage:
-    node = nodes.get(one.row.id)
     return MachineUsage(
         id=one.row.id,
         name=one.name,
@@ -62,6 +76,7 @@ def _machine(
         memory_size=one.spec.memory.size,
         objective=node.objective if node else "none",
         disks=sorted(disks, key=lambda disk: disk.name),
+        nics=sorted(nics, key=lambda nic: nic.name),
     )
 
 
@@ -81,6 +96,39 @@ def _disk(name: str, counter: DiskCounters, node: NodeStatus | None) -> DiskUsag
     )
 
 
+def _nic(name: str, port: PortStatus, node: NodeStatus | None) -> NicUsage:
+    return NicUsage(
+        name=name,
+        network=port.network,
+        link=port.link,
+        rx_packets=port.rx_packets,
+        rx_bytes=port.rx_bytes,
+        tx_packets=port.tx_packets,
+        tx_bytes=port.tx_bytes,
+        drops=dict(port.drops),
+        waiting=node.waiting if node else 0,
+    )
+
+
+def _uplink(port: PortStatus, arbiters: Sequence[ArbiterStatus]) -> UplinkUsage:
+    """A port's counters are of who is at it: what the world got is what the network sent."""
+    arbiter = next((one for one in arbiters if one.worker == f"net-{port.network}"), None)
+    return UplinkUsage(
+        network=port.network,
+        rate=arbiter.capacity if arbiter else 0,
+        rx_packets=port.tx_packets,
+        rx_bytes=port.tx_bytes,
+        tx_packets=port.rx_packets,
+        tx_bytes=port.rx_bytes,
+        drops=dict(port.drops),
+        waiting=arbiter.waiting if arbiter else 0,
+    )
+
+
+def _nodes(arbiters: Sequence[ArbiterStatus], resource: str) -> Mapping[str, NodeStatus]:
+    return {node.id: node for one in arbiters if one.resource == resource for node in one.nodes}
+
+
 def _arbiter(arbiter: ArbiterStatus) -> ArbiterUsage:
     return ArbiterUsage(
         worker=arbiter.worker,
@@ -90,4 +138,5 @@ def _arbiter(arbiter: ArbiterStatus) -> ArbiterUsage:
         waiting=arbiter.waiting,
         capacity_iops=arbiter.capacity_iops,
         capacity=arbiter.capacity,
+        resource=arbiter.resource,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from nagaya.models.answer import Answer
@@ -31,6 +31,39 @@ class DiskUsage(Answer):
 
 
 @dataclass(frozen=True, slots=True)
+class NicUsage(Answer):
+    """One NIC of a machine that runs: counters of this run as the guest sees them, Ethernet bytes.
+
+    `drops` counts frames by reason, those that it sent and those that were for it; `waiting` frames are held
+    for a limit or their share.
+    """
+
+    name: str  # "net0"
+    network: str
+    link: bool
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    drops: dict[str, int]
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkUsage(Answer):
+    """The way out of a network: counters since it came up, as the network sees them."""
+
+    network: str
+    rate: int  # what it carries, bytes per second; 0: not known
+    rx_packets: int  # from the world
+    rx_bytes: int
+    tx_packets: int  # to the world
+    tx_bytes: int
+    drops: dict[str, int]
+    waiting: int  # frames of machines that wait for their share of it
+
+
+@dataclass(frozen=True, slots=True)
 class MachineUsage(Answer):
     """One machine. `cpu_us`: CPU time since its start; `memory`: what its processes have; null: unknown."""
 
@@ -43,17 +76,22 @@ class MachineUsage(Answer):
     memory_size: int
     objective: Literal["none", "met", "missed"]  # disk.latency_p99
     disks: list[DiskUsage]
+    nics: list[NicUsage] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
         """Build it from a decoded answer."""
         known = {name: body[name] for name in cls.__dataclass_fields__}
-        return cls(**{**known, "disks": [DiskUsage.from_json(disk) for disk in body["disks"]]})
+        disks = [DiskUsage.from_json(disk) for disk in body["disks"]]
+        return cls(**{**known, "disks": disks, "nics": [NicUsage.from_json(nic) for nic in body["nics"]]})
 
 
 @dataclass(frozen=True, slots=True)
 class ArbiterUsage(Answer):
-    """The arbiter of one physical disk. Capacities are measured, 0 while unknown."""
+    """The arbiter of one physical disk, or of one network, whose requests are frames.
+
+    Capacities of disks are measured, that of a network is its uplink's rate; 0 while unknown.
+    """
 
     worker: str
     window: int  # requests that it allows in flight
@@ -62,6 +100,7 @@ class ArbiterUsage(Answer):
     waiting: int
     capacity_iops: int
     capacity: int  # bytes/s
+    resource: Literal["disk", "network"] = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +112,7 @@ class UsageAnswer(Answer):
     machines: list[MachineUsage]
     arbiters: list[ArbiterUsage]
     waits: list[WaitInfo]
+    uplinks: list[UplinkUsage] = field(default_factory=list)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
@@ -83,4 +123,5 @@ class UsageAnswer(Answer):
             [MachineUsage.from_json(one) for one in body["machines"]],
             [ArbiterUsage.from_json(one) for one in body["arbiters"]],
             [WaitInfo.from_json(one) for one in body["waits"]],
+            [UplinkUsage.from_json(one) for one in body["uplinks"]],
         )

@@ -46,6 +46,8 @@ COLUMNS = (
     Column("memory", "MEMORY", "m", lambda row: row.memory, human_size),
     Column("iops", "IOPS", "i", lambda row: row.iops, _count),
     Column("rate", "DISK", "d", lambda row: row.rate, _rate),
+    Column("received", "RECV", "r", lambda row: row.received, _rate),
+    Column("sent", "SENT", "t", lambda row: row.sent, _rate),
     Column("p99", "P99", "p", lambda row: row.p99_us or None, human_time),
     Column("flight", "INFL", "f", lambda row: row.in_flight, _count),
     Column("weight", "WEIGHT", "", lambda row: row.weight, _count),

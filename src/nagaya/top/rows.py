@@ -28,12 +28,42 @@ class Row:
     memory_size: int
     iops: float | None
     rate: float | None  # bytes
+    received: float | None  # bytes of its NICs
+    sent: float | None
     in_flight: int
     waiting: int
     p99_us: int
     objective: str
     waited: float
     whom: str
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkRow:
+    """The way out of one network: bytes a second from and to the world, and frames that wait for it."""
+
+    network: str
+    capacity: int  # bytes a second, 0 while nobody said
+    received: float | None
+    sent: float | None
+    waiting: int
+
+
+def uplink_rows(before: UsageAnswer, after: UsageAnswer) -> list[UplinkRow]:
+    """A row for each network with a way out, by name."""
+    known = {one.network: one for one in before.uplinks}
+    seconds = max(1e-3, after.at - before.at)
+    both = [(known.get(one.network), one) for one in sorted(after.uplinks, key=lambda one: one.network)]
+    return [
+        UplinkRow(
+            network=now.network,
+            capacity=now.rate,
+            received=_rate(was.rx_bytes if was else None, now.rx_bytes, seconds),
+            sent=_rate(was.tx_bytes if was else None, now.tx_bytes, seconds),
+            waiting=now.waiting,
+        )
+        for was, now in both
+    ]
 
 
 def rows(before: UsageAnswer, after: UsageAnswer) -> list[Row]:
@@ -51,6 +81,8 @@ def _row(
 ) -> Row:
     disks = {disk.name: disk for disk in old.disks} if old else {}
     both = [(disks.get(disk.name), disk) for disk in new.disks]
+    nics = {nic.name: nic for nic in old.nics} if old else {}
+    ports = [(nics.get(nic.name), nic) for nic in new.nics]
     return Row(
         id=new.id,
         name=new.name,
@@ -61,6 +93,8 @@ def _row(
         memory_size=new.memory_size,
         iops=_sum(_rate(_operations(was), _operations(now), seconds) for was, now in both),
         rate=_sum(_rate(_bytes(was), _bytes(now), seconds) for was, now in both),
+        received=_sum(_rate(was.rx_bytes if was else None, now.rx_bytes, seconds) for was, now in ports),
+        sent=_sum(_rate(was.tx_bytes if was else None, now.tx_bytes, seconds) for was, now in ports),
         in_flight=sum(disk.in_flight for disk in new.disks),
         waiting=sum(disk.waiting for disk in new.disks),
         p99_us=max((disk.p99_us for disk in new.disks), default=0),

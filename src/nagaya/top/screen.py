@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
@@ -17,8 +17,8 @@ from nagaya.models.usage import ArbiterUsage, UsageAnswer
 from nagaya.models.waits import WhyAnswer
 from nagaya.settings import parse
 from nagaya.top.columns import COLUMNS, SORT_KEYS, Column, ordered
-from nagaya.top.rows import Row, rows
-from nagaya.units import human_time
+from nagaya.top.rows import Row, UplinkRow, rows, uplink_rows
+from nagaya.units import human_size, human_time
 
 if TYPE_CHECKING:
     from nagaya.sdk import Client
@@ -54,6 +54,7 @@ class Top(App[None]):
         self._order = order
         self._last: UsageAnswer | None = None
         self._rows: dict[str, Row] = {}
+        self._uplinks: list[UplinkRow] = []
         self._asking = False
 
     def compose(self) -> ComposeResult:
@@ -193,6 +194,7 @@ class Top(App[None]):
 
     def _take(self, answer: UsageAnswer) -> None:
         self._rows = {row.id: row for row in rows(self._last or answer, answer)}
+        self._uplinks = uplink_rows(self._last or answer, answer)
         self._last = answer
         with self.batch_update():
             self._draw()
@@ -201,7 +203,7 @@ class Top(App[None]):
         """Only what differs is written, so that nothing flickers; the cursor stays on its machine."""
         if self._last is None:
             return
-        lines = summary(self._last, list(self._rows.values()), self._order)
+        lines = summary(self._last, list(self._rows.values()), self._order, self._uplinks)
         self.query_one("#summary", Static).update(Text("\n".join(lines)))
         table = self._table()
         wanted = ordered(self._rows.values(), self._order)
@@ -238,13 +240,16 @@ class WhyScreen(ModalScreen[None]):
             yield Static(Text("\n".join(parts)))
 
 
-def summary(answer: UsageAnswer, found: list[Row], order: str) -> list[str]:
-    """A line on all machines, and one for each disk of the host."""
+def summary(
+    answer: UsageAnswer, found: list[Row], order: str, uplinks: Sequence[UplinkRow] = ()
+) -> list[str]:
+    """A line on all machines, and one for each disk of the host and each network's way out."""
     running = sum(row.state not in DOWN for row in found)
     cpu = sum(row.cpu or 0 for row in found)
     keys = " ".join(SORT_KEYS)
     lines = [f"{len(found)} machines, {running} running, {cpu:.2f} CPUs; by {order} (keys {keys} sort)"]
-    return [*lines, *(_arbiter(arbiter) for arbiter in answer.arbiters)]
+    disks = [_arbiter(arbiter) for arbiter in answer.arbiters if arbiter.resource == "disk"]
+    return [*lines, *disks, *map(_uplink, uplinks)]
 
 
 def _arbiter(arbiter: ArbiterUsage) -> str:
@@ -254,6 +259,12 @@ def _arbiter(arbiter: ArbiterUsage) -> str:
         f"{arbiter.worker}: {arbiter.in_flight} in flight of {arbiter.window}, {arbiter.waiting} waiting"
         f"{target}, {capacity}"
     )
+
+
+def _uplink(row: UplinkRow) -> str:
+    rates = [f"{human_size(rate or 0)}/s {what}" for rate, what in ((row.received, "in"), (row.sent, "out"))]
+    capacity = f" of {human_size(row.capacity)}/s" if row.capacity else ""
+    return f"network {row.network}: {', '.join(rates)}{capacity}, {row.waiting} waiting"
 
 
 def _cell(text: str, column: Column, style: str = "") -> Text:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 Invoke = Callable[..., Any]  # the fixture's: an Outcome
 
@@ -99,3 +100,18 @@ def test_groups_are_made_set_and_deleted(invoke: Invoke, back: str) -> None:
     invoke("create", "busybox", "--name", "b1", "--group", "web")
     assert "b1" in invoke("group", "show", "web").out
     assert invoke("group", "delete", "web").status == 4
+
+
+def test_what_goes_through_is_shown(invoke: Invoke, back: str) -> None:
+    invoke("create", "busybox", "--name", "web", "--network", "default", "--network", back)
+    before = yaml.safe_load(invoke("show", "web").out)["nics"]
+    assert ["sent" in nic for nic in before] == [False, False], "it does not run"
+    invoke("start", "web")
+    [front, hidden] = yaml.safe_load(invoke("show", "web").out)["nics"]
+    assert (front["link"], front["sent"]) == ("up", "1000 B in 10 packets, now 0 B/s")
+    shown = yaml.safe_load(invoke("network", "show", "default").out)
+    assert shown["to and from the world"]["received"] == "1000 B in 10 packets, now 0 B/s"
+    assert shown["machines"] == [f"web/net0 {front['ipv4']} {front['ipv6']} {front['mac']}"]
+    assert "to and from the world" not in yaml.safe_load(invoke("network", "show", back).out)
+    assert invoke("network", "show", back, "-q").out == "back\n"
+    assert invoke("network", "show", back, "--format", "json").json["addresses"][0]["ipv4"] == hidden["ipv4"]

@@ -63,6 +63,8 @@ def test_top_prints_once_where_there_is_no_terminal(waited: Invoke) -> None:
         "MEMORY",
         "IOPS",
         "DISK",
+        "RECV",
+        "SENT",
         "P99",
         "INFL",
         "WEIGHT",

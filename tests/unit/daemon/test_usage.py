@@ -11,20 +11,23 @@ from prometheus_client.parser import text_string_to_metric_families
 from nagaya.daemon import metrics
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.usage import usage
-from nagaya.models.usage import ArbiterUsage, DiskUsage, MachineUsage, UsageAnswer
+from nagaya.models.usage import ArbiterUsage, DiskUsage, MachineUsage, NicUsage, UplinkUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
 from nagaya.spec import MachineSpec
 from nagaya.testing import Stage, fake_parts
 
 DISK = DiskUsage("disk0", 7, 8, 2, 1, 28672, 32768, 0, 3, 1, 1500)
-DB = MachineUsage("0a", "db", "running", 100, 2_500_000, 64 << 20, 128 << 20, "missed", [DISK])
+NIC = NicUsage("net0", "back", True, 10, 1000, 20, 3000, {"storm": 7, "spoofed": 0}, 5)
+UPLINK = UplinkUsage("back", 125_000_000, 20, 3000, 10, 1000, {"storm": 1}, 5)
+DB = MachineUsage("0a", "db", "running", 100, 2_500_000, 64 << 20, 128 << 20, "missed", [DISK], [NIC])
 WEB = MachineUsage("0b", "web", "stopped", 100, None, None, 64 << 20, "none", [])
 ARBITER = ArbiterUsage("disk-8:0", 16, 2000, 3, 1, 20000, 400 << 20)
+LINK = ArbiterUsage("net-back", 0, 0, 0, 5, 0, 125_000_000, "network")
 WAIT = WaitInfo("db/disk0", "machine", "web/disk0", 1_250_000, 12)
-NOW = UsageAnswer(1.0, 60, [DB, WEB], [ARBITER], [WAIT])
+NOW = UsageAnswer(1.0, 60, [DB, WEB], [ARBITER, LINK], [WAIT], [UPLINK])
 
 
-LABELS = ("machine", "disk", "state", "worker", "waiter", "cause", "whom")
+LABELS = ("machine", "disk", "nic", "network", "reason", "state", "worker", "waiter", "cause", "whom")
 
 
 def samples(answer: UsageAnswer) -> dict[tuple[str, ...], float]:
@@ -50,11 +53,20 @@ def test_prometheus_reads_machines_disks_arbiters_and_waits() -> None:
         ("nagaya_disk_written_bytes_total", "db", "disk0"): 32768,
         ("nagaya_disk_in_flight_requests", "db", "disk0"): 3,
         ("nagaya_disk_latency_p99_seconds", "db", "disk0"): 0.0015,
+        ("nagaya_network_receive_bytes_total", "db", "net0", "back"): 1000,
+        ("nagaya_network_transmit_packets_total", "db", "net0", "back"): 20,
+        ("nagaya_network_drops_total", "db", "net0", "back", "storm"): 7,
+        ("nagaya_network_link_up", "db", "net0", "back"): 1,
+        ("nagaya_network_waiting_frames", "db", "net0", "back"): 5,
+        ("nagaya_uplink_transmit_bytes_total", "back"): 1000,
+        ("nagaya_uplink_drops_total", "back", "storm"): 1,
+        ("nagaya_uplink_rate_bytes_per_second", "back"): 125_000_000,
         ("nagaya_arbiter_window_requests", "disk-8:0"): 16,
         ("nagaya_arbiter_capacity_iops", "disk-8:0"): 20000,
         ("nagaya_disk_wait_seconds", "db/disk0", "machine", "web/disk0"): 1.25,
     }
     assert {key: found[key] for key in expected} == expected
+    assert ("nagaya_arbiter_window_requests", "net-back") not in found, "a network has no window"
     assert ("nagaya_machine_memory_bytes", "web") not in found, "what is unknown is left out"
     assert ("nagaya_machine_latency_objective_met", "web") not in found
 
@@ -86,13 +98,21 @@ def test_the_rows_of_waits_are_bounded() -> None:
 def test_usage_is_of_all_machines_and_what_their_groups_count(stage: Stage) -> None:
     async def scene(daemon: Daemon) -> None:
         for name in ("db", "web"):
-            spec = {"name": name, "memory": "64MiB", "disks": [{"size": "1MiB"}]}
-            await daemon.supervisor.create(MachineSpec.model_validate(spec))
+            parts = {"disks": [{"size": "1MiB"}], "nics": [{}]}
+            spec = MachineSpec.model_validate({"name": name, "memory": "64MiB", **parts})
+            await daemon.supervisor.create(spec)
         await daemon.supervisor.start("db")
         first = await usage(daemon.supervisor, 5)
         db, web = first.machines
         assert (db.name, db.state, db.cpu_us, db.memory, db.weight) == ("db", "running", 5, 9, 100)
         assert ([disk.name for disk in db.disks], web.disks) == (["disk0"], [])
+        (nic,) = db.nics
+        assert (nic.name, nic.network, nic.link, nic.tx_packets, nic.tx_bytes) == (
+            *("net0", "default", True, 10),
+            1000,
+        )
+        (uplink,) = first.uplinks
+        assert (uplink.network, uplink.rx_bytes, uplink.tx_bytes) == ("default", 1000, 0), "what it sent"
         second = await usage(daemon.supervisor, 5)
         assert second.machines[0].disks[0].reads >= db.disks[0].reads
         assert second.at >= first.at

@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from nagaya.cli.top import ORDERS
-from nagaya.models.usage import DiskUsage, MachineUsage, UsageAnswer
+from nagaya.models.usage import DiskUsage, MachineUsage, NicUsage, UplinkUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
 from nagaya.top.columns import COLUMNS, SORT_KEYS, ordered
-from nagaya.top.rows import most_waited_for, rows
+from nagaya.top.rows import UplinkRow, most_waited_for, rows, uplink_rows
 
 DISK = DiskUsage("disk0", 100, 50, 0, 0, 1 << 20, 1 << 20, 0, 3, 1, 1500)
-DB = MachineUsage("0a", "db", "running", 100, 1_000_000, 64 << 20, 128 << 20, "met", [DISK])
+NIC = NicUsage("net0", "default", True, 10, 1000, 20, 3000, {}, 0)
+UPLINK = UplinkUsage("default", 125_000_000, 20, 3000, 10, 1000, {}, 4)
+DB = MachineUsage("0a", "db", "running", 100, 1_000_000, 64 << 20, 128 << 20, "met", [DISK], [NIC])
 WEB = MachineUsage("0b", "web", "stopped", 200, None, None, 64 << 20, "none", [])
 WAITS = [
     WaitInfo("db/disk0", "machine", "web/disk0", 2_000_000, 4),
@@ -21,15 +23,27 @@ WAITS = [
 ]
 FIRST = UsageAnswer(10.0, 5, [DB, WEB], [], [])
 LATER = replace(DISK, reads=1100, writes=1050, flushes=10, read_bytes=5 << 20)
-SECOND = UsageAnswer(12.0, 5, [replace(DB, cpu_us=2_000_000, disks=[LATER]), WEB], [], WAITS)
+MORE = replace(NIC, rx_bytes=1000 + (2 << 20), tx_bytes=5048)
+SECOND = UsageAnswer(
+    12.0, 5, [replace(DB, cpu_us=2_000_000, disks=[LATER], nics=[MORE]), WEB], [], WAITS, [UPLINK]
+)
 
 
 def test_rates_are_the_difference_of_two_answers() -> None:
     db, web = rows(FIRST, SECOND)
     assert (db.cpu, db.iops, db.rate) == (0.5, 1005, 2 << 20)
     assert (db.memory, db.in_flight, db.waiting, db.p99_us) == (64 << 20, 3, 1, 1500)
+    assert (db.received, db.sent, web.received, web.sent) == (1 << 20, 1024, None, None)
     assert (db.waited, db.whom) == (0.5, "web")
     assert (web.cpu, web.iops, web.rate, web.memory, web.waited, web.whom) == (None, None, None, None, 0, "")
+
+
+def test_uplinks_have_rates_too() -> None:
+    (new,) = uplink_rows(FIRST, SECOND)
+    assert (new.received, new.sent, new.waiting) == (None, None, 4), "it came up in between"
+    later = replace(SECOND, at=14.0, uplinks=[replace(UPLINK, rx_bytes=3500, tx_bytes=2000)])
+    (row,) = uplink_rows(SECOND, later)
+    assert row == UplinkRow("default", 125_000_000, 250, 500, 4)
 
 
 def test_a_counter_that_began_anew_and_a_new_machine_have_no_rate_yet() -> None:
@@ -69,10 +83,24 @@ def test_rows_are_ordered_with_the_largest_first_and_the_unknown_last() -> None:
 def test_each_column_is_text() -> None:
     db, web = rows(FIRST, SECOND)
     assert [column.text(db) for column in COLUMNS] == [
-        *("db", "running", "50%", "64 MiB", "1005", "2.0 MiB/s", "1.5 ms", "3", "100", "500 ms/s", "web")
+        *(
+            "db",
+            "running",
+            "50%",
+            "64 MiB",
+            "1005",
+            "2.0 MiB/s",
+            "1.0 MiB/s",
+            "1.0 KiB/s",
+            "1.5 ms",
+            "3",
+            "100",
+            "500 ms/s",
+            "web",
+        )
     ]
     assert [column.text(web) for column in COLUMNS] == [
-        *("web", "stopped", "", "", "", "", "", "0", "200", "", "")
+        *("web", "stopped", "", "", "", "", "", "", "", "0", "200", "", "")
     ]
 
 

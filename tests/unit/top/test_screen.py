@@ -93,11 +93,11 @@ def test_machines_and_their_rates_appear_by_name(client: Client) -> None:
 def test_the_weight_of_the_chosen_machine_is_doubled_and_halved(client: Client) -> None:
     async def scene(app: Top, pilot: Pilot[None]) -> None:
         await pilot.press("down", "plus")
-        await until(pilot, lambda: table(app)[1][8] == "200")
+        await until(pilot, lambda: table(app)[1][10] == "200")
         assert client.machines.get("db").info.spec["disk"]["weight"] == 200
         assert message(app) == "db: disk.weight 100 -> 200"
         await pilot.press("minus")
-        await until(pilot, lambda: table(app)[1][8] == "100")
+        await until(pilot, lambda: table(app)[1][10] == "100")
 
     play(client, scene)
 
@@ -105,7 +105,7 @@ def test_the_weight_of_the_chosen_machine_is_doubled_and_halved(client: Client) 
 def test_any_knob_is_set_at_the_prompt_and_a_refusal_is_shown(client: Client) -> None:
     async def scene(app: Top, pilot: Pilot[None]) -> None:
         await pilot.press("down", "s", *"disk.weight=7", "enter")
-        await until(pilot, lambda: table(app)[1][8] == "7")
+        await until(pilot, lambda: table(app)[1][10] == "7")
         await pilot.press("s", *"disk.weight=0", "enter")
         await until(pilot, lambda: "must be at least 1" in message(app))
         await pilot.press("s", *"heavy", "enter")
@@ -124,7 +124,7 @@ def test_enter_says_why_and_the_table_goes_on_below(client: Client) -> None:
         await until(pilot, lambda: len(app.screen.query(Static)) > 0)
         assert "db waited for nobody" in str(app.screen.query(Static).first().content)
         client.machines.named("web").set({"disk.weight": 300})
-        await until(pilot, lambda: table(app)[2][8] == "300")
+        await until(pilot, lambda: table(app)[2][10] == "300")
         await pilot.press("escape")
         await until(pilot, lambda: not isinstance(app.screen, WhyScreen))
         client.machines.named("web").set({"disk.weight": 100})
