@@ -63,6 +63,7 @@ def _findings(paths: Paths) -> Iterator[Finding]:
     yield _io_uring()
     yield _cgroups()
     yield _user_namespaces()
+    yield from _networks(paths)
     yield _room("disk space", _existing(paths.state), _LITTLE_DISK, "images and disks of machines")
     yield _room("shared memory", Path("/dev/shm"), _LITTLE_SHM, "the memory of machines")  # noqa: S108
     yield _memory()
@@ -213,6 +214,13 @@ def _user_namespaces() -> Finding:
         "only root can build images and jail machines",
         "sysctl user.max_user_namespaces=10000",
     )
+
+
+def _networks(paths: Paths) -> Iterator[Finding]:
+    from nagaya.networks.survey import survey
+
+    for fact in survey(paths):
+        yield Finding(fact.name, State.OK if fact.well else State.WARN, fact.found, fact.meaning, fact.fix)
 
 
 def _room(name: str, directory: Path, little: int, purpose: str) -> Finding:

@@ -273,7 +273,7 @@ class NetworkSpec(_Part):
     )
     uplink: str = Field(
         "",
-        pattern=r"^$|^[^/\s:]{1,15}$",
+        pattern=r"^$|^[^/\s:\"*\\]{1,15}$",
         description="interface or bridge of the host, 15 characters at most; empty: as its default route",
     )
     mtu: int = Field(1500, ge=576, le=65521, description="bytes of a packet")

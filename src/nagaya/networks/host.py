@@ -7,22 +7,21 @@ crash at any point `ensure` completes a network and `remove` undoes it.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import shutil
 import signal
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from nagaya.errors import ConflictError, NagayaError, UnsupportedError
-from nagaya.networks import checks, documents, metadata, plan, rules, sysctls
-from nagaya.networks.config import Forward, Instance, Reservation, Uplink
+from nagaya.networks import checks, documents, metadata, plan, records, rules, sysctls
+from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.networks.dnsmasq import Dnsmasq
-from nagaya.networks.files import make_directory, write_if_changed
+from nagaya.networks.files import make_directory
 from nagaya.networks.helper import Helper, Program, end
 from nagaya.networks.links import Link, Links, open_links
 from nagaya.networks.names import Names
@@ -201,7 +200,7 @@ class HostNetworks:
     def _unmake(self, name: str) -> None:
         with open_links() as links:
             links.remove(self.names.interface(name), self.names.alias(name))
-            (self._directory / name / "network.json").unlink(missing_ok=True)
+            (self._directory / name / records.FILE).unlink(missing_ok=True)
             gone = self._load().pop(name, None)
             self._ports.hold(gone.forwards if gone else (), ())
             self._filter(links)
@@ -288,47 +287,21 @@ class HostNetworks:
         await end(str(mark), self._uid)
 
     def _load(self) -> dict[str, Record]:
-        """The records, from the files the first time. What cannot be read is as good as an empty network."""
+        """The records, from the files the first time."""
         if self._records is None:
             self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
             self._directory.chmod(0o711)
-            found = (entry for entry in sorted(self._directory.iterdir()) if entry.is_dir())
-            self._records = {entry.name: _read(entry) for entry in found}
+            self._records = {record.spec.name: record for record in records.read_all(self._directory)}
         return self._records
 
     def _save(self, record: Record) -> None:
-        body = {
-            "spec": record.spec.to_json(),
-            "reservations": [asdict(one) for one in record.reservations],
-            "forwards": [asdict(one) for one in record.forwards],
-        }
-        write_if_changed(self._directory / record.spec.name / "network.json", json.dumps(body, indent=1), 0)
+        records.write(self._directory / record.spec.name, record)
         self._load()[record.spec.name] = record
 
 
 def _marks(directory: Path) -> dict[str, Path]:
     """The programs that may serve a network, and how they are found, whoever started them."""
     return {"dnsmasq": directory / "dnsmasq.conf", "metadata": directory / "metadata"}
-
-
-def _read(directory: Path) -> Record:
-    try:
-        body = json.loads((directory / "network.json").read_text())
-        reservations = []
-        for one in body["reservations"]:
-            instance = one.pop("instance")
-            if instance is not None:
-                keys = tuple(instance.pop("public_keys"))
-                instance = Instance(**instance, public_keys=keys)
-            reservations.append(Reservation(**one, instance=instance))
-        return Record(
-            NetworkSpec.model_validate(body["spec"]),
-            tuple(reservations),
-            tuple(Forward(**one) for one in body["forwards"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s does not say what the network was: %s", directory, error)
-        return Record(NetworkSpec(name=directory.name, mode="isolated", dhcp=False, dns=False))
 
 
 def _check_forwards(record: Record, known: Iterable[Record]) -> None:

@@ -74,7 +74,12 @@ def ways_out(record: Record, links: Sequence[Link], routes: Iterable[Route]) -> 
         for route in routes
         if route.gateway or route.destination.prefixlen == 0 or route.interface in tunnels
     }
-    return tuple(sorted(name for name in names if name and name != "lo" and not name.startswith("ngy-")))
+    return tuple(sorted(name for name in names if _is_way(name)))
+
+
+def _is_way(name: str) -> bool:
+    """Not ours, and one that nft can name: the kernel allows quotes and stars in names of interfaces."""
+    return bool(name) and name != "lo" and not name.startswith("ngy-") and not set(name) & set('"*\\')
 
 
 def area(record: Record, names: Names, ways: tuple[str, ...]) -> Area:
