@@ -67,3 +67,5 @@ def _names(ctx: click.Context, incomplete: str, ask: Callable[[Client], list[str
 
 name_argument = click.argument("name", shell_complete=machine_names)
 names_argument = click.argument("names", nargs=-1, metavar="NAME...", shell_complete=machine_names)
+machine_argument = click.argument("machine", shell_complete=machine_names)
+nic_option = click.option("--nic", default="net0", metavar="NIC", help="Which one (net0).")

@@ -11,24 +11,9 @@ import click
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import name_argument
 from nagaya.cli.output import Column, field, print_rows
+from nagaya.cli.quantities import PART, TIME
 from nagaya.cli.session import Session
-from nagaya.units import format_time, parse_time
-
-
-class _Time(click.ParamType[int]):
-    """A time as `5ms`, in µs."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_time(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-_TIME = _Time()
-_RATE = click.FloatRange(0, 1)
+from nagaya.units import format_time
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -53,18 +38,16 @@ _COLUMNS = (
 @click.command("fault")
 @name_argument
 @click.option("--disk", type=click.IntRange(0, 63), default=0, metavar="N", help="Which disk, from 0 (0).")
-@click.option("--latency", "latency_us", type=_TIME, metavar="TIME", help="Every request waits so long: 5ms.")
-@click.option(
-    "--jitter", "jitter_us", type=_TIME, metavar="TIME", help="And up to so much longer, at random."
-)
-@click.option("--error-rate", type=_RATE, metavar="RATE", help="Part of the requests that fail, 0 to 1.")
+@click.option("--latency", "latency_us", type=TIME, metavar="TIME", help="Every request waits so long: 5ms.")
+@click.option("--jitter", "jitter_us", type=TIME, metavar="TIME", help="And up to so much longer, at random.")
+@click.option("--error-rate", type=PART, metavar="RATE", help="Part of the requests that fail: 1%, 0.01.")
 @click.option(
     "--error",
     type=click.Choice(["EIO", "ENOSPC"]),
     help="How: told to the guest, or waiting as on a full host (EIO).",
 )
 @click.option(
-    "--torn-write-rate", type=_RATE, metavar="RATE", help="Part of the writes that fail half-written."
+    "--torn-write-rate", type=PART, metavar="RATE", help="Part of the writes that fail half-written."
 )
 @click.option("--stuck", is_flag=True, default=None, help="No request is answered.")
 @click.option("--full", is_flag=True, default=None, help="Writes find no space on the host, and wait.")

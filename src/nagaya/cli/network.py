@@ -9,8 +9,11 @@ from typing import Any
 import click
 
 from nagaya.cli.app import shared_options
-from nagaya.cli.complete import machine_names, network_names
+from nagaya.cli.capture import capture_command
+from nagaya.cli.complete import machine_argument, network_names, nic_option
+from nagaya.cli.flows import flows_command
 from nagaya.cli.machines import moment
+from nagaya.cli.netfault import fault_command
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.session import Session
 from nagaya.cli.set import CHANGE_COLUMNS
@@ -43,7 +46,6 @@ _PORTS = (
 _MODES = ("nat", "routed", "bridge", "isolated", "macvtap", "user")
 
 _network = click.argument("network", shell_complete=network_names)
-_machine = click.argument("machine", shell_complete=machine_names)
 _plain = shared_options(session_formats=False)
 
 
@@ -54,6 +56,11 @@ def network_command() -> None:
     A machine that names no network is on `default`, which is made at its first use: behind the host's
     address (NAT), with DHCP and names like db.nagaya.internal.
     """
+
+
+network_command.add_command(capture_command)
+network_command.add_command(fault_command)
+network_command.add_command(flows_command)
 
 
 @network_command.command("list")
@@ -149,7 +156,7 @@ def _ports(session: Session, name: str) -> None:
 
 
 @network_command.command("connect")
-@_machine
+@machine_argument
 @_network
 @click.option("--ipv4", default="", metavar="ADDRESS", help="The address that it wants (a free one).")
 @click.option("--ipv6", default="", metavar="ADDRESS", help="The same for IPv6.")
@@ -166,7 +173,7 @@ def _connect(session: Session, /, machine: str, network: str, **nic: Any) -> Non
 
 
 @network_command.command("disconnect")
-@_machine
+@machine_argument
 @click.argument("nic", metavar="NIC|NETWORK")
 @_plain
 @click.pass_obj
@@ -177,9 +184,9 @@ def _disconnect(session: Session, machine: str, nic: str) -> None:
 
 
 @network_command.command("link")
-@_machine
+@machine_argument
 @click.argument("state", type=click.Choice(["up", "down"]))
-@click.option("--nic", default="net0", metavar="NIC", help="Which one (net0).")
+@nic_option
 @_plain
 @click.pass_obj
 def _link(session: Session, machine: str, state: str, nic: str) -> None:

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import click
 
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import name_argument
 from nagaya.cli.output import Column, field, print_rows, print_value
+from nagaya.cli.quantities import span
 from nagaya.cli.session import Session
-from nagaya.units import human_time, parse_span
+from nagaya.units import human_time
 
-
-class _Span(click.ParamType[int]):
-    """`90s`, `5m`, `1h`: seconds, an hour at most."""
-
-    name = "span"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            seconds = parse_span(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if not 1 <= seconds <= 3600:
-            self.fail(f"{value!r} is not between 1s and 1h; more is not kept", param, ctx)
-        return seconds
-
+_SPAN = span(3600, "more is not kept")
 
 WAIT_COLUMNS = (
     Column("WAITER", field("waiter")),
@@ -43,7 +27,7 @@ WAIT_COLUMNS = (
 
 @click.command("why")
 @name_argument
-@click.option("--since", type=_Span(), default="1m", metavar="SPAN", help="90s, 5m, 1h at most (1m).")
+@click.option("--since", type=_SPAN, default="1m", metavar="SPAN", help="90s, 5m, 1h at most (1m).")
 @shared_options()
 @click.pass_obj
 def why_command(session: Session, name: str, since: int) -> None:

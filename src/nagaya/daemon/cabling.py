@@ -80,7 +80,7 @@ class Cabling:
     def owns(self, device_id: str) -> bool:
         """Whether a device of the plane is the uplink of a network that a machine uses."""
         return self._outlets.owns(device_id) or any(
-            _uplink_id(network.name) == device_id and self._networks.users(network.name, alive=True)
+            uplink_id(network.name) == device_id and self._networks.users(network.name, alive=True)
             for network in self._networks.all()
         )
 
@@ -142,7 +142,7 @@ class Cabling:
         if uplink is None or uplink.kind == "none":
             return
         device = UplinkDevice(
-            _uplink_id(network.name),
+            uplink_id(network.name),
             network.name,
             uplink.kind,
             interface=uplink.interface,
@@ -162,7 +162,7 @@ class Cabling:
             await self._bring_up(network, but=machine_id)
             return
         with contextlib.suppress(NotFoundError):
-            await self._plane.device_del(_uplink_id(network.name))
+            await self._plane.device_del(uplink_id(network.name))
         await self._networks.host.remove(network.name)
         network.uplink = network.told = network.served_by = None
         self._networks.publish("network", network)
@@ -209,5 +209,6 @@ def _basics(network: NetworkSpec) -> Iterator[SecurityRow]:
         yield SecurityRow("out", "tcp", (53, 53), f"{server}/{bits}")
 
 
-def _uplink_id(network: str) -> str:
+def uplink_id(network: str) -> str:
+    """The plane's name of a network's way out."""
     return f"%{network}/uplink"

@@ -36,7 +36,7 @@ class Outlets:
 
     def owns(self, device_id: str) -> bool:
         """Whether a device of the plane is the way out of a NIC that is to have one."""
-        return any(device_id == _device_id(one, plug) for _, one, plug in self._all())
+        return any(device_id == outlet_id(one, plug) for _, one, plug in self._all())
 
     async def connect(self, network: Network, machine_id: str | None = None) -> None:
         """The NICs of a machine on `network` have their ways out; those of all that run if it is None.
@@ -85,7 +85,7 @@ class Outlets:
         ]
         uplink, fresh = await self._private.ensure(network.spec, reservation, forwards)
         device = UplinkDevice(
-            _device_id(one, plug),
+            outlet_id(one, plug),
             network.name,
             "stream",
             path=uplink.path,
@@ -108,11 +108,12 @@ class Outlets:
                 async with network.lock:
                     if one.row.state in ALIVE:
                         with contextlib.suppress(NotFoundError):
-                            await self._plane.device_del(_device_id(one, plug))
+                            await self._plane.device_del(outlet_id(one, plug))
                         network.private.pop(mac, None)
                         await self._connect(network, one, plug)
                 return
 
 
-def _device_id(one: Supervised, plug: Plug) -> str:
+def outlet_id(one: Supervised, plug: Plug) -> str:
+    """The plane's name of a NIC's own way out."""
     return f"%{one.row.id}/{plug.name}"

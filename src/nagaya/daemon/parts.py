@@ -18,7 +18,7 @@ from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import CopyJob, Device, Layer
-from nagaya.plane.ports import PortRules, PortStatus
+from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
@@ -74,8 +74,20 @@ class PlaneControl(Protocol):
     async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
         """Give a port other rules, and plug or unplug its cable. Raises `NotFoundError`."""
 
+    async def set_port_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Lay faults upon a port's link; None ends them. Raises `NotFoundError` and `UsageError`."""
+
+    async def flows(self, device_id: str, limit: int) -> Sequence[Flow]:
+        """The connections of a port with the most bytes. Raises `NotFoundError`."""
+
+    async def capture_start(self, device_id: str, path: str, *, snaplen: int, limit: int) -> None:
+        """Write a port's frames to the FIFO at `path`. Raises `ConflictError` if somebody has them."""
+
+    async def capture_stop(self, device_id: str) -> tuple[int, int]:
+        """End that: frames written, and missed. Raises `NotFoundError`."""
+
     def conditions(self) -> AsyncIterator[Conditions]:
-        """The disks that are not well: those of now, then at every change.
+        """The disks and NICs that are not well: those of now, then at every change.
 
         Ends when the plane has gone away.
         """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nagaya.daemon.nics import nic_infos
 from nagaya.daemon.state import MachineRow
@@ -15,6 +15,9 @@ from nagaya.models.machine import MachineInfo, MachineState
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.spec import MachineSpec
+
+if TYPE_CHECKING:
+    from nagaya.daemon.captures import Capture
 
 ALIVE = frozenset({MachineState.STARTING, MachineState.RUNNING, MachineState.PAUSED, MachineState.STOPPING})
 UP = frozenset({MachineState.RUNNING, MachineState.PAUSED})
@@ -42,7 +45,10 @@ class Supervised:
     process: Process | None = None
     retry: asyncio.Task[None] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    conditions: Conditions = field(default_factory=dict)  # of its disks that are not well, "disk0" and so on
+    conditions: Conditions = field(
+        default_factory=dict
+    )  # of disks and NICs that are not well: "disk0", "net0"
+    captures: dict[str, Capture] = field(default_factory=dict)  # the last one of each NIC
 
     @property
     def name(self) -> str:
@@ -52,9 +58,8 @@ class Supervised:
     @property
     def cause(self) -> str:
         """Why it is not well, in words."""
-        faults = (
-            f"faults on purpose on {', '.join(f'disk{disk}' for disk in self.faults)}" if self.faults else ""
-        )
+        faulty = sorted(device for device, one in self.conditions.items() if one.faults)
+        faults = f"faults on purpose on {', '.join(faulty)}" if faulty else ""
         return self.row.cause or self.trouble or faults
 
     @property
@@ -81,8 +86,17 @@ class Supervised:
     @property
     def faults(self) -> dict[int, Mapping[str, Any]]:
         """Faults on purpose, by the number of the disk."""
-        found = {disk: one.faults for disk, one in self.conditions.items() if one.faults}
-        return {int(disk.removeprefix("disk")): faults for disk, faults in sorted(found.items())}
+        return {int(disk): faults for disk, faults in self._faults("disk")}
+
+    @property
+    def nic_faults(self) -> dict[str, Mapping[str, Any]]:
+        """Faults on purpose, by the name of the NIC."""
+        return {f"net{nic}": faults for nic, faults in self._faults("net")}
+
+    def _faults(self, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for device, one in sorted(self.conditions.items()):
+            if one.faults and device.startswith(kind):
+                yield device.removeprefix(kind), one.faults
 
     def require(self, states: frozenset[MachineState], verb: str, hint: str = "") -> None:
         """Raise `ConflictError` unless the machine is in one of `states`."""
@@ -126,6 +140,9 @@ class Supervised:
             console_socket=str(paths.machine(row.id).console_socket),
             spec=self.spec.to_json(),
             source=row.source,
-            faults=[{"disk": disk, **faults} for disk, faults in self.faults.items()],
+            faults=[
+                *({"disk": disk, **faults} for disk, faults in self.faults.items()),
+                *({"nic": nic, **faults} for nic, faults in self.nic_faults.items()),
+            ],
             nics=[asdict(nic) for nic in nic_infos(self.spec, row.nics)],
         )

@@ -25,7 +25,7 @@ from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, CopyJob, Device, Layer
-from nagaya.plane.ports import PortRules, PortStatus
+from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
 from nagaya.spec import MachineSpec
@@ -162,13 +162,29 @@ class PlaneLink:
 
     async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
         """Give a port other rules. Raises `NotFoundError` if the plane does not run or has no such port."""
-        client = await self._connection(start=False)
-        if client is None:
-            raise NotFoundError(f"the plane does not run, it has no port {device_id}")
-        await client.set_port(device_id, rules, link=link)
+        await (await self._port_connection(device_id)).set_port(device_id, rules, link=link)
+
+    async def set_port_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Lay faults upon a port's link, or end them."""
+        await (await self._port_connection(device_id)).set_port_faults(device_id, faults)
+
+    async def flows(self, device_id: str, limit: int) -> Sequence[Flow]:
+        """The connections of a port with the most bytes."""
+        client: PlaneClient = await self._port_connection(device_id)
+        return await client.query_flows(device_id, limit)
+
+    async def capture_start(self, device_id: str, path: str, *, snaplen: int, limit: int) -> None:
+        """Write a port's frames to the FIFO at `path`."""
+        client = await self._port_connection(device_id)
+        await client.capture_start(device_id, path, snaplen=snaplen, limit=limit)
+
+    async def capture_stop(self, device_id: str) -> tuple[int, int]:
+        """End it: frames written, and missed."""
+        client: PlaneClient = await self._port_connection(device_id)
+        return await client.capture_stop(device_id)
 
     async def conditions(self) -> AsyncIterator[Conditions]:
-        """The disks that are not well, at every change."""
+        """The disks and NICs that are not well, at every change."""
         await self._connected.wait()
         if self._client is not None and self._client.connected:
             async for conditions in self._client.conditions():
@@ -214,6 +230,12 @@ class PlaneLink:
     def pid(self) -> int | None:
         """The holder's process, if connected."""
         return self._pid if self._client is not None and self._client.connected else None
+
+    async def _port_connection(self, device_id: str) -> Any:
+        client = await self._connection(start=False)
+        if client is None:
+            raise NotFoundError(f"the plane does not run, it has no port {device_id}")
+        return client
 
     async def _connection(self, *, start: bool = True) -> Any:
         async with self._connecting:

@@ -26,3 +26,21 @@ class DiskFaults(Answer):
     operations: Sequence[str] = ()  # read, write, flush, discard; none are all
     seed: int = 0
     faulted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NicFaults(Answer):
+    """What the frames of a NIC are made to suffer, both ways: the fields of `NicFaultsBody` in the API.
+
+    `dropped` counts the frames that faults have cost since the machine started.
+    """
+
+    nic: str  # "net0"
+    loss: float = 0.0
+    delay_us: int = 0
+    jitter_us: int = 0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    partition: bool | Sequence[str] = False  # from all, or from NICs ("db/net0") and the "uplink"
+    seed: int = 0
+    dropped: int = 0

@@ -44,7 +44,7 @@ class MachineInfo(Answer):
     console_socket: str
     spec: dict[str, Any]
     source: str = ""  # what `apply` made it from; "" if it was made by hand
-    faults: Sequence[dict[str, Any]] = ()  # those laid upon its disks on purpose
+    faults: Sequence[dict[str, Any]] = ()  # those laid upon its disks and NICs on purpose
     nics: Sequence[dict[str, Any]] = ()  # what `nagaya.models.network.NicInfo` has
 
     @property

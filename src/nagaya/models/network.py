@@ -89,12 +89,29 @@ class PortInfo(Answer):
 
 @dataclass(frozen=True, slots=True)
 class FlowInfo(Answer):
-    """Connections of a NIC, the largest first: ends as `ADDRESS:PORT`."""
+    """A connection of a NIC, as its machine sees it: `tx` is what it sent."""
 
-    protocol: str
-    source: str
-    destination: str
+    protocol: str  # "tcp", "udp", "icmp", or the number in IP
+    direction: Literal["in", "out"]  # who began: others, or this machine
+    state: Literal["new", "open", "closing"]  # new: one side alone has spoken
+    local: str
+    local_port: int  # of an echo its id
+    remote: str
+    remote_port: int
+    machine: str  # whose address `remote` is, "" if no machine's of this network
+    vlan: int  # 0 for none
+    tx_packets: int
+    tx_bytes: int
+    rx_packets: int
+    rx_bytes: int
+    age_ms: int
+    idle_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureInfo(Answer):
+    """A capture of a NIC's frames. `missed` are those that came faster than they were read."""
+
     packets: int
-    bytes: int
-    age_s: float
-    state: str = ""
+    missed: int
+    running: bool

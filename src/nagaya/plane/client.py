@@ -306,11 +306,12 @@ class PlaneClient:
             self._listeners.discard(queue)
 
     async def conditions(self) -> AsyncGenerator[Conditions, None]:
-        """The disks that are not well: those of now, then at every change. Ends when the connection does."""
+        """The devices that are not well: those of now, then at every change, until the connection ends."""
         queue: asyncio.Queue[PlaneEvent | None] = asyncio.Queue()
         self._listeners.add(queue)
         try:
             found = {device.id: device.condition for device in await self.query_devices()}
+            found |= {port.id: DiskCondition(faults=port.faults) for port in await self.query_ports()}
             now: Conditions = {device: one for device, one in found.items() if one != WELL}
             yield now
             while self.connected and (event := await queue.get()) is not None:

@@ -1,4 +1,4 @@
-"""How the disks of a plane are: what its events say of them, added up."""
+"""How the devices of a plane are: what its events say of them, added up."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class DiskCondition:
-    """What is the matter with a disk.
+    """What is the matter with a disk; of a NIC, its faults.
 
     `spaceless`: writes wait for space on the host. `flush_failed`: what was written may be lost, and no flush
-    succeeds until the disk is opened anew. `faults`: those laid upon it on purpose (QMP `set-faults`).
+    succeeds until the disk is opened anew. `faults`: those laid upon it on purpose (QMP `set-faults` and
+    `set-port-faults`).
     """
 
     spaceless: bool = False
@@ -35,7 +36,7 @@ def after(conditions: Conditions, event: str, facts: Mapping[str, Any]) -> Condi
             now = replace(before, spaceless=False)
         case "DEVICE_FLUSH_FAILED":
             now = replace(before, flush_failed=True)
-        case "DEVICE_FAULTS":
+        case "DEVICE_FAULTS" | "PORT_FAULTS":
             now = replace(before, faults=facts["faults"])
         case "DEVICE_DELETED":
             now = WELL

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from nagaya.models.machine import MachineInfo
-from nagaya.models.network import GroupInfo, NetworkInfo, PortInfo
+from nagaya.models.network import CaptureInfo, FlowInfo, GroupInfo, NetworkInfo, PortInfo
 from nagaya.sdk.tenants import Settings, patch
 
 if TYPE_CHECKING:
+    from nagaya.models.fault import NicFaults
     from nagaya.models.shares import ChangesAnswer
     from nagaya.sdk.client import Client
     from nagaya.spec import NetworkSpec, SecurityGroup
@@ -59,6 +60,54 @@ class Networks:
         """Plug a NIC's cable in, or pull it; live."""
         answer = self._client.request("PUT", f"{_nic(machine, nic)}/link", body={"up": up})
         return MachineInfo.from_json(answer)
+
+    def flows(self, machine: str, nic: str = "net0", *, limit: int = 20) -> Sequence[FlowInfo]:
+        """The connections of a NIC with the most bytes.
+
+        Those of a NIC without security groups are counted for a minute from the first question.
+        """
+        rows = self._client.request("GET", f"{_nic(machine, nic)}/flows", query={"limit": limit})
+        return [FlowInfo.from_json(row) for row in rows]
+
+    def faults(self, machine: str) -> Sequence[NicFaults]:
+        """The faults on purpose that are laid upon the links of its NICs."""
+        from nagaya.models.fault import NicFaults
+
+        return [NicFaults.from_json(row) for row in self._client.request("GET", _nic(machine, "faults"))]
+
+    def set_faults(self, machine: str, nic: str = "net0", **faults: Any) -> None:
+        """Lay faults upon a NIC's link, in the place of those that are there; without any, end them.
+
+        `set_faults("web", loss=0.05, delay_us=20_000, partition=["db"])`; the fields are those of
+        `NicFaults`. They are in effect when this returns, and end with the machine's run.
+        """
+        path = f"{_nic(machine, nic)}/faults"
+        if faults:
+            self._client.request("PUT", path, body=faults)
+        else:
+            self._client.request("DELETE", path)
+
+    def capture(
+        self,
+        machine: str,
+        nic: str = "net0",
+        *,
+        snaplen: int | None = None,
+        limit: int | None = None,
+        packets: int | None = None,
+        seconds: float | None = None,
+    ) -> Iterator[bytes]:
+        """What a NIC sends and gets, as the pieces of a pcap file: `snaplen` bytes of each frame.
+
+        It ends after `limit` bytes, so many `packets` or `seconds`, at `end_capture`, with the machine's run,
+        and when the iterator is closed.
+        """
+        words = {"snaplen": snaplen, "limit": limit, "packets": packets, "seconds": seconds}
+        return self._client.stream(f"{_nic(machine, nic)}/capture", **words)
+
+    def end_capture(self, machine: str, nic: str = "net0") -> CaptureInfo:
+        """End the capture of a NIC; what that, or the last one, has come to."""
+        return CaptureInfo.from_json(self._client.request("DELETE", f"{_nic(machine, nic)}/capture"))
 
     def delete(self, name: str) -> None:
         """Remove a network that no machine has a NIC on."""

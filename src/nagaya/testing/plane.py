@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import struct
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +18,7 @@ from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, CopyJob, Device, Layer, UplinkDevice
-from nagaya.plane.ports import PortRules, PortStatus
+from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import (
     ArbiterStatus,
     NodeStatus,
@@ -39,6 +41,7 @@ class FakePlane:
 
     def __init__(self, paths: Paths) -> None:
         self.refuse: set[str] = set()
+        self._captures: dict[str, int] = {}
         self._file = paths.run / "fake-plane.json"
         self._shares_files: dict[Resource, Path] = {
             "disk": paths.run / "fake-disk-shares.json",
@@ -92,6 +95,8 @@ class FakePlane:
         del devices[device_id]
         self._save(devices)
         self.happen("DEVICE_DELETED", device_id)
+        if device_id in self._captures:
+            await self.capture_stop(device_id)
         console = self._consoles.pop(device_id, None)
         if console is not None:
             console.close()
@@ -101,14 +106,17 @@ class FakePlane:
         return frozenset(self.devices)
 
     async def ports(self, network: str | None) -> Sequence[PortStatus]:
-        """Each has sent 10 frames of 100 bytes, and got none."""
-        return [
-            PortStatus(
-                key, one["network"], one.get("mac"), one.get("link", True), True, 0, 0, 10, 1000, {}, 1
-            )
-            for key, one in self.devices.items()
-            if "network" in one and network in (None, one["network"])
-        ]
+        """Each has sent 10 frames of 100 bytes, and got none; faults have cost 3 of them."""
+        found = []
+        for key, one in self.devices.items():
+            if "network" in one and network in (None, one["network"]):
+                known = self._conditions.get(key)
+                faults = None if known is None else known.faults
+                drops = {"fault-loss": 3} if faults else {}
+                link = one.get("link", True)
+                counts = (0, 0, 10, 1000, drops, 1)
+                found.append(PortStatus(key, one["network"], one.get("mac"), link, True, *counts, faults))
+        return found
 
     async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
         """Remember them."""
@@ -117,6 +125,33 @@ class FakePlane:
             raise NotFoundError(f"the plane has no device {device_id}")
         devices[device_id] |= {"rules": asdict(rules), "link": link}
         self._save(devices)
+
+    async def set_port_faults(self, device_id: str, faults: Mapping[str, Any] | None) -> None:
+        """Remember them."""
+        if device_id not in self.devices:
+            raise NotFoundError(f"there is no port {device_id}")
+        self.happen("PORT_FAULTS", device_id, faults=faults)
+
+    async def flows(self, device_id: str, limit: int) -> Sequence[Flow]:
+        """One, to the first machine of 10.9.0.0/24."""
+        ends = ("10.9.0.7", 40000, "10.9.0.2", 443)
+        return [Flow("tcp", "out", "open", *ends, 0, 12, 1500, 20, 30_000, 65_000, 100)]
+
+    async def capture_start(self, device_id: str, path: str, *, snaplen: int, limit: int) -> None:
+        """Three frames of 60 bytes come, and no more."""
+        if device_id in self._captures:
+            raise ConflictError(f"port {device_id} is captured already")
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(fd, struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, snaplen, 1))
+        os.write(fd, (struct.pack("<IIII", 1, 2, 60, 60) + bytes(60)) * 3)
+        self._captures[device_id] = fd
+
+    async def capture_stop(self, device_id: str) -> tuple[int, int]:
+        """Three were written, one was missed."""
+        if device_id not in self._captures:
+            raise NotFoundError(f"port {device_id} is not captured")
+        os.close(self._captures.pop(device_id))
+        return 3, 1
 
     async def set_shares(
         self, nodes: Sequence[ShareNode], remove: Sequence[str] = (), *, resource: Resource = "disk"

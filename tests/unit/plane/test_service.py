@@ -300,6 +300,8 @@ async def test_faults_are_passed_on_and_told(core: FakeCore, directory: Path, ma
         await client.set_faults(disk.id, None)
         assert core.devices[disk.id][0]["faults"] is None
         assert await anext(conditions) == {}
+        core.happen("PORT_FAULTS", id="m1/net0", faults={"loss": 0.5})
+        assert await anext(conditions) == {"m1/net0": DiskCondition(faults={"loss": 0.5})}
         with pytest.raises(UsageError, match=r"faults of m1/disk0: error_rate is too much"):
             await client.set_faults(disk.id, {"error_rate": 2})
         with pytest.raises(NotFoundError, match="there is no device m2/disk0"):

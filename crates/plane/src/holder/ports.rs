@@ -1,6 +1,6 @@
 //! The ports of networks, as `query-ports` tells of them.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -136,6 +136,14 @@ fn describe(shadow: &Shadow) -> Option<Value> {
         "drops": drops,
         "fdb": page.fdb.load(Relaxed),
         "faults": shadow.port.faults,
-        "captured": shadow.port.capture.is_some(),
+        "captured": shadow.port.capture.as_ref().is_some_and(|(_, fd)| is_open(fd)),
     }))
+}
+
+/// Whether what is written can still be read: of a FIFO somebody has the other end open.
+fn is_open(fd: &OwnedFd) -> bool {
+    let mut one = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one entry, which the kernel fills in.
+    let ready = unsafe { libc::poll(&mut one, 1, 0) };
+    ready <= 0 || one.revents & libc::POLLERR == 0
 }

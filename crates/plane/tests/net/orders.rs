@@ -154,6 +154,18 @@ fn a_capture_has_what_a_port_sends_and_gets() {
 }
 
 #[test]
+fn a_capture_that_nobody_reads_any_more_is_none() {
+    let street = Street::new();
+    let _guests = guests(&street);
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    let capture = json!({"type": "capture", "snaplen": 64, "limit": 10_000});
+    order(&street, "m1/net0", &capture, vec![writer.into()]);
+    assert_eq!(street.query("m1/net0")["captured"], true);
+    drop(reader);
+    assert_eq!(street.query("m1/net0")["captured"], false);
+}
+
+#[test]
 fn connections_are_told() {
     let street = Street::new();
     let [mut a, mut b] = guests(&street);

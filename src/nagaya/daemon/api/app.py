@@ -20,6 +20,7 @@ from nagaya.daemon.api import (
     host,
     images,
     leases,
+    links,
     machines,
     networks,
     operations,
@@ -53,7 +54,7 @@ def make_app(daemon: Daemon) -> FastAPI:
         separate_input_output_schemas=False,
     )
     machine_routes = (machines, faults, streams, settings, waits, usage)
-    for module in (host, *machine_routes, disks, networks, images, leases, operations):
+    for module in (host, *machine_routes, disks, networks, links, images, leases, operations):
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)
     app.add_exception_handler(RequestValidationError, _invalid)
