@@ -1,9 +1,9 @@
-//! What the arbiter costs for each request: offer, next and complete together.
+//! What the arbiter costs for each request, offer, next and complete together; and of a link for each frame.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use nagaya_plane::arbiter::{Arbiter, Ask, Kind, Knobs, Leaf, Request};
+use nagaya_plane::arbiter::{Arbiter, Ask, Frame, Kind, Knobs, Leaf, Request};
 
 /// Requests that each machine has offered and not got back.
 const DEPTH: usize = 8;
@@ -73,5 +73,59 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, requests);
+/// NICs of machines on a link of 1 Gbit/s, half of them with a reservation and a limit; each has [`DEPTH`] frames that wait.
+struct Link {
+    arbiter: Arbiter,
+    leaves: Vec<Leaf>,
+    now: u64,
+}
+
+/// Bytes of a frame, and the time in ns that the link takes for it.
+const FRAME: u32 = 1514;
+const FRAME_TIME: u64 = 12_112;
+
+impl Link {
+    fn new(ports: usize) -> Link {
+        let mut arbiter = Arbiter::link(0, Some(125_000_000));
+        let leaves = (0..ports)
+            .map(|number| {
+                let (id, nic) = (format!("m{number}"), format!("m{number}/net0"));
+                let bounds = Knobs { reservation: 100_000, limit: Some(100_000_000), ..Knobs::default() };
+                let knobs = if number % 2 == 1 { bounds } else { Knobs::default() };
+                arbiter.set_node(0, &id, None, knobs).unwrap();
+                arbiter.set_node(0, &nic, Some(&id), Knobs::default()).unwrap()
+            })
+            .collect();
+        let mut link = Link { arbiter, leaves, now: 1 };
+        for ticket in 0..ports * DEPTH {
+            link.offer(ticket);
+        }
+        link
+    }
+
+    fn offer(&mut self, ticket: usize) {
+        let frame = Frame { ticket: ticket as u64, bytes: FRAME, flow: (ticket % DEPTH) as u32 };
+        while self.arbiter.offer_frame(self.now, self.leaves[ticket / DEPTH], frame) {
+            self.now += FRAME_TIME;
+        }
+    }
+
+    /// One frame goes, and its sender has another.
+    fn turn(&mut self) {
+        self.now += FRAME_TIME;
+        while let Some(ticket) = self.arbiter.next(self.now) {
+            self.offer(ticket as usize);
+        }
+    }
+}
+
+fn frames(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("frame");
+    for ports in [2, 10, 100, 1000] {
+        let mut link = Link::new(ports);
+        group.bench_function(BenchmarkId::from_parameter(ports), |bencher| bencher.iter(|| link.turn()));
+    }
+}
+
+criterion_group!(benches, requests, frames);
 criterion_main!(benches);

@@ -100,6 +100,8 @@ pub(super) struct Flows {
     old: VecDeque<u8>,
     len: usize,
     bytes: u64,
+    /// Bytes of the largest frame since anything waits: by so much flows are ahead of one another.
+    largest: u32,
 }
 
 impl Flows {
@@ -110,6 +112,7 @@ impl Flows {
 
     fn push(&mut self, request: u32, number: u8, bytes: u32) {
         self.begin(number);
+        self.largest = if self.len == 0 { bytes } else { self.largest.max(bytes) };
         let flow = &mut self.flows[usize::from(number)];
         flow.queue.push_back((request, bytes));
         flow.bytes += u64::from(bytes);
@@ -127,13 +130,15 @@ impl Flows {
         }
     }
 
-    /// Whether the flow sends so little that its frame of so many bytes need not wait behind others.
+    /// Whether the flow sends so little that its frame of so many bytes need not wait behind others: no more than a turn, or than
+    /// the largest frame, which others have sent for one.
     pub fn is_sparse(&self, number: u8, bytes: u32) -> bool {
         if self.len == 0 || bytes > QUANTUM {
             return bytes <= QUANTUM;
         }
         let flow = &self.flows[usize::from(number)];
-        flow.turn == Turn::None || (flow.queue.is_empty() && flow.deficit > 0)
+        let least = i64::from(QUANTUM) - i64::from(self.largest.max(QUANTUM));
+        flow.turn == Turn::None || (flow.queue.is_empty() && flow.deficit > least)
     }
 
     /// A frame of a sparse flow goes at once, while others of the leaf may wait. It takes from the flow's turn.

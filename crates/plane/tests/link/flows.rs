@@ -42,6 +42,38 @@ fn a_small_flow_does_not_wait_behind_the_bulk_of_its_own_machine_at_a_limit() {
 }
 
 #[test]
+fn a_small_flow_does_not_wait_behind_many_flows_of_its_own_machine_at_the_uplink() {
+    for (rate, flows, most) in [(GIGABIT, 1, 0), (GIGABIT, 200, 0), (GIGABIT / 10, 200, 0)] {
+        let mut simulator = Simulator::new(Some(rate), 5);
+        let leaf = simulator.node("a", Knobs::default());
+        let neighbour = simulator.node("b", Knobs::default());
+        simulator.start(bulk(neighbour, 1, 65_000));
+        // Of 256 that are told apart, 99 is the small one.
+        for flow in (0..=flows).filter(|flow| *flow != 99) {
+            simulator.start(Sender { pace: Pace::Bulk(2), ..bulk(leaf, flow, 65_000) });
+        }
+        let sender = simulator.start(small(leaf));
+        simulator.run(5 * SECOND);
+        let wait = simulator.wait(sender, 99);
+        assert!(wait <= most, "{wait} ns beside {flows} flows at {rate}");
+    }
+}
+
+#[test]
+fn a_small_flow_with_the_number_of_a_bulk_one_waits_as_long_as_that_one() {
+    let wait_of = |flow| {
+        let mut simulator = Simulator::new(Some(GIGABIT), 6);
+        let leaf = simulator.node("a", Knobs::default());
+        simulator.start(bulk(leaf, flow, 65_000));
+        let sender = simulator.start(small(leaf));
+        simulator.run(SECOND);
+        simulator.wait(sender, 50)
+    };
+    // 32 frames of 65,000 bytes take 16.6 ms.
+    assert!(wait_of(98) == 0 && wait_of(99 + 256) > 10 * MS);
+}
+
+#[test]
 fn flows_of_a_machine_share_what_it_gets() {
     let mut simulator = Simulator::new(Some(GIGABIT), 3);
     let leaf = simulator.node("a", Knobs::default());
