@@ -150,6 +150,11 @@ impl Tree {
         Ok(())
     }
 
+    /// What was said of nodes.
+    pub fn shares(&self) -> &Shares {
+        &self.shares
+    }
+
     /// The leaf `id` has gone; so do the nodes that only it needed.
     pub fn leave(&mut self, now: Nanos, arbiters: &mut impl Arbiters, id: &str) {
         self.leaves.remove(id);

@@ -102,7 +102,7 @@ class Client(Connection):
         return HostInfo.from_json(self.request("GET", "/v1/host"))
 
     def waits(self, since: int = 60) -> list[WaitInfo]:
-        """Who waited for whom at the disks in the last `since` seconds, the longest first."""
+        """who waited for whom at disks and networks in the last `since` seconds, the longest first."""
         from nagaya.models.waits import WaitInfo
 
         answer = self.request("GET", "/v1/waits", query={"since": since})

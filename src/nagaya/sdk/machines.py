@@ -138,7 +138,7 @@ class Machine:
         return patch(self._client, self._path(), settings, dry_run)
 
     def why(self, since: int = 60) -> WhyAnswer:
-        """What it waited for at its disks in the last `since` seconds (an hour is kept), and for whom."""
+        """Its waits at disks and networks in the last `since` seconds (an hour is kept), and for whom."""
         from nagaya.models.waits import WhyAnswer
 
         return WhyAnswer.from_json(self._client.request("GET", self._path("why"), query={"since": since}))

@@ -72,6 +72,11 @@ impl Arbiter {
         self.waiting > 0
     }
 
+    /// How many frames wait in `leaf`.
+    pub fn waiting_of(&self, leaf: Leaf) -> usize {
+        self.nodes[leaf.0 as usize].queue.len()
+    }
+
     /// Bytes a second that the tightest limit above `leaf`, or the link, lets pass.
     pub fn bound_of(&self, leaf: Leaf) -> Option<u64> {
         let (mut index, mut bound) = (leaf.0, self.nodes[ROOT as usize].knobs.limit);

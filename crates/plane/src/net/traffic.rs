@@ -1,7 +1,8 @@
 //! Who sends how much, and whose turn it is: frames that must wait for a limit or for the uplink do so here.
 //!
 //! A frame passes a gate where it leaves its machine: that of the uplink, whose rate is shared by reservation, limit
-//! and weight, or that between machines, which knows limits alone. Where it comes to a machine it passes that machine's limit.
+//! and weight, or that between machines, which knows limits alone. Where it comes to a machine it passes that machine's limit,
+//! which those who send to it share by weight (`pairs`).
 //! Where nothing is to be waited for a gate costs a comparison; what must wait is copied, and its sender's ring goes on.
 
 use std::collections::HashMap;
@@ -11,6 +12,10 @@ use crate::clock::Nanos;
 use crate::net::header::Offload;
 use crate::net::switch::{Delivery, PortId};
 use crate::shares::{ShareNode, Tree};
+
+mod pairs;
+
+use pairs::Pairs;
 
 /// What waits at a gate is at most what passes in so long, within these bounds: enough for a connection over a long way,
 /// and not so much that a connection which uses all of it waits for ever.
@@ -64,6 +69,7 @@ pub struct Room {
 pub struct Traffic {
     gates: [Arbiter; 3],
     tree: Tree,
+    pairs: Pairs,
     /// By port: its id, and its leaf at each gate.
     ports: Vec<Option<(String, [Leaf; 3])>>,
     parked: Vec<Option<Parked>>,
@@ -79,6 +85,7 @@ impl Default for Traffic {
         Traffic {
             gates: std::array::from_fn(|_| Arbiter::link(0, None)),
             tree: Tree::default(),
+            pairs: Pairs::default(),
             ports: Vec::new(),
             parked: Vec::new(),
             free: Vec::new(),
@@ -97,6 +104,7 @@ impl Traffic {
     /// Share by `nodes` from now on.
     pub fn set_shares(&mut self, now: Nanos, nodes: &[ShareNode]) {
         self.tree.set(now, &mut self.gates, nodes);
+        self.pairs.set_shares(now, &mut self.gates[Gate::Machine as usize], self.tree.shares());
     }
 
     /// The NIC `id` is at `port`.
@@ -119,29 +127,35 @@ impl Traffic {
 
     /// The port goes, and what it has sent, or should have got, and that waits.
     pub fn leave(&mut self, now: Nanos, port: PortId) {
-        let Some((id, leaves)) = self.ports.get_mut(port as usize).and_then(Option::take) else { return };
-        for (gate, leaf) in self.gates.iter_mut().zip(leaves) {
-            for ticket in gate.withdraw_all(now, leaf) {
-                self.parked[ticket as usize] = None;
-                self.free.push(ticket as usize);
+        let [gates @ .., machines] = &mut self.gates;
+        let mut tickets = self.pairs.leave(now, machines, self.tree.shares(), port);
+        if let Some((id, leaves)) = self.ports.get_mut(port as usize).and_then(Option::take) {
+            for (gate, leaf) in gates.iter_mut().zip(leaves) {
+                tickets.extend(gate.withdraw_all(now, leaf));
             }
+            self.tree.leave(now, &mut self.gates, &id);
         }
-        self.tree.leave(now, &mut self.gates, &id);
+        for ticket in tickets {
+            self.take(ticket);
+        }
     }
 
-    /// Whether a frame of so many bytes on the wire must wait at `gate`, where it counts for `port`: then it is to be
-    /// parked at once. Otherwise it may go on.
+    /// Whether a frame of so many bytes on the wire that `from` has sent must wait at `gate`, where it counts for `port`: then it
+    /// is to be parked at once. Otherwise it may go on.
     pub fn stops(
         &mut self,
         now: Nanos,
         (gate, port): (Gate, PortId),
-        (flow, wire): (u32, u32),
+        (from, flow, wire): (PortId, u32, u32),
     ) -> Option<Room> {
-        let leaf = self.leaf(gate, port)?;
-        let arbiter = &mut self.gates[gate as usize];
-        if arbiter.is_free(leaf) {
+        let mut leaf = self.leaf(gate, port)?;
+        if self.gates[gate as usize].is_free(leaf) {
             return None;
         }
+        if gate == Gate::Machine {
+            leaf = self.leaf_of_pair(now, (port, from))?;
+        }
+        let arbiter = &mut self.gates[gate as usize];
         let place = self.free.last().copied().unwrap_or(self.parked.len());
         let frame = Frame { ticket: place as u64, bytes: wire, flow };
         if arbiter.offer_frame(now, leaf, frame) {
@@ -221,6 +235,12 @@ impl Traffic {
             }
         }
         stats
+    }
+
+    fn leaf_of_pair(&mut self, now: Nanos, (to, from): (PortId, PortId)) -> Option<Leaf> {
+        let id = |port: PortId| self.ports.get(port as usize)?.as_ref().map(|(id, _)| id.as_str());
+        let gate = &mut self.gates[Gate::Machine as usize];
+        self.pairs.leaf(now, (gate, self.tree.shares()), (to, from), (id(to)?, id(from)))
     }
 
     fn leaf(&self, gate: Gate, port: PortId) -> Option<Leaf> {

@@ -100,7 +100,7 @@ impl Network {
     ) {
         let outside = out.iter().any(|delivery| self.switch.kind(delivery.port) == Some(PortKind::Uplink));
         let gate = if outside { Gate::Uplink } else { Gate::Local };
-        if let Some(room) = self.traffic.stops(now, (gate, way.from), (way.flow, way.wire)) {
+        if let Some(room) = self.traffic.stops(now, (gate, way.from), (way.from, way.flow, way.wire)) {
             return self.park(now, &room, out, way, frame);
         }
         for delivery in out {
@@ -110,7 +110,7 @@ impl Network {
 
     /// It comes to a port.
     fn arrive(&mut self, now: Nanos, peers: &mut Peers<'_>, delivery: Delivery, way: Way, frame: &Frame<'_>) {
-        match self.traffic.stops(now, (Gate::Machine, delivery.port), (way.flow, way.wire)) {
+        match self.traffic.stops(now, (Gate::Machine, delivery.port), (way.from, way.flow, way.wire)) {
             Some(room) => self.park(now, &room, &[delivery], way, frame),
             None => self.hand(now, peers, delivery, way, frame),
         }

@@ -24,9 +24,21 @@ fn parked(from: PortId, wire: u32, segments: u32) -> Parked {
 
 /// Offer a frame of `wire` bytes; whether it went, and how many others are not kept any more.
 fn offer(traffic: &mut Traffic, now: Nanos, gate: Gate, port: PortId, wire: u32) -> (bool, usize) {
-    match traffic.stops(now, (gate, port), (1, wire)) {
+    // To a machine from its neighbour.
+    let from = if gate == Gate::Machine { 3 - port } else { port };
+    offer_from(traffic, now, (gate, port), from, wire)
+}
+
+fn offer_from(
+    traffic: &mut Traffic,
+    now: Nanos,
+    (gate, port): (Gate, PortId),
+    from: PortId,
+    wire: u32,
+) -> (bool, usize) {
+    match traffic.stops(now, (gate, port), (from, 1, wire)) {
         None => (true, 0),
-        Some(room) => (false, traffic.park(now, &room, parked(port, wire, 1)).len()),
+        Some(room) => (false, traffic.park(now, &room, parked(from, wire, 1)).len()),
     }
 }
 
@@ -110,4 +122,67 @@ fn a_port_that_goes_takes_along_what_waits() {
     assert_eq!(traffic.free.len(), traffic.parked.len());
     traffic.join(SECOND, 1, "m1/net0").unwrap();
     assert_eq!(offer(&mut traffic, SECOND, Gate::Uplink, 1, 1514), (true, 0));
+}
+
+/// Bytes that each of `senders` gets through to port 1 in a second, when all have more to send than there is room for.
+fn received(traffic: &mut Traffic, from: Nanos, senders: &[PortId]) -> Vec<f64> {
+    let mut got = vec![0.0; senders.len()];
+    for now in (from..from + SECOND).step_by(200_000) {
+        let mut count = |sender: PortId, wire: u32| {
+            let place = senders.iter().position(|one| *one == sender).unwrap();
+            got[place] += f64::from(wire);
+        };
+        for sender in senders {
+            for _ in 0..4 {
+                if offer_from(traffic, now, (Gate::Machine, 1), *sender, 1514).0 {
+                    count(*sender, 1514);
+                }
+            }
+        }
+        while let Some((_, frame)) = traffic.next(now) {
+            count(frame.from, frame.wire);
+            traffic.reuse(frame);
+        }
+    }
+    got
+}
+
+#[track_caller]
+fn shared(got: &[f64], shares: &[f64]) {
+    let total: f64 = got.iter().sum();
+    assert!((9_800_000.0..=10_200_000.0).contains(&total), "{got:?}");
+    let parts: f64 = shares.iter().sum();
+    for (bytes, share) in got.iter().zip(shares) {
+        assert!((bytes / total * parts / share - 1.0).abs() < 0.03, "{got:?}");
+    }
+}
+
+#[test]
+fn those_who_send_to_a_machine_share_its_limit_by_their_weights() {
+    let mut traffic = network([Some(10_000_000), None]);
+    let weigh = |id: &str, weight, parent: Option<&str>| ShareNode {
+        knobs: Knobs { weight, ..Knobs::default() },
+        parent: parent.map(str::to_owned),
+        ..node(id, None)
+    };
+    traffic.join(0, 3, "m3/net0").unwrap();
+    traffic.join(0, 4, "m4/net0").unwrap();
+    traffic.set_shares(0, &[weigh("m3", 200, None), weigh("m4", 400, None)]);
+    // What comes from outside, port 9, counts as one of weight 100.
+    shared(&received(&mut traffic, 0, &[2, 3, 4, 9]), &[1.0, 2.0, 4.0, 1.0]);
+    traffic.set_shares(SECOND, &[weigh("m3", 400, None), weigh("m4", 100, None)]);
+    shared(&received(&mut traffic, SECOND, &[2, 3, 4, 9]), &[1.0, 4.0, 1.0, 1.0]);
+    // Two of one tenant, who has the weight of a machine.
+    traffic.set_shares(2 * SECOND, &[weigh("m3", 400, Some("@acme")), weigh("m4", 100, Some("@acme"))]);
+    shared(&received(&mut traffic, 2 * SECOND, &[2, 3, 4, 9]), &[1.0, 0.8, 0.2, 1.0]);
+    assert_eq!(traffic.stats(3 * SECOND).nodes.iter().filter(|node| node.id.contains('<')).count(), 0);
+    let m1 = traffic.stats(3 * SECOND).nodes.into_iter().find(|node| node.id == "m1/net0").unwrap();
+    assert!(m1.waiting > 0 && m1.dispatched > 15_000, "{m1:?}");
+    let waits = traffic.take_waits(3 * SECOND);
+    assert!(waits.iter().any(|row| (row.waiter.as_str(), row.whom.as_str()) == ("m1", "m1")), "{waits:?}");
+    for port in [3, 9, 1, 2, 4] {
+        traffic.leave(3 * SECOND, port);
+    }
+    assert!(!traffic.has_waiting() && traffic.next(9 * SECOND).is_none());
+    assert_eq!(traffic.free.len(), traffic.parked.len());
 }
