@@ -112,3 +112,32 @@ def test_a_daemon_that_was_killed_finds_its_networks_and_forwards_again(
     for name in ("web", "second"):
         inside.machines.get(name).delete(force=True)
     assert "ngy" not in host.run("ip link; nft list tables")
+
+
+def size(machine: Machine, path: str) -> int:
+    return int(machine.exec(["stat", "-c", "%s", path]).stdout)
+
+
+def test_a_connection_ends_when_its_group_allows_it_no_more_and_a_cable_is_pulled_live(
+    inside: Client,
+) -> None:
+    inside.groups.create("web", inbound=["tcp:80", "icmp"])
+    web = create(inside, "web", nics=[{"groups": ["web"]}])
+    other = create(inside, "other")
+    endless = "(while echo tick; do sleep 0.05; done | nc -l -p 80) >/dev/null 2>&1 </dev/null &"
+    assert web.exec(["sh", "-c", endless]).exit_code == 0
+    until_it_answers(other, "ping -c 1 -W 1 web")
+    assert other.exec(["sh", "-c", "nc web 80 >/tmp/ticks 2>/dev/null </dev/null &"]).exit_code == 0
+    until_it_answers(other, "test -s /tmp/ticks")
+    inside.groups.set("web", inbound=["icmp"])
+    had = size(other, "/tmp/ticks")
+    until_it_answers(other, "ping -c 3 -W 1 web")
+    assert size(other, "/tmp/ticks") - had < 20, "less than a second of ticks, in two seconds of pings"
+    assert other.exec(["sh", "-c", "timeout 1 nc web 80 </dev/null"]).exit_code != 0
+    dropped = {port.id: port.drops for port in inside.networks.ports("default")}
+    assert dropped["web/net0"]["security"]
+
+    inside.networks.set_link("web", "net0", up=False)
+    assert other.exec(["ping", "-c", "1", "-W", "1", "web"]).exit_code
+    inside.networks.set_link("web", "net0", up=True)
+    until_it_answers(other, "ping -c 1 -W 1 web")

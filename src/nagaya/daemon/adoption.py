@@ -84,6 +84,7 @@ class Adoption:
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
         await livedisk.catch_up(self._supervisor)
         await self._renew_shares()
+        await self._renew_rules()
 
     async def _renew_shares(self) -> None:
         """The last daemon may have died between the state and the plane."""
@@ -91,6 +92,13 @@ class Adoption:
             await self._supervisor.shares.renew(one for one in self._supervisor.all() if one.row.state in UP)
         except NagayaError as error:
             log.warning("the plane cannot be told the machines' shares: %s", error)
+
+    async def _renew_rules(self) -> None:
+        """The same of the rules and cables of ports."""
+        try:
+            await self._supervisor.cabling.retell(lambda _plug: True)
+        except NagayaError as error:
+            log.warning("the plane cannot be told the rules of the machines' ports: %s", error)
 
     async def _reconcile_leases(self) -> None:
         supervisor = self._supervisor

@@ -20,7 +20,7 @@ from nagaya.engines.engine import Machine
 from nagaya.errors import NagayaError, NotFoundError
 from nagaya.networks.config import Forward, Reservation
 from nagaya.networks.passt import resolvers
-from nagaya.plane.config import NetDevice, UplinkDevice
+from nagaya.plane.config import Device, NetDevice, UplinkDevice
 from nagaya.plane.ports import PortRules, SecurityRow
 from nagaya.spec import NetworkSpec, SecurityGroup
 from nagaya.traffic import parse_rule
@@ -113,6 +113,13 @@ class Cabling:
                     await self._outlets.connect(network)
                 except NagayaError as error:
                     log.error("network %s: %s", network.name, error)
+
+    async def recheck(self, row: MachineRow, machine: Machine, told: Iterable[Device]) -> None:
+        """A group may have changed while the plane was told of the machine's ports."""
+        before = {device.id: device for device in told}
+        for device in self.devices(row, machine):
+            if device != before.get(device.id):
+                await self._plane.set_port(device.id, device.rules, link=device.link)
 
     async def retell(self, only: Callable[[Plug], bool], machines: Iterable[Supervised] = ()) -> None:
         """Tell the plane the rules of ports of machines that run, of all if `machines` is empty."""

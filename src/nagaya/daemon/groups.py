@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import difflib
 import time
 from collections.abc import Iterable
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 from nagaya.daemon.state import Record, RecordTable, State
 from nagaya.daemon.supervised import Supervised
 from nagaya.daemon.writer import Writer
-from nagaya.errors import ConflictError, NotFoundError
+from nagaya.errors import ConflictError, NagayaError, NotFoundError
 from nagaya.models.network import GroupInfo
 from nagaya.spec import MachineSpec, SecurityGroup
 
@@ -26,6 +28,7 @@ class Groups:
     def __init__(self, supervisor: Supervisor, writer: Writer) -> None:
         self._supervisor = supervisor
         self._writer = writer
+        self._changing = asyncio.Lock()
         found = (SecurityGroup.model_validate(record.spec) for record in writer.state.records(_TABLE))
         self._groups = {group.name: group for group in found}
 
@@ -69,19 +72,22 @@ class Groups:
         return group
 
     async def put(self, group: SecurityGroup) -> bool:
-        """Give a group these rules, live on machines that run. Whether that changed anything."""
-        before = self._groups.get(group.name)
-        if before == group:
-            return False
-        self._groups[group.name] = group
-        try:
-            await self._writer.call(
-                State.save_record, _TABLE, Record(group.name, group.to_json(), time.time())
-            )
-        except BaseException:
-            self._restore(group.name, before)
-            raise
-        await self._supervisor.cabling.retell(lambda plug: group.name in plug.spec.groups)
+        """Give a group these rules, live on machines that run. Whether that changed anything.
+
+        If one of their ports cannot be told, all have the rules that they had, and its error is raised.
+        """
+        async with self._changing:
+            before = self._groups.get(group.name)
+            if before == group:
+                return False
+            try:
+                await self._give(group)
+            except NagayaError as error:
+                if before is not None:
+                    with contextlib.suppress(NagayaError):  # those that cannot be told now either kept them
+                        await self._give(before)
+                    error.message = f"security group {group.name} stays as it was: {error.message}"
+                raise
         self._supervisor.events.publish({"event": "group", "name": group.name})
         return True
 
@@ -98,11 +104,11 @@ class Groups:
         await self._writer.call(State.delete_record, _TABLE, name)
         self._supervisor.events.publish({"event": "group deleted", "name": name})
 
-    def _restore(self, name: str, before: SecurityGroup | None) -> None:
-        if before is None:
-            self._groups.pop(name, None)
-        else:
-            self._groups[name] = before
+    async def _give(self, group: SecurityGroup) -> None:
+        record = Record(group.name, group.to_json(), time.time())
+        await self._writer.call(State.save_record, _TABLE, record)
+        self._groups[group.name] = group
+        await self._supervisor.cabling.retell(lambda plug: group.name in plug.spec.groups)
 
 
 def _groups_of(spec: MachineSpec) -> Iterable[str]:

@@ -92,6 +92,7 @@ class Launcher:
             await asyncio.to_thread(self._spare_base_images, row.name, devices)
             await self.leases.take(row.id, row.name, devices)
             await _all(self.parts.plane.device_add(device) for device in devices)
+            await self.cabling.recheck(row, machine, devices)
             await self._share_networks(row, machine.spec)
         except BaseException as error:
             await self.remove_devices(row, machine.spec)

@@ -119,10 +119,12 @@ class FakePlane:
         return found
 
     async def set_port(self, device_id: str, rules: PortRules, *, link: bool) -> None:
-        """Remember them."""
+        """Remember them, unless the whole id is in `refuse`."""
         devices = self.devices
         if device_id not in devices:
             raise NotFoundError(f"the plane has no device {device_id}")
+        if device_id in self.refuse:
+            raise UnavailableError(f"the fake plane was told to refuse {device_id}")
         devices[device_id] |= {"rules": asdict(rules), "link": link}
         self._save(devices)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ from nagaya.daemon import ports
 from nagaya.daemon.daemon import Daemon
 from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.models.machine import MachineState
+from nagaya.paths import Paths
+from nagaya.plane.config import Device, NetDevice
+from nagaya.plane.ports import PortRules, SecurityRow
 from nagaya.spec import MachineSpec, NetworkSpec, Nic, SecurityGroup
-from nagaya.testing import FakeNetworks, FakePlane, Stage
+from nagaya.testing import FakeNetworks, FakePlane, Stage, fake_parts
 
 
 def spec(name: str = "web", **parts: object) -> MachineSpec:
@@ -169,6 +174,86 @@ def test_a_changed_group_reaches_the_ports_that_are_in_it(stage: Stage) -> None:
         assert of(rules, "in") == []
 
     stage.play(scene)
+
+
+def allowed(daemon: Daemon) -> dict[str, list[int]]:
+    """The ports that may be asked for, by machine."""
+    return {
+        one.name: [
+            row["ports"][0]
+            for row in plane_of(daemon).devices[f"{one.row.id}/net0"]["rules"]["security"]
+            if row["direction"] == "in"
+        ]
+        for one in daemon.supervisor.all()
+    }
+
+
+def test_a_group_reaches_all_ports_or_none(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        groups = daemon.supervisor.groups
+        await groups.create(SecurityGroup.model_validate({"name": "web", "in": ["tcp:80"]}))
+        await running(daemon, "one", nics=[{"groups": ["web"]}])
+        two = await running(daemon, "two", nics=[{"groups": ["web"]}])
+        plane_of(daemon).refuse = {f"{two.row.id}/net0"}
+        other = SecurityGroup.model_validate({"name": "web", "in": ["tcp:81"]})
+        with pytest.raises(UnavailableError, match=r"security group web stays as it was: .* refuse"):
+            await groups.put(other)
+        assert allowed(daemon) == {"one": [80], "two": [80]}
+        assert groups.get("web").inbound == ("tcp:80",)
+        plane_of(daemon).refuse = set()
+        assert await groups.put(other)
+        assert allowed(daemon) == {"one": [81], "two": [81]}
+
+    async def later(daemon: Daemon) -> None:
+        assert daemon.supervisor.groups.get("web").inbound == ("tcp:81",)
+
+    stage.play(scene)
+    stage.play(later)
+
+
+def test_a_new_daemon_tells_the_rules_that_the_last_one_could_not(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.groups.create(SecurityGroup.model_validate({"name": "web", "in": ["tcp:80"]}))
+        one = await running(daemon, nics=[{"groups": ["web"]}])
+        rules = PortRules(security=(SecurityRow("in", "tcp", (1, 1)),))
+        await plane_of(daemon).set_port(f"{one.row.id}/net0", rules, link=True)
+        assert allowed(daemon) == {"web": [1]}
+
+    async def later(daemon: Daemon) -> None:
+        assert allowed(daemon) == {"web": [80]}
+
+    stage.play(scene)
+    stage.play(later)
+
+
+class SlowPlane(FakePlane):
+    """It has heard the rules of a port, and is not done."""
+
+    def __init__(self, paths: Paths) -> None:
+        super().__init__(paths)
+        self.heard, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def device_add(self, device: Device) -> None:
+        if isinstance(device, NetDevice):
+            self.heard.set()
+            await self.goes_on.wait()
+        await super().device_add(device)
+
+
+def test_a_group_that_changes_while_a_machine_starts_is_not_missed(stage: Stage) -> None:
+    plane = SlowPlane(stage.paths)
+
+    async def scene(daemon: Daemon) -> None:
+        groups = daemon.supervisor.groups
+        await groups.create(SecurityGroup.model_validate({"name": "web", "in": ["tcp:80"]}))
+        start = asyncio.create_task(running(daemon, nics=[{"groups": ["web"]}]))
+        await plane.heard.wait()
+        await groups.put(SecurityGroup.model_validate({"name": "web", "in": ["tcp:81"]}))
+        plane.goes_on.set()
+        await start
+        assert allowed(daemon) == {"web": [81]}
+
+    stage.play(scene, replace(fake_parts(stage.paths), plane=plane))
 
 
 def test_a_cable_is_pulled_live_and_stays_so(stage: Stage) -> None:

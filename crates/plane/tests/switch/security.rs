@@ -119,6 +119,33 @@ fn peers_are_networks_and_groups() {
 }
 
 #[test]
+fn a_connection_ends_that_is_not_allowed_any_more_whoever_speaks_next() {
+    for (there, back) in [(guests(2, 1), guests(1, 2)), (guests6(2, 1), guests6(1, 2))] {
+        let mut scene = Scene::new();
+        let rules = |inbound: &str| {
+            format!(r#"{{"security": [{{"direction": "out"}}, {{"direction": "in", {inbound}}}]}}"#)
+        };
+        let (web, other) = (rules(r#""ports": [80, 80], "protocol": "tcp""#), rules(r#""protocol": "icmp""#));
+        scene.set(1, &web);
+        assert!(scene.arrives(2, 1, &there.tcp(5000, 80, "S")));
+        assert!(scene.arrives(1, 2, &back.tcp(80, 5000, "SA")));
+        scene.set(1, &other);
+        // The server may begin connections, and this is none.
+        assert_eq!(scene.send(1, &back.tcp(80, 5000, "A")), Err(DropReason::Security));
+        assert_eq!(scene.send(2, &there.tcp(5000, 80, "A")), Ok(vec![]));
+        scene.now += 7000 * SECOND;
+        assert_eq!(scene.send(1, &back.tcp(80, 5000, "A")), Err(DropReason::Security));
+        assert_eq!(scene.send(2, &there.tcp(5000, 80, "S")), Ok(vec![]), "nor does it begin anew");
+        assert!(scene.arrives(1, 2, &back.tcp(80, 5001, "S")), "the server begins another one");
+        scene.set(1, &web);
+        assert!(scene.arrives(1, 2, &back.tcp(80, 5000, "A")), "it goes on once it is allowed");
+        scene.set(1, &other);
+        scene.set(1, &web);
+        assert!(scene.arrives(2, 1, &there.tcp(5000, 80, "S")));
+    }
+}
+
+#[test]
 fn both_ends_have_a_say() {
     let mut scene = scene();
     scene.set(2, r#"{"security": []}"#);

@@ -268,7 +268,7 @@ impl Switch {
     pub fn flows(&mut self, now: Nanos, id: PortId, limit: usize) -> Vec<Entry> {
         let Some(port) = self.port_mut(id) else { return Vec::new() };
         port.observed = now + OBSERVED;
-        let mut flows: Vec<Entry> = port.track.iter(now).copied().collect();
+        let mut flows: Vec<Entry> = port.track.iter(now).filter(|entry| !entry.refused).copied().collect();
         flows.sort_unstable_by_key(|flow| std::cmp::Reverse(flow.bytes[0] + flow.bytes[1]));
         flows.truncate(limit);
         flows

@@ -130,7 +130,7 @@ impl Passage<'_> {
             (about.source, about.destination, about.ports)
         };
         let key = Key { local, remote, ports, protocol: about.protocol, vlan: self.vlan };
-        port.track.find(self.now, &key).is_some()
+        port.track.find(self.now, &key).is_some_and(|entry| !entry.refused)
     }
 
     /// Whether the packet belongs to a connection that is allowed, or may begin one; then it is counted.
@@ -146,22 +146,20 @@ impl Passage<'_> {
         let tcp = if let Upper::Tcp { flags, .. } = packet.upper { flags } else { 0 };
         let begins = packet.protocol == TCP && tcp & (flags::SYN | flags::ACK) == flags::SYN;
         if let Some(entry) = port.track.find(self.now, &key) {
-            let again = begins && (entry.outbound != outbound || entry.state == State::Closing);
+            let again =
+                begins && (entry.outbound != outbound || entry.refused || entry.state == State::Closing);
             let fresh = entry.generation == self.generation && entry.peer == peer.0;
             if fresh && !again {
-                entry.note(self.now, outbound, tcp, self.segments, self.length);
-                return true;
+                self.count(entry, outbound, tcp);
+                return !entry.refused;
             }
             let mut entry = *entry;
-            if !again && !allows(port, &key, entry.outbound, peer.1) {
-                port.track.remove(&key);
-                return false;
-            }
             if !again {
                 (entry.generation, entry.peer) = (self.generation, peer.0);
-                entry.note(self.now, outbound, tcp, self.segments, self.length);
+                entry.refused = !allows(port, &key, entry.outbound, peer.1);
+                self.count(&mut entry, outbound, tcp);
                 port.track.insert(self.now, entry);
-                return true;
+                return !entry.refused;
             }
         }
         let Some(initiator) = self.initiator(packet, port, &key, outbound, peer.1) else { return false };
@@ -172,6 +170,7 @@ impl Passage<'_> {
             creator,
             peer: peer.0,
             generation: self.generation,
+            refused: false,
             created: self.now,
             seen: self.now,
             packets: [0; 2],
@@ -180,6 +179,14 @@ impl Passage<'_> {
         entry.note(self.now, outbound, tcp, self.segments, self.length);
         port.track.insert(self.now, entry);
         true
+    }
+
+    fn count(&self, entry: &mut Entry, outbound: bool, tcp: u8) {
+        if entry.refused {
+            entry.seen = self.now;
+        } else {
+            entry.note(self.now, outbound, tcp, self.segments, self.length);
+        }
     }
 
     /// Whether the port began (true) the connection of which this is the first packet that we see. `None` if it may not be.

@@ -59,6 +59,8 @@ pub struct Entry {
     pub peer: PortId,
     /// Of the rules that allowed it.
     pub generation: u32,
+    /// Later rules do not allow it. It is kept, or its next packet would pass as the first of another one.
+    pub refused: bool,
     /// When it began.
     pub created: Nanos,
     /// When something was last seen of it.
@@ -145,17 +147,6 @@ impl Track {
         self.tags[bucket][way] = tag;
         self.entries[bucket][way] = Some(entry);
         true
-    }
-
-    /// Forget a connection.
-    pub fn remove(&mut self, key: &Key) {
-        let Some((bucket, _)) = self.place(key) else { return };
-        let known = |place: &Option<Entry>| place.is_some_and(|known| known.key == *key);
-        if let Some(way) = self.entries[bucket].iter().position(known) {
-            self.entries[bucket][way] = None;
-            self.tags[bucket][way] = 0;
-            self.used -= 1;
-        }
     }
 
     /// All that have not expired.
