@@ -73,9 +73,9 @@ class Plane:
 
     def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None:
         """Serve a blk device from other image files: `config` as for `device_add`, with other `layers` alone; `fds` are
-        theirs. The guest waits some milliseconds; what it wrote before is in the old files, durable. Raises
-        `KeyError`, `ValueError` if more would change, and `OSError` if the files cannot be opened: it goes on with
-        the old ones then.
+        theirs. The guest waits some milliseconds; what it wrote before is in the old files, durable. If the disk
+        has grown, the frontend is told. Raises `KeyError`, `ValueError` if more would change, and `OSError` if the
+        files cannot be opened: it goes on with the old ones then.
         """
 
     def query(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nagaya._core import qcow2_create
-from nagaya.errors import ConflictError
+from nagaya.errors import ConflictError, UnsupportedError
 from nagaya.images.chain import DiskFiles
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
@@ -48,8 +49,10 @@ def again(machine: Machine) -> None:
 def test_a_guest_finds_its_disks_grown_and_reverted_with_their_content(client: Client, box: Machine) -> None:
     disks = client.disks
     run(box, "echo first > /root/file; echo one | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null; sync")
-    with pytest.raises(ConflictError, match="box is running"):
-        disks.resize("data", "128MiB")
+    assert disks.resize("data", "96MiB").size == 96 * MIB
+    assert grown(box, "vdb", 96 * MIB)
+    run(box, f"echo far | dd of=/dev/vdb bs=1M seek={96 - 1} conv=notrunc,fsync 2>/dev/null")
+    assert run(box, f"dd if=/dev/vdb bs=1M skip={96 - 1} 2>/dev/null | head -c 3") == "far"
     box.stop(20)
     disks.snapshot("box/disk0", "before")
     disks.snapshot("data", "before")
@@ -70,6 +73,70 @@ def test_a_guest_finds_its_disks_grown_and_reverted_with_their_content(client: C
     for disk in ("data", "box/disk0"):
         report = disks.check(disk).wait()
         assert (report["corruptions"], report["leaks"]) == (0, 0)
+
+
+def grown(machine: Machine, name: str, size: int) -> bool:
+    """Whether the guest sees the size soon: it is told by an interrupt, and looks in its own time."""
+    look = f"[ $(cat /sys/block/{name}/size) = {size // 512} ] && echo yes && break"
+    return run(machine, f"for i in $(seq 100); do {look}; sleep 0.1; done") == "yes"
+
+
+def test_a_raw_disk_grows_under_its_guest(client: Client, tmp_path: Path) -> None:
+    image = tmp_path / "data.img"
+    image.write_bytes(bytes(8 * MIB))
+    spec = {"name": "raw", "memory": "64MiB", "disks": [{"image": "busybox"}, {"path": str(image)}]}
+    machine = client.machines.create(spec, start=True).wait("agent", 60)
+    try:
+        run(machine, "echo one | dd of=/dev/vdb conv=notrunc,fsync 2>/dev/null")
+        assert client.disks.resize("raw/disk1", 16 * MIB).size == 16 * MIB
+        assert grown(machine, "vdb", 16 * MIB)
+        run(machine, "echo far | dd of=/dev/vdb bs=1M seek=15 conv=notrunc,fsync 2>/dev/null")
+        assert (image.read_bytes()[:3], image.read_bytes()[15 * MIB :][:3]) == (b"one", b"far")
+        with pytest.raises(UnsupportedError, match="cannot shrink"):
+            client.disks.resize("raw/disk1", 8 * MIB)
+        machine.stop(20)
+        assert client.disks.resize("raw/disk1", 32 * MIB).size == 32 * MIB
+    finally:
+        machine.delete(force=True)
+
+
+def test_snapshots_are_merged_under_a_guest_that_writes(client: Client, box: Machine, tmp_path: Path) -> None:
+    disks = client.disks
+    run(box, f"({WRITER}) >/dev/null 2>&1 &")
+    for number in range(4):
+        run(box, f"dd if=/dev/urandom of=/root/f{number} bs=1M count=3 2>/dev/null; sync")
+        disks.snapshot("box/disk0", f"s{number}")
+    sums = run(box, "cd /root; md5sum f*")
+    kept = {name: exported(client, name, tmp_path) for name in ("s0", "s3")}
+    assert disks.get("box/disk0").layers == 5
+    for name in ("s1", "s2"):
+        before = int(run(box, "cat /root/n"))
+        disks.delete_snapshot("box/disk0", name).wait()
+        assert int(run(box, "cat /root/n")) >= before
+    assert disks.get("box/disk0").layers == 3
+    assert {name: exported(client, name, tmp_path) for name in kept} == kept
+    os.kill(client.host().daemon_pid, signal.SIGKILL)
+    ensure_daemon(client.paths)
+    disks.delete_snapshot("box/disk0", "s3").wait()
+    disks.delete_snapshot("box/disk0", "s0").wait()
+    assert disks.commit("box/disk0").wait() is not None
+    run(box, "echo 3 > /proc/sys/vm/drop_caches")
+    assert run(box, "cd /root; md5sum f*") == sums
+    assert run(box, "dmesg | grep -ci 'i/o error' || true") == "0"
+    box.stop(20)
+    report = disks.check("box/disk0").wait()
+    assert (report["corruptions"], report["leaks"]) == (0, 0)
+    again(box)
+    assert run(box, "cd /root; md5sum f*") == sums
+
+
+def exported(client: Client, snapshot: str, directory: Path) -> str:
+    """The digest of a snapshot of the box's root."""
+    target = directory / "export.raw"
+    client.disks.convert("box/disk0", target, "raw", snapshot=snapshot).wait()
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    target.unlink()
+    return digest
 
 
 WRITER = "i=0; while :; do i=$((i + 1)); echo $i > /root/n; sync; echo $i > /root/m; sync; done"

@@ -26,7 +26,7 @@ class DiskCatalog:
 
     paths: Paths
     parts: Parts
-    _claims: dict[str, str] = field(default_factory=dict)  # key of a disk: what works on it
+    _claims: dict[str, tuple[str, bool]] = field(default_factory=dict)  # what works on a disk, and gently
 
     def own(self, row: MachineRow, index: int) -> DiskFiles:
         """The overlay of disk `index` of a machine."""
@@ -80,28 +80,29 @@ class DiskCatalog:
     # -- who works on what
 
     @contextlib.contextmanager
-    def claim(self, key: str, work: str) -> Iterator[None]:
-        """Nothing else works on the disk meanwhile, and no machine starts on it."""
+    def claim(self, key: str, work: str, *, starts: bool = False) -> Iterator[None]:
+        """Nothing else works on the disk meanwhile, and no machine starts on it unless `starts`."""
         self.require_free([key])
-        self._claims[key] = work
+        self._claims[key] = (work, starts)
         try:
             yield
         finally:
             del self._claims[key]
 
-    def require_free(self, keys: list[str]) -> None:
-        """Raise `ConflictError` that says what works on one of the disks."""
+    def require_free(self, keys: list[str], *, to_start: bool = False) -> None:
+        """Raise `ConflictError` that says what works on one of the disks and is in the way."""
         for key in keys:
-            if key in self._claims:
+            work, starts = self._claims.get(key, ("", True))
+            if work and not (to_start and starts):
                 raise ConflictError(
-                    f"disk {key} is busy: {self._claims[key]}",
+                    f"disk {key} is busy: {work}",
                     hint="`nagaya operation list` shows the job; wait for it, or cancel it",
                     disk=key,
                 )
 
     def work_on(self, key: str) -> str:
         """What works on a disk, "" for nothing."""
-        return self._claims.get(key, "")
+        return self._claims.get(key, ("", True))[0]
 
     def _files(self, directory: Path, stem: str, base: str) -> DiskFiles:
         return DiskFiles(directory, stem, self.parts.create_overlay, self.parts.images.blob, base)

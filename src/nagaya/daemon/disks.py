@@ -12,6 +12,8 @@ from typing import Any
 
 from nagaya.daemon import livedisk
 from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, keys
+from nagaya.daemon.growth import grow_raw, grows
+from nagaya.daemon.livemerge import LiveDisk
 from nagaya.daemon.supervised import DOWN, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
 from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError, UsageError
@@ -132,21 +134,40 @@ class Disks:
                 files.directory.rmdir()
 
     async def resize(self, name: str, size: int) -> DiskInfo:
-        """Grow a disk. The guest sees the size when it starts next."""
+        """Grow a disk. A guest that runs is told."""
         target = self.find(name)
-        files = target.require_files("resized")
-        async with self._idle(target, "it is being resized"):
-            record = await asyncio.to_thread(files.record)
-            now_size = record.layers[record.top].size
-            if size < now_size:
-                raise UnsupportedError(
-                    f"disk {target.key} has {human_size(now_size)} and cannot shrink to {human_size(size)}",
-                    hint="its content would be cut; make a smaller disk and copy the files inside a guest",
-                    disk=target.key,
-                )
-            await asyncio.to_thread(files.grow, size)
-            await self._note_size(target, size)
+        if target.files is None:
+            await self._grow_raw(target, size)
+            return await self.show(name)
+        files, work = target.files, "it is being resized"
+        running = [one for one in target.users if one.row.state in UP]
+        if len(running) == 1:
+            with self._catalog.claim(target.key, work):
+                if await asyncio.to_thread(grows, target.key, files, size):
+                    await livedisk.grow(
+                        self._supervisor, running[0], self._index(running[0], target), files, size
+                    )
+                    await self._note_size(target, size)
+            return await self.show(name)
+        async with self._idle(target, work):
+            if await asyncio.to_thread(grows, target.key, files, size):
+                await asyncio.to_thread(files.grow, size)
+                await self._note_size(target, size)
         return await self.show(name)
+
+    async def _grow_raw(self, target: Target, size: int) -> None:
+        """A raw file or device that a machine's spec names."""
+        one, path = target.users[0], target.node.path if target.node else Path()
+        if not one.spec.disks[target.index].path:
+            target.require_files("resized")
+        with self._catalog.claim(target.key, "it is being resized"):
+            if one.row.state in UP:
+                await asyncio.to_thread(grow_raw, target.key, path, size)
+                await livedisk.renew(self._supervisor, one, target.index)
+                return
+            self._require_rest(target)
+            async with self._leases.held(f"disk {target.key}", {str(path): Access.WRITER}):
+                await asyncio.to_thread(grow_raw, target.key, path, size)
 
     # -- snapshots
 
@@ -165,7 +186,7 @@ class Disks:
                 await asyncio.to_thread(_take, files, target.key, snapshot)
             return await self.show(name)
         one = running[0]
-        index = next(i for i, key in enumerate(keys(one.row, one.spec)) if key == target.key)
+        index = self._index(one, target)
         with self._catalog.claim(target.key, work):
             await livedisk.snapshot(self._supervisor, one, index, files, key=target.key, name=snapshot)
         return await self.show(name)
@@ -179,16 +200,12 @@ class Disks:
         return await self.show(name)
 
     async def delete_snapshot(self, name: str, snapshot: str, progress: Progress) -> DiskInfo:
-        """Forget a snapshot and give its space back: at once if nobody uses the disk, else at a later
-        merge.
-        """
+        """Forget a snapshot and give its space back."""
         target = self.find(name)
         files = target.require_files("changed")
         with self._catalog.claim(target.key, f"snapshot {snapshot} is being deleted"):
             await asyncio.to_thread(_forget, files, snapshot)
-        if all(one.row.state in DOWN for one in target.users):
-            async with self._idle(target, f"snapshot {snapshot} is being merged"):
-                await merge(files, self._mover(target, snapshot), progress)
+        await self._merge(target, f"snapshot {snapshot} is being merged", progress, snapshot)
         return await self.show(name)
 
     # -- moving data
@@ -196,10 +213,18 @@ class Disks:
     async def commit(self, name: str, progress: Progress) -> DiskInfo:
         """Merge the layers that no snapshot needs."""
         target = self.find(name)
-        files = target.require_files("merged")
-        async with self._idle(target, "its layers are being merged"):
-            await merge(files, self._mover(target), progress)
+        await self._merge(target, "its layers are being merged", progress)
         return await self.show(name)
+
+    async def _merge(self, target: Target, work: str, progress: Progress, snapshot: str = "") -> None:
+        files, mover = target.require_files("merged"), self._mover(target, snapshot)
+        if all(one.row.state in DOWN for one in target.users):
+            async with self._idle(target, work):
+                await merge(files, mover, progress)
+            return
+        with self._catalog.claim(target.key, work, starts=True):
+            live = LiveDisk(self._supervisor, target.users, target.key, files)
+            await live.merge(mover, progress)
 
     async def rebase(self, name: str, image: str, progress: Progress) -> DiskInfo:
         """Put the disk onto another image of the store, or onto none, with the same content."""
@@ -260,6 +285,9 @@ class Disks:
             return await self._qemu.map(chain)
 
     # -- helpers
+
+    def _index(self, one: Supervised, target: Target) -> int:
+        return keys(one.row, one.spec).index(target.key)
 
     def _mover(self, target: Target, snapshot: str = "") -> Mover:
         return Mover(self._supervisor.parts.plane.work, target.key, snapshot)

@@ -56,14 +56,23 @@ async def snapshot(
         before = await asyncio.to_thread(files.record)
         async with _frozen(supervisor, one) as how:
             after = await asyncio.to_thread(with_snapshot, files, before, key, name, how)
-            await asyncio.to_thread(files.write, after)
-            try:
-                await _change_over(supervisor, one, index)
-            except UnavailableError:  # nobody knows whether it has; both are right
-                raise
-            except NagayaError:
-                await asyncio.to_thread(files.write, before)
-                raise
+            await _put(supervisor, one, index, files, (before, after))
+
+
+async def grow(supervisor: Supervisor, one: Supervised, index: int, files: DiskFiles, size: int) -> None:
+    """Have disk `index` of a machine that runs be of `size` bytes: a larger top. The guest is told."""
+    async with one.lock:
+        one.require_process()
+        before = await asyncio.to_thread(files.record)
+        after = await asyncio.to_thread(files.push, before, size)
+        await _put(supervisor, one, index, files, (before, after))
+
+
+async def renew(supervisor: Supervisor, one: Supervised, index: int) -> None:
+    """Have the plane look at the files of disk `index` again, which may be others, or larger now."""
+    async with one.lock:
+        one.require_process()
+        await change_over(supervisor, one, index)
 
 
 async def attach(supervisor: Supervisor, one: Supervised, disk: Disk) -> None:
@@ -184,7 +193,27 @@ def _surplus(supervisor: Supervisor, one: Supervised, served: Mapping[str, tuple
     )
 
 
-async def _change_over(supervisor: Supervisor, one: Supervised, index: int) -> None:
+async def _put(
+    supervisor: Supervisor,
+    one: Supervised,
+    index: int,
+    files: DiskFiles,
+    records: tuple[Record, Record],
+) -> None:
+    """The second of `records`, which has a new top, takes the place of the first, also in the plane."""
+    before, after = records
+    await asyncio.to_thread(files.write, after)
+    try:
+        await change_over(supervisor, one, index)
+    except UnavailableError:  # nobody knows whether it has; both are right
+        raise
+    except NagayaError:
+        await asyncio.to_thread(files.write, before)
+        raise
+
+
+async def change_over(supervisor: Supervisor, one: Supervised, index: int) -> None:
+    """Have the plane serve disk `index` from the files that its record names. The machine's lock is held."""
     devices = supervisor.launcher.devices(one.row, supervisor.engine_machine(one))
     wanted = f"{one.row.id}/disk{index}"
     for device in devices:

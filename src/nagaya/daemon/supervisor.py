@@ -283,7 +283,7 @@ class Supervisor:
         engine = self.parts.engine(one.spec)
         engine.check(one.spec)
         kernel = self.parts.kernels.choose(one.spec)
-        self.disks.require_free(keys(one.row, one.spec))
+        self.disks.require_free(keys(one.row, one.spec), to_start=True)
         admission.admit(one.name, one.spec.memory.size, self.promised(but=one), admission.host_memory())
         await self.move(
             one,

@@ -57,13 +57,18 @@ async def merge(files: DiskFiles, mover: Mover, progress: Progress) -> Record:
     while (pair := record.mergeable()) is not None:
         count += 1
         upper, lower = pair
-        await _join(files, record, upper, mover, _numbered(progress, count))
-        below = record.layers[lower]
-        joined = Layer(size=record.layers[upper].size, parent=below.parent, base=below.base)
-        layers = {**record.layers, upper: joined}
-        del layers[lower]
-        record = files.write(record.model_copy(update={"layers": layers}))
+        await _join(files, record, upper, mover, numbered(progress, count))
+        record = files.write(joined(record, upper, lower))
     return record
+
+
+def joined(record: Record, upper: str, lower: str) -> Record:
+    """`record` once the layer `upper` has all that `lower`, the one below it, has."""
+    below = record.layers[lower]
+    layer = Layer(size=record.layers[upper].size, parent=below.parent, base=below.base)
+    layers = {**record.layers, upper: layer}
+    del layers[lower]
+    return record.model_copy(update={"layers": layers})
 
 
 async def _join(files: DiskFiles, record: Record, upper: str, mover: Mover, progress: Progress) -> None:
@@ -92,13 +97,13 @@ async def change_base(
     bottoms = [file for file, layer in record.layers.items() if not layer.parent and layer.base != digest]
     for number, file in enumerate(bottoms, 1):
         chain = files.nodes(record, file)
-        await mover.rebase(chain, [image] if image else [], _numbered(progress, number, len(bottoms)))
+        await mover.rebase(chain, [image] if image else [], numbered(progress, number, len(bottoms)))
         layers = {**record.layers, file: Layer(size=record.layers[file].size, base=digest)}
         record = files.write(record.model_copy(update={"layers": layers}))
     return record
 
 
-def _numbered(progress: Progress, number: int, total: int = 0) -> Progress:
+def numbered(progress: Progress, number: int, total: int = 0) -> Progress:
     """Progress of one layer of several."""
     of = f"{number} of {total}" if total else str(number)
     return lambda step, fraction: progress(f"layer {of}: {step}", fraction)

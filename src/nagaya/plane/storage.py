@@ -35,6 +35,7 @@ class OpenImages(Closing):
     """The layers of `device`, open and locked: the top one as `access_to` says, the others as readers.
 
     `unchanging`: what is written to the top one changes nothing of what it reads as, so there may be readers.
+    `top`: a duplicate of the top layer's descriptor, which has its lock, to be used and owned from now on.
 
     `direct` is false if a file system under one of them refuses O_DIRECT. `devices_of` names the devices of
     this holder that have an image open, for the message of a refusal. Raises a `NagayaError` that names the
@@ -47,10 +48,12 @@ class OpenImages(Closing):
         devices_of: Callable[[ImageKey], Iterable[str]],
         *,
         unchanging: bool = False,
+        top: int = -1,
     ) -> None:
         self.fds: list[int] = []
         self.keys: list[ImageKey] = []
         self.direct = device.direct
+        self._lent = top
         try:
             for index, layer in enumerate(device.layers):
                 if layer.model is not None:
@@ -58,10 +61,11 @@ class OpenImages(Closing):
                 access = access_to(device, index)
                 if unchanging and access is Access.WRITER:
                     access = Access.FILLER
-                fd = self._open(device.id, layer.path, access, device.read_only)
+                own = index > 0 or top < 0
+                fd = self._open(device.id, layer.path, access, device.read_only) if own else top
                 self.fds.append(fd)
                 self.keys.append(_check_kind(device.id, layer.path, fd))
-                if not lock_image(fd, access):
+                if own and not lock_image(fd, access):
                     raise _in_use(device.id, layer.path, list(devices_of(self.keys[-1])), access)
             if not self.direct:
                 for fd in self.fds:  # one that opened before another refused
@@ -93,25 +97,31 @@ class OpenImages(Closing):
         while self.fds:
             fd = self.fds.pop()
             try:
-                unlock_image(fd)
+                if fd != self._lent:
+                    unlock_image(fd)
             finally:
                 os.close(fd)
+
+    def inherit(self, old: OpenImages) -> None:
+        """The top layer's lock, which `old` has too, is ours."""
+        old._lent, self._lent = old.fds[0], -1
 
 
 @contextlib.contextmanager
 def handed_over(
     old: OpenImages, device: BlkDevice, devices_of: Callable[[ImageKey], Iterable[str]]
 ) -> Iterator[OpenImages]:
-    """The layers of `device`, opened while `old` is still in use; its top may be among them, then only read.
+    """The layers of `device`, opened while `old` is in use; its top may be theirs too, or only read now.
 
     At the end of the block `old` is closed; after an error the new ones are, and `old` is as it was.
     """
-    writes = bool(old.fds) and not device.read_only and not device.shared
+    same = bool(old.fds) and _is(device.layers[0].path, old.keys[0])
+    writes = bool(old.fds) and not same and not device.read_only and not device.shared
     if writes:
         downgrade_image(old.fds[0])
     images = None
     try:
-        images = OpenImages(device, devices_of)
+        images = OpenImages(device, devices_of, top=os.dup(old.fds[0]) if same else -1)
         if images.worker != old.worker:
             raise ConflictError(
                 f"the top layer of {device.id} is on another device than before",
@@ -124,6 +134,8 @@ def handed_over(
         if writes:
             upgrade_image(old.fds[0])
         raise
+    if same:
+        images.inherit(old)
     old.close()
 
 
@@ -138,6 +150,14 @@ def image_key(status: os.stat_result) -> ImageKey:
     """What is the same for all names of one image: links to a file, nodes of a device."""
     block = stat.S_ISBLK(status.st_mode)
     return (status.st_rdev, -1) if block else (status.st_dev, status.st_ino)
+
+
+def _is(path: str, key: ImageKey) -> bool:
+    """Whether the image at `path` is that one."""
+    try:
+        return image_key(os.stat(path)) == key  # noqa: PTH116
+    except OSError:
+        return False
 
 
 def _is_block_device(path: str) -> bool:

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::holder::events::{Events, lock};
 use crate::holder::link::{Link, STACK};
 use crate::holder::offer::Offer;
-use crate::holder::relay::Relay;
+use crate::holder::relay::{Channel, Relay};
 use crate::holder::session::Session;
 
 /// A connection shorter than this is followed by a pause as long.
@@ -28,6 +28,8 @@ pub struct Device {
     pub number: u32,
     /// Its worker.
     pub link: Arc<Link>,
+    offer: Arc<Offer>,
+    channel: Arc<Channel>,
     stop: Arc<Stop>,
     thread: JoinHandle<()>,
 }
@@ -46,6 +48,7 @@ struct Server {
     listener: UnixListener,
     link: Arc<Link>,
     offer: Arc<Offer>,
+    channel: Arc<Channel>,
     events: Arc<Events>,
     stop: Arc<Stop>,
 }
@@ -66,17 +69,31 @@ impl Device {
         listener.set_nonblocking(true)?;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let stop = Arc::new(Stop { flag: AtomicBool::new(false), wake, stream: Mutex::default() });
+        let (offer, channel) = (Arc::new(offer), Arc::default());
         let server = Server {
             id: id.to_owned(),
             number,
             listener,
             link: link.clone(),
-            offer: Arc::new(offer),
+            offer: Arc::clone(&offer),
+            channel: Arc::clone(&channel),
             events,
             stop: stop.clone(),
         };
         let thread = thread::Builder::new().name(format!("device {number}")).stack_size(STACK);
-        Ok(Device { number, link, stop, thread: thread.spawn(move || server.run())? })
+        let thread = thread.spawn(move || server.run())?;
+        Ok(Device { number, link, offer, channel, stop, thread })
+    }
+
+    /// Its configuration space.
+    pub fn config_space(&self) -> Vec<u8> {
+        lock(&self.offer.config).clone()
+    }
+
+    /// Its configuration space is `space` from now on, and the frontend hears of it.
+    pub fn reconfigure(&self, space: Vec<u8>) {
+        *lock(&self.offer.config) = space;
+        self.channel.config_changed();
     }
 
     /// Disconnect the frontend, wait for what is in flight, end the thread.
@@ -143,7 +160,7 @@ impl Server {
             Ok(copy) => *lock(&self.stop.stream) = Some(copy),
             Err(error) => return eprintln!("plane: {}: {error}", self.id),
         }
-        let mut relay = match Relay::new(stream, session.clone()) {
+        let mut relay = match Relay::new(stream, session.clone(), self.channel.clone()) {
             Ok(relay) => relay,
             Err(error) => return eprintln!("plane: {}: {error}", self.id),
         };

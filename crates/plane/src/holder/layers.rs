@@ -1,4 +1,5 @@
-//! Other image files below a disk that runs: a snapshot puts an empty one on top, a merge takes some away.
+//! Other image files below a disk that runs: a snapshot puts an empty one on top, growth a larger one, a merge takes
+//! some away.
 //!
 //! To the worker it is a device that goes and comes back: its queues are stopped, it is closed, opened on the new files,
 //! and its queues go on where they were. The guest's requests wait meanwhile, as while a worker is replaced. A worker that
@@ -30,30 +31,35 @@ impl Plane {
         if config.id() != id || fds.len() != config.backend_fds() {
             return Err(PlaneError::Config(format!("{} files for the layers of {id}", fds.len())));
         }
-        let offer = Offer::of(&config, &fds)?;
-        let link = {
+        let space = lock(&Offer::of(&config, &fds)?.config).clone();
+        let (link, number, before) = {
             let inner = lock(&self.inner);
             let device = inner.devices.get(id).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;
-            (device.link.clone(), device.number)
+            (device.link.clone(), device.number, device.config_space())
         };
-        let (link, number) = (&link.0, link.1);
-        self.check(link, number, &config, &offer)?;
+        let link = &*link;
+        self.check(link, number, &config, (&before, &space))?;
         let switch = Switch { link, number };
         // Most of it while the guest still works: little is left for when it waits.
         let ahead = switch.sync_ahead();
         if switch.run(Files::new(config, fds)?)? || ahead {
             self.events.push("DEVICE_FLUSH_FAILED", json!({"id": id}));
         }
+        if space != before
+            && let Some(device) = lock(&self.inner).devices.get(id)
+        {
+            device.reconfigure(space);
+        }
         Ok(())
     }
 
-    /// Nothing that a guest knows of its disk may change.
+    /// Nothing that a guest knows of its disk may change, but that it grows.
     fn check(
         &self,
         link: &Link,
         number: u32,
         config: &DeviceConfig,
-        offer: &Offer,
+        (before, space): (&[u8], &[u8]),
     ) -> Result<(), PlaneError> {
         let state = link.state();
         let shadow =
@@ -68,11 +74,16 @@ impl Plane {
         if same != *now {
             return Err(PlaneError::Config(format!("more than the layers of {} would change", config.id())));
         }
-        if shadow.offer()?.config != offer.config {
-            return Err(PlaneError::Config(format!("the new layers of {} are of another size", config.id())));
+        if capacity(space) < capacity(before) {
+            return Err(PlaneError::Config(format!("the new layers of {} are smaller", config.id())));
         }
         Ok(())
     }
+}
+
+/// The first field of a disk's configuration space, in sectors (virtio 1.3, 5.2.4).
+fn capacity(space: &[u8]) -> Option<u64> {
+    space.first_chunk().copied().map(u64::from_le_bytes)
 }
 
 /// Workers that may die over one change.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -20,8 +21,8 @@ pub struct Offer {
     pub features: u64,
     /// Number of virtqueues.
     pub queues: u16,
-    /// The device's configuration space.
-    pub config: Vec<u8>,
+    /// The device's configuration space, which changes when a disk grows.
+    pub config: Mutex<Vec<u8>>,
 }
 
 impl Offer {
@@ -43,7 +44,7 @@ impl Offer {
             DeviceConfig::Net(net) => (net::device::features(net), net::device::config_space(net)),
             DeviceConfig::Rng(_) | DeviceConfig::Copy(_) | DeviceConfig::Uplink(_) => (0, Vec::new()),
         };
-        Ok(Offer { features: common | features, queues: config.queues() as u16, config: space })
+        Ok(Offer { features: common | features, queues: config.queues() as u16, config: Mutex::new(space) })
     }
 }
 

@@ -3,17 +3,20 @@
 //! User-mode Linux always sends SET_MEM_TABLE with room for two regions, however many it has (`vhost_user_mem_regions` in
 //! arch/um/drivers/vhost_user.h). The crate takes only messages of the exact size, so here they get it. User-mode Linux
 //! also needs a channel for requests of the backend (without one its interrupt number is 0, `vhost_user_init_slave_req`),
-//! and passes a pipe, where the crate takes only sockets: we keep the fd here, and have nothing to say on it. And the
+//! and passes a pipe, where the crate takes only sockets: the fd is kept here ([`Channel`]). And the
 //! handler never waits for the second half of a message.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
-use vhost::vhost_user::message::FrontendReq;
+use vhost::vhost_user::message::{BackendReq, FrontendReq};
 use vhost::vhost_user::{BackendReqHandler, Error, Result};
 
+use crate::holder::events::lock;
+use crate::holder::fds;
 use crate::holder::session::Session;
 use crate::scm;
 
@@ -32,29 +35,54 @@ const MAX_BODY: usize = 0x1000;
 const TABLE_HEADER: usize = 8;
 const TABLE_REGION: usize = 32;
 
+/// Where a frontend hears of the backend: all that we say is "look at the configuration".
+#[derive(Default)]
+pub struct Channel(Mutex<Option<File>>);
+
+impl Channel {
+    /// Say that the configuration space is another now. A frontend that gave no channel, or does not read it, is not told.
+    pub fn config_changed(&self) {
+        let channel = lock(&self.0);
+        let Some(channel) = channel.as_ref() else { return };
+        let words = [BackendReq::CONFIG_CHANGE_MSG as u32, VERSION, 0];
+        let message: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut fd = libc::pollfd { fd: channel.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: one pollfd. With room for something in a pipe or a socket, so few bytes are written at once.
+        let ready = unsafe { libc::poll(&mut fd, 1, 0) } == 1 && fd.revents & libc::POLLOUT != 0;
+        if !ready || (&*channel).write_all(&message).is_err() {
+            eprintln!("plane: a frontend does not hear that its configuration has changed");
+        }
+    }
+}
+
 /// A connection.
 pub struct Relay {
     frontend: UnixStream,
     inside: UnixStream,
     handler: BackendReqHandler<Mutex<Session>>,
     /// The frontend takes its closing for our end.
-    backend_channel: Option<OwnedFd>,
+    channel: Arc<Channel>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        *lock(&self.channel.0) = None;
+    }
 }
 
 impl Relay {
-    /// Have `session` answer what `frontend` asks.
+    /// Have `session` answer what `frontend` asks; what it is told unasked goes to `channel`.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(frontend: UnixStream, session: Arc<Mutex<Session>>) -> io::Result<Relay> {
+    pub fn new(
+        frontend: UnixStream,
+        session: Arc<Mutex<Session>>,
+        channel: Arc<Channel>,
+    ) -> io::Result<Relay> {
         let (inside, end) = UnixStream::pair()?;
         inside.set_nonblocking(true)?;
-        Ok(Relay {
-            frontend,
-            inside,
-            handler: BackendReqHandler::from_stream(end, session),
-            backend_channel: None,
-        })
+        Ok(Relay { frontend, inside, handler: BackendReqHandler::from_stream(end, session), channel })
     }
 
     /// Wait for a message, handle it, pass the answer back.
@@ -64,7 +92,8 @@ impl Relay {
     pub fn handle_one(&mut self) -> Result<()> {
         let (message, mut fds) = self.receive()?;
         if word(&message, 0) == FrontendReq::SET_BACKEND_REQ_FD as u32 {
-            self.backend_channel = fds.pop();
+            let file = fds.pop().map(File::from);
+            *lock(&self.channel.0) = file.filter(|file| fds::check_signal(file).is_ok());
             return self.acknowledge(&message);
         }
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();

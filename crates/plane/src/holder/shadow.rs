@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::block::faults::FaultPlan;
 use crate::config::DeviceConfig;
 use crate::control::{QueueSetup, Region, ToWorker};
-use crate::holder::offer::Offer;
 use crate::holder::ports::PortOrders;
 use crate::page::Shared;
 
@@ -117,16 +116,6 @@ impl Shadow {
     /// The file that is written.
     pub fn written(&self) -> Written {
         Written { page: self.page.clone(), witness: self.witness.clone() }
-    }
-
-    /// What it offers to frontends.
-    ///
-    /// # Errors
-    /// If an image's size cannot be told.
-    pub fn offer(&self) -> std::io::Result<Offer> {
-        let backend: Vec<OwnedFd> =
-            self.backend.iter().map(|fd| fd.try_clone()).collect::<std::io::Result<_>>()?;
-        Offer::of(&self.config, &backend)
     }
 
     /// Count a violation.
