@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -29,7 +30,12 @@ LIMIT = 400  # requests a second: far less than guests and hosts do
 @pytest.fixture
 def pair(client: Client, paths: Paths) -> tuple[Machine, Machine]:
     """Two machines of one tenant whose guests read all the time, each from a raw disk of its own."""
-    client.tenants.set("acme", {"disk.limit": f"{LIMIT}iops"})
+    return readers(client, paths, f"{LIMIT}iops", READ)
+
+
+def readers(client: Client, paths: Paths, limit: str | None, program: str) -> tuple[Machine, Machine]:
+    """Two machines of one tenant that run `program`."""
+    client.tenants.set("acme", {"disk.limit": limit})
     machines = []
     for name in ("db", "web"):
         file = paths.state / f"{name}.img"
@@ -39,7 +45,7 @@ def pair(client: Client, paths: Paths) -> tuple[Machine, Machine]:
         machines.append(client.machines.create(spec, start=True))
     for machine in machines:
         machine.wait("agent", 60)
-        begin(machine, READ)
+        begin(machine, program)
     return machines[0], machines[1]
 
 
@@ -123,6 +129,27 @@ def test_why_names_the_limit_and_without_it_the_other_machine(
         time.sleep(0.5)
     assert any("because web was served" in line for line in db.why(30).words)
     assert "nagaya_disk_wait_seconds" in client.metrics()
+
+
+def test_more_than_the_disk_was_seen_to_do_cannot_be_reserved(client: Client, paths: Paths) -> None:
+    db, web = readers(client, paths, None, READ.replace("bs=64k count=60", "bs=4k count=960"))
+    deadline = time.monotonic() + 30
+    while not (capacity := max(arbiter.capacity_iops for arbiter in client.usage().arbiters)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    part = max(1, capacity // 10)  # what the disk does later may be less
+    web.set({"disk.reservation": f"{part}iops"})
+    with pytest.raises(ResourceError) as refused:
+        db.set({"disk.reservation": f"{100 * part}iops"})
+    said = r"@acme reserves (\d+)iops of disk disk-\d+:\d+, (\d+)iops are left: it does (\d+)iops as measured"
+    found = re.match(said, refused.value.message)
+    assert found is not None, refused.value.message
+    assert int(found[1]) == 101 * part > int(found[3]) == int(found[2]) == refused.value.facts["capacity"]
+    assert db.refresh().info.spec["disk"]["reservation_iops"] == 0
+    spec = {"name": "more", "memory": "64MiB", "disks": db.info.spec["disks"][:1]}
+    knobs = {"reservation_iops": 100 * part}
+    with pytest.raises(ResourceError, match=rf"{part}iops are promised \(@acme {part}iops\)"):
+        client.machines.create({**spec, "disk": knobs}, start=True)
 
 
 def test_a_limit_of_cpu_holds_at_once(client: Client) -> None:

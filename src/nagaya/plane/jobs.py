@@ -40,6 +40,7 @@ class _Job:
     progress: tuple[int, int] = (0, 0)
     status: str = "running"
     error: str | None = None
+    ended: int | None = None  # the errno, if it ended before anybody knew that it had begun
 
 
 class Jobs:
@@ -75,11 +76,15 @@ class Jobs:
             return False
         job = self._jobs.get(_name(facts["id"]))
         if job is not None and job.status == "running":
-            error = os.strerror(facts["errno"]) if facts["errno"] else None
-            ending = asyncio.ensure_future(self._conclude(job, error))
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+            self._end(job, facts["errno"])
+        elif job is not None and job.status == "created":
+            job.ended = facts["errno"]
         return True
+
+    def _end(self, job: _Job, errno: int) -> None:
+        ending = asyncio.ensure_future(self._conclude(job, os.strerror(errno) if errno else None))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -102,6 +107,8 @@ class Jobs:
                 raise
             started.stack = stack.pop_all()
         self._set_status(started, "running")
+        if started.ended is not None:
+            self._end(started, started.ended)
         for job_id in [name for name, one in self._jobs.items() if one.status == "concluded"][:-_CONCLUDED]:
             del self._jobs[job_id]
         return {}

@@ -38,7 +38,7 @@ class Disks:
         self._client.request("DELETE", _path(name))
 
     def resize(self, name: str, size: int | str) -> DiskInfo:
-        """Grow a disk; the guest sees it when its machine starts next."""
+        """Grow a disk; a guest that runs is told."""
         return self._post(name, "resize", {"size": size})
 
     def snapshot(self, name: str, snapshot: str) -> DiskInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class FakeCore:
         self.network_shares: list[dict[str, Any]] = []
         self.orders: list[tuple[str, dict[str, Any]]] = []
         self.fails: Exception | None = None
+        self.short_jobs = False  # they have ended before their start returns
         self.closed = False
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -73,6 +75,9 @@ class FakeCore:
             raise self.fails
         parsed = json.loads(config)
         self.devices[parsed["id"]] = (parsed, [os.dup(fd) for fd in fds])
+        if self.short_jobs:
+            self.happen("JOB_ENDED", id=parsed["id"], errno=0)
+            time.sleep(0.05)  # whoever hears of it has done so
 
     def job_end(self, id: str) -> None:  # noqa: A002
         self.device_del(id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,16 @@ async def test_a_job_that_fails_or_is_cancelled_says_so(
             pass
         assert (await status(client))[0].error == "No space left on device"
         await client.job_start(job)  # left to the holder's end
+
+
+async def test_a_job_that_ends_at_once_is_concluded(core: FakeCore, directory: Path, job: CopyJob) -> None:
+    core.short_jobs = True
+    async with plane(core, directory) as client:
+        await client.job_start(job)
+        async with asyncio.timeout(5):
+            while (await status(client))[0].status != "concluded":
+                pass
+        assert core.devices == {}
 
 
 async def test_a_job_that_the_core_refuses_leaves_nothing(
