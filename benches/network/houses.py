@@ -27,11 +27,6 @@ _OFFLOADS = tun.TUN_F_CSUM | tun.TUN_F_TSO4 | tun.TUN_F_TSO6 | tun.TUN_F_TSO_ECN
 _BACKLOG_S = 0.02  # what may wait in the peer's queue without fq_codel, at the uplink's rate: as in ours
 
 
-def address(number: int) -> str:
-    """Of a machine."""
-    return f"10.9.0.{number + 10}"
-
-
 def _mac(number: int) -> str:
     return f"52:54:00:00:09:{number:02x}"
 
@@ -56,6 +51,10 @@ class House:
         self.world = stack.enter_context(Namespace())
         self.machines = {name: stack.enter_context(Namespace()) for name in names}
 
+    def address_of(self, name: str) -> str:
+        """IPv4 of a machine."""
+        return f"10.9.0.{self.numbers[name] + 10}"
+
     def share(self, name: str, **knobs: int) -> None:
         """Give a machine other knobs."""
         raise NotImplementedError
@@ -64,7 +63,9 @@ class House:
         """The other end of a machine's interface."""
         place, number = self.machines[name], self.numbers[name]
         fd = _tap(place, "eth0")
-        place.run(f"ip link set eth0 address {_mac(number)} && ip address add {address(number)}/24 dev eth0")
+        place.run(
+            f"ip link set eth0 address {_mac(number)} && ip address add {self.address_of(name)}/24 dev eth0"
+        )
         return fd
 
     def carry(self, fd: int, *way: str, fds: Sequence[int] = ()) -> None:
@@ -143,14 +144,14 @@ class Bridge(House):
         root = f"tc qdisc add dev up0 root handle 1: htb && {self._class('add', '1:', '1:1', self._rate)}"
         self._bridge.run(root)
         queue = "fq_codel"
-        for number in self.numbers.values():
+        for name, number in self.numbers.items():
             rate = self._rate // len(self.numbers)
             self._bridge.run(self._class("add", "1:1", f"1:{number + 10}", rate))
             leaf = f"tc qdisc add dev up0 parent 1:{number + 10} "
             if not self._bridge.run(f"{leaf} fq_codel 2>/dev/null && echo yes || true"):
                 queue = "bfifo"
                 self._bridge.run(f"{leaf} bfifo limit {int(self._rate * _BACKLOG_S)}")
-            match = f"match ip src {address(number)}/32 flowid 1:{number + 10}"
+            match = f"match ip src {self.address_of(name)}/32 flowid 1:{number + 10}"
             self._bridge.run(f"tc filter add dev up0 parent 1: protocol ip u32 {match}")
         return queue
 

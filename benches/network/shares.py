@@ -62,6 +62,7 @@ def _round(samples: Samples, vub: Path, crowd: Crowd) -> str:
         _limit(samples, "ours", crowd.send(house, SENDERS))
         house.share("w1")
         _latency(samples, "ours", crowd, house)
+        _port(samples, crowd, house)
     with ExitStack() as stack:
         peer = Bridge(stack, vub, [*SENDERS, QUIET], GIGABIT)
         _weights(samples, HTB, crowd, peer, lambda name, weight: peer.share(name, rate=_part(weight, 7)))
@@ -142,6 +143,22 @@ def _latency(samples: Samples, who: str, crowd: Crowd, house: House) -> None:
         samples[f"{who}: {name} beside"].append(beside.trip(part))
 
 
+def _port(samples: Samples, crowd: Crowd, house: Ours) -> None:
+    """Three send to one machine with a limit: weights 1:2:4, and 4:2:1 from the middle on."""
+
+    def weigh(*weights: int) -> None:
+        for name, weight in zip(SENDERS, weights, strict=True):
+            house.share(name, weight=weight * 100)
+
+    weigh(1, 2, 4)
+    house.share(QUIET, limit=LIMIT)
+    got = crowd.send(house, SENDERS, turn=lambda: weigh(4, 2, 1), to=QUIET)
+    half = int(crowd.seconds / 2 * SECOND)
+    samples["port: weights 1:2:4"].append(_off([got.bytes_of(name, 0, half) for name in SENDERS], (1, 2, 4)))
+    after = [got.bytes_of(name, half + SECOND) for name in SENDERS]
+    samples["port: a second after 4:2:1"].append(_off(after, (4, 2, 1)))
+
+
 def _part(weight: int, of: int) -> int:
     """A part of the link as a rate of htb's, with something left for the quiet machine."""
     return GIGABIT * 99 // 100 * weight // of
@@ -165,6 +182,10 @@ def _rows(samples: Samples) -> list[Row]:
         ours = samples[f"ours: {name}"]
         peers = {BOUND: [bound] * len(ours), HTB: samples[f"{HTB}: {name}"]}
         rows.append(Row(f"{name}, off by", ours, peers, "%", "lower", {BOUND: 1.0}))
+    for name in [name for name in samples if name.startswith("port: ")]:
+        peers = {BOUND: [3.0] * len(samples[name])}
+        label = f"at a machine's limit: {name.removeprefix('port: ')}, off by"
+        rows.append(Row(label, samples[name], peers, "%", "lower", {BOUND: 1.0}))
     for name, targets in (("p50", {}), ("p99", {"alone": 1.5})):
         peers = {"alone": samples[f"ours: {name} alone"], HTB: samples[f"{HTB}: {name} beside"]}
         ours = samples[f"ours: {name} beside"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benches.network.houses import WORLD, House, address
+from benches.network.houses import WORLD, House
 
 from nagaya.testing.netns import Namespace
 
@@ -35,20 +35,29 @@ class Crowd:
     warm_up: float = 1.0
 
     def send(
-        self, house: House, bulk: Sequence[str], asker: str = "", turn: Callable[[], None] | None = None
+        self,
+        house: House,
+        bulk: Sequence[str],
+        asker: str = "",
+        turn: Callable[[], None] | None = None,
+        to: str = "",
     ) -> Arrived:
-        """The machines `bulk` send what goes, `asker` asks 100 times a second; `turn` comes in the middle."""
+        """The machines `bulk` send what goes, `asker` asks 100 times a second; `turn` comes in the middle.
+
+        They send to the machine `to`, or to the world.
+        """
+        place, host = (house.machines[to], house.address_of(to)) if to else (house.world, WORLD)
         start = time.monotonic() + _START_S + self.warm_up
         end = start + self.seconds
         with ExitStack() as stack:
-            sink = _Program(house.world, "sink", SINK_PORT, start, SLICE_MS / 1000, serves=True)
+            sink = _Program(place, "sink", SINK_PORT, start, SLICE_MS / 1000, serves=True)
             stack.callback(sink.kill)
-            echo = _Program(house.world, "echo", ECHO_PORT, serves=True)
+            echo = _Program(place, "echo", ECHO_PORT, serves=True)
             stack.callback(echo.kill)
-            senders = [_Program(house.machines[name], "bulk", WORLD, SINK_PORT, end) for name in bulk]
+            senders = [_Program(house.machines[name], "bulk", host, SINK_PORT, end) for name in bulk]
             asks = None
             if asker:
-                asks = _Program(house.machines[asker], "ask", WORLD, ECHO_PORT, 100, start, end)
+                asks = _Program(house.machines[asker], "ask", host, ECHO_PORT, 100, start, end)
             if turn is not None:
                 timer = threading.Timer(max(0.0, start + self.seconds / 2 - time.monotonic()), turn)
                 timer.start()
@@ -57,9 +66,8 @@ class Crowd:
                 sender.result(self.seconds + 30)
             trips = asks.result(self.seconds + 30) if asks else []
             counts, _ = sink.end(), echo.end()
-        numbers = {name: number for number, name in enumerate(house.machines, 1)}
         whole = int(self.seconds * SECOND)
-        slices = {name: (counts.get(address(numbers[name]), []) + [0] * whole)[:whole] for name in bulk}
+        slices = {name: (counts.get(house.address_of(name), []) + [0] * whole)[:whole] for name in bulk}
         return Arrived(slices, sorted(trips))
 
 

@@ -141,6 +141,44 @@ fn weights_share_the_uplink_and_knobs_change_live() {
     assert!(has("m2", "machine", "m1") && has("m3", "limit", "m3") && !has("m1", "limit", "m1"), "{waits:?}");
 }
 
+#[test]
+fn weights_share_what_a_machine_with_a_limit_gets() {
+    let street = Street::new();
+    street.share(&json!([
+        node("m2", &json!({"weight": 200})),
+        node("m3", &json!({"weight": 400})),
+        node("m4", &json!({"limit": RATE}))
+    ]));
+    let mut guests = [1, 2, 3].map(|number| street.guest(number, NetOptions::default()));
+    let mut sink = street.guest(4, NetOptions::default());
+    let end = Instant::now() + 4 * PATIENCE;
+    let mut sums = [0; 4];
+    // The first megabyte is of before all had come.
+    for bytes in [1_000_000, 4_000_000] {
+        sums = [0; 4];
+        while sums.iter().sum::<usize>() < bytes {
+            assert!(Instant::now() < end, "{sums:?}");
+            for (number, guest) in (1..).zip(&mut guests) {
+                let bulk = frame(mac(4), mac(number), &[0; 1500]);
+                for _ in 0..32 {
+                    if !guest.send(&bulk).unwrap() {
+                        break;
+                    }
+                }
+                guest.kick().unwrap();
+            }
+            while let Some((_, frame)) = sink.receive().unwrap() {
+                sums[usize::from(frame[11])] += frame.len();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    for (number, part) in [(1, 1.0), (2, 2.0), (3, 4.0)] {
+        near(sums[number] as f64, sums.iter().sum::<usize>() as f64 * part / 7.0, 3.0);
+    }
+    street.await_drops("m1/net0", "queue-full", 1);
+}
+
 /// A small datagram of UDP over IPv4.
 fn datagram(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
     let ip = [0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 3, 10, 0, 0, 2];
