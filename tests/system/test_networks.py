@@ -105,7 +105,7 @@ def run(site: Site, test: Callable[[HostNetworks], Coroutine[Any, Any, None]]) -
 
 def reaches(place: Namespace, address: str) -> bool:
     """Whether a ping is answered."""
-    return "1 packets received" in place.run(f"busybox ping -c 1 -W 1 {address}", check=False)
+    return "1 packets received" in place.run(f"busybox ping -c 1 -W 3 {address}", check=False)
 
 
 def test_a_guest_reaches_host_and_world_as_the_host(site: Site) -> None:

@@ -33,7 +33,7 @@ LAYERS = (
     },
     {"spec"},
     {"abi"},
-    {"hw"},
+    {"hw", "seccomp"},
     {"kvm"},
     {"plane", "agent"},
     {"resources"},
@@ -99,7 +99,7 @@ def test_imports_point_down(path: Path) -> None:
                 f"{where}; a client may import only {', '.join(sorted(CLIENT_MAY_USE_OF_DAEMON))}"
             )
         if other == "_core":
-            assert own in ("kvm", "plane", "engines", "daemon", "images"), f"{where}; wrap it in nagaya.plane"
+            assert own in ("kvm", "plane", "daemon", "seccomp"), f"{where}; wrap it in nagaya.plane"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

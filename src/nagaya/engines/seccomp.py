@@ -9,18 +9,14 @@ fails with ENOSYS, so that a C library with newer habits falls back instead of d
 
 from __future__ import annotations
 
-import errno
 import functools
-import json
 import mmap
 import os
 import signal
 import socket
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from nagaya.abi import kvm, linux
+from nagaya.seccomp import NEW_NAMESPACES, ArgumentRule, allow, assemble
 
 # Seen in strace of boot, load, restart and panic of a 6.1 kernel, static and Debian's, and in
 # arch/um/os-Linux.
@@ -56,33 +52,8 @@ KVM_SYSCALLS = {
     "the end": "exit_group",
 }
 
-_NEW_NAMESPACES = (
-    linux.CLONE_NEWNS
-    | linux.CLONE_NEWCGROUP
-    | linux.CLONE_NEWUTS
-    | linux.CLONE_NEWIPC
-    | linux.CLONE_NEWUSER
-    | linux.CLONE_NEWPID
-    | linux.CLONE_NEWNET
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentRule:
-    """System call `number` fails with EPERM when the low word of argument `index` meets `test`.
-
-    `test` is "is", "is none of", "has any bit of" or "lacks" (all bits of); only "is none of" takes several
-    `values`.
-    """
-
-    number: int
-    index: int
-    test: str
-    values: tuple[int, ...]
-
-
 UML_RULES = (
-    ArgumentRule(linux.NR_CLONE, 0, "has any bit of", (_NEW_NAMESPACES,)),
+    ArgumentRule(linux.NR_CLONE, 0, "has any bit of", (NEW_NAMESPACES,)),
     ArgumentRule(linux.NR_SOCKET, 0, "is none of", (socket.AF_UNIX,)),
     ArgumentRule(linux.NR_SOCKETPAIR, 0, "is none of", (socket.AF_UNIX,)),
     # A panicking kernel sends itself SIGABRT until it dies, which process 1 of a pid namespace does not.
@@ -115,43 +86,10 @@ PANIC_STATUS = 127
 @functools.cache
 def uml_filters() -> tuple[bytes, ...]:
     """The programs to install for User-mode Linux, in order."""
-    return assemble(UML_RULES), _compile(UML_SYSCALLS)
+    return assemble(UML_RULES), allow(UML_SYSCALLS)
 
 
 @functools.cache
 def kvm_filters() -> tuple[bytes, ...]:
     """The programs to install for the kvm engine, in order."""
-    return assemble(KVM_RULES), _compile(KVM_SYSCALLS)
-
-
-def _compile(groups: Mapping[str, str]) -> bytes:
-    from nagaya._core import seccomp_compile  # here: whoever only reads the lists needs no Rust core
-
-    names = [name for group in groups.values() for name in group.split()]
-    allow = {"default": f"errno:{errno.ENOSYS}", "on_match": "allow", "syscalls": names}
-    return seccomp_compile(json.dumps(allow))
-
-
-def assemble(rules: tuple[ArgumentRule, ...]) -> bytes:
-    """A filter that enforces `rules` and allows the rest; the other filter looks at the architecture."""
-    code = [(linux.BPF_LD_W_ABS, 0, 0, linux.SECCOMP_DATA_NR)]
-    for rule in rules:
-        body = [(linux.BPF_LD_W_ABS, 0, 0, linux.SECCOMP_DATA_ARGS + 8 * rule.index), *_test(rule)]
-        code += [(linux.BPF_JEQ_K, 0, len(body), rule.number), *body]  # another call: on to the next rule
-    code.append((linux.BPF_RET_K, 0, 0, linux.SECCOMP_RET_ALLOW))
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
-
-
-def _test(rule: ArgumentRule) -> list[tuple[int, int, int, int]]:
-    """The instructions that look at the loaded argument and return; a jump counts those that it skips."""
-    refuse = (linux.BPF_RET_K, 0, 0, linux.SECCOMP_RET_ERRNO | errno.EPERM)
-    allow = (linux.BPF_RET_K, 0, 0, linux.SECCOMP_RET_ALLOW)
-    if rule.test == "is none of":
-        count = len(rule.values)
-        matches = [(linux.BPF_JEQ_K, count - at, 0, value) for at, value in enumerate(rule.values)]
-        return [*matches, refuse, allow]
-    (value,) = rule.values
-    if rule.test == "lacks":
-        return [(linux.BPF_AND_K, 0, 0, value), (linux.BPF_JEQ_K, 1, 0, value), refuse, allow]
-    jump = linux.BPF_JEQ_K if rule.test == "is" else linux.BPF_JSET_K
-    return [(jump, 0, 1, value), refuse, allow]
+    return assemble(KVM_RULES), allow(KVM_SYSCALLS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class Dnsmasq:
     def program(self, network: str) -> Program:
         """How to start it. Raises `UnavailableError` if something is not installed."""
         argv = (
+            *(sys.executable, "-m", "nagaya.networks.seccomp"),
             *(require_program("prlimit", "util-linux"), f"--fsize={_LOG_LIMIT}", f"--as={_MEMORY_LIMIT}"),
             *("--core=0", "--nofile=1024", "--"),
             *(require_program("setpriv", "util-linux"), f"--reuid={self.uid}", f"--regid={self.uid}"),
@@ -47,7 +49,8 @@ class Dnsmasq:
             *(f"--bounding-set={_CAPABILITIES}", "--no-new-privs", "--"),
             *(require_program("dnsmasq", "dnsmasq-base"), "-C", str(self.config)),
         )
-        return Program(f"dnsmasq of network {network}", argv, str(self.config), self.uid)
+        environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": os.defpath, "LC_ALL": "C.UTF-8"}
+        return Program(f"dnsmasq of network {network}", argv, str(self.config), self.uid, environment)
 
     def needs(self, spec: NetworkSpec, interface: str, mtu: int) -> bool:
         """Whether the configuration has to change, which takes a restart."""

@@ -30,6 +30,7 @@ from nagaya.abi import linux
 from nagaya.networks import documents
 from nagaya.networks.helper import Program
 from nagaya.networks.names import METADATA_PORT
+from nagaya.networks.seccomp import install, metadata_filters
 
 CONNECTIONS_EACH = 8  # of one machine at a time
 CONNECTIONS = 256  # of all
@@ -169,12 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os._exit(0 if os.read(ready, 1) else 1)
         os.setsid()
         _drop_privileges(options.uid)
+        filters = metadata_filters()
         os.write(ready_writer, b"+")
     except OSError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     linux.close_range(ready_writer, ready_writer)
     _silence()
+    install(filters)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(Service(options.directory), listeners))
     return 0

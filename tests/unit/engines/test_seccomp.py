@@ -21,11 +21,10 @@ from nagaya.engines.seccomp import (
     KVM_SYSCALLS,
     UML_RULES,
     UML_SYSCALLS,
-    ArgumentRule,
-    assemble,
     kvm_filters,
     uml_filters,
 )
+from nagaya.seccomp import ArgumentRule, assemble
 
 EPERM = linux.SECCOMP_RET_ERRNO | 1
 BPF_JA = 0x05
