@@ -8,12 +8,11 @@ scheduler puts it.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +22,12 @@ from benches.network.guests import Guest, Place, Spot, workplace
 from benches.network.kernel import bench_kernel
 
 from nagaya import _core
-from nagaya.abi import tun
 from nagaya.plane import worker
+from nagaya.plane.config import UplinkDevice
+from nagaya.plane.uplinks import OpenUplink
 from nagaya.testing.netns import Namespace
 
 HOST = "10.77.0.1"
-HEADER = 12  # bytes of the virtio-net header of a tap
 
 OURS = "ours"
 VECTOR = "vector, tap"
@@ -42,6 +41,7 @@ class Yard:
     first: Place
     second: Place
     host: Place
+    pids: Collection[int]  # of all who take part, clients on the host apart
     plane: _core.Plane | None = None
 
 
@@ -56,19 +56,14 @@ def ours(kernel: Path, directory: Path) -> Iterator[Yard]:
         host = stack.enter_context(Namespace())
         plane = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
         stack.callback(plane.close)
+        host.run(f"ip tuntap add tap0 mode tap && ip address add {HOST}/24 dev tap0 && ip link set tap0 up")
         with host.entered():
-            tap = tun.open_tap("tap0")
-        stack.callback(os.close, tap)
-        tun.set_header_size(tap, HEADER)
-        host.run(f"ip address add {HOST}/24 dev tap0 && ip link set tap0 up")
+            tap = stack.enter_context(OpenUplink(UplinkDevice("%bench/uplink", "bench", "tap", "tap0")))
         uplink = {
-            "driver": "uplink",
-            "id": "%bench/uplink",
-            "worker": "net",
-            "network": "bench",
-            "kind": "tap",
-        }
-        plane.device_add(json.dumps(uplink), [tap])
+            "driver": "uplink", "id": "%bench/uplink", "worker": "net", "network": "bench", "kind": "tap",
+            "uso": tap.uso,
+        }  # fmt: skip
+        plane.device_add(json.dumps(uplink), [tap.fd])
 
         def plug(number: int) -> list[str]:
             path = directory / f"net{number}.sock"
@@ -84,7 +79,9 @@ def ours(kernel: Path, directory: Path) -> Iterator[Yard]:
             return [f"virtio_uml.device={path}:1"]
 
         first, second = _guests(kernel, directory, host, plug, stack)
-        yield Yard(first, second, Spot(host, HOST, 1, directory), plane)
+        (carrier,) = json.loads(plane.query())["workers"]
+        pids = {first.pid, second.pid, carrier["pid"]}
+        yield Yard(first, second, Spot(host, HOST, 1, directory), pids, plane)
 
 
 @contextmanager
@@ -100,7 +97,7 @@ def bridge(transport: str, kernel: Path, directory: Path) -> Iterator[Yard]:
             return [f"vec0:transport={transport},ifname={tap},depth=128,gro=1,mac={_mac(number)}"]
 
         first, second = _guests(kernel, directory, host, plug, stack)
-        yield Yard(first, second, Spot(host, HOST, 1, directory))
+        yield Yard(first, second, Spot(host, HOST, 1, directory), {first.pid, second.pid})
 
 
 @contextmanager
@@ -110,14 +107,14 @@ def vde(kernel: Path, directory: Path) -> Iterator[Yard]:
         host = stack.enter_context(Namespace())
         control = directory / "vde"
         with host.entered():
-            process = subprocess.Popen(
+            carrier = subprocess.Popen(
                 ["vde_switch", "-s", str(control), "-t", "tap0"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        stack.callback(process.wait)
-        stack.callback(process.terminate)
+        stack.callback(carrier.wait)
+        stack.callback(carrier.terminate)
         while not (control / "ctl").exists():
             time.sleep(0.01)
         host.run(f"ip address add {HOST}/24 dev tap0 && ip link set tap0 up")
@@ -126,7 +123,8 @@ def vde(kernel: Path, directory: Path) -> Iterator[Yard]:
             return [f"eth0=daemon,{_mac(number)},unix,{control}/ctl"]
 
         first, second = _guests(kernel, directory, host, plug, stack)
-        yield Yard(first, second, Spot(host, HOST, 1, directory))
+        pids = {first.pid, second.pid, carrier.pid}
+        yield Yard(first, second, Spot(host, HOST, 1, directory), pids)
 
 
 @contextmanager
@@ -146,7 +144,7 @@ def veth(_kernel: Path, directory: Path) -> Iterator[Yard]:
                     )
                 )
         try:
-            yield Yard(first, second, second)
+            yield Yard(first, second, second, {process.pid for process in processes})
         finally:
             for process in processes:
                 process.terminate()

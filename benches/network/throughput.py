@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benches._table import Row, print_table, to_json
-from benches.network.guests import Place
+from benches.network.guests import Place, cpu_time
 from benches.network.switches import OURS, VETH, Yard, all_yards, in_turn
 
 TITLE = "Networks: one TCP stream"
 BESIDE_OTHERS = 1.3
 BESIDE_VETH = 0.6
-TICKS = 100  # a second, in /proc/stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class Sample:
     """One stream."""
 
     gbit: float  # a second
-    cpu: float  # CPU seconds of the whole host for 10 Gbit
+    cpu: float  # CPU seconds of all who take part, for 10 Gbit
 
 
 # By way and switch, one a round.
@@ -62,25 +61,23 @@ def measure(yards: Mapping[str, Yard], rounds: int, seconds: int) -> Samples:
             "host to machine": (yard.host, ""),
         }
         for way, (client, direction) in ways.items():
-            samples[way][name].append(_stream(client, yard.first, direction, seconds))
+            samples[way][name].append(_stream(yard, client, direction, seconds))
     return samples
 
 
-def _stream(client: Place, server: Place, direction: str, seconds: int) -> Sample:
-    """Between two of them, from the client to the server or (`-R`) back."""
-    busy, begun = _busy_ticks(), time.monotonic()
-    told = json.loads(client.run(f"iperf3 -c {server.address} -t {seconds} -J {direction}"))
-    cpus = (_busy_ticks() - busy) / TICKS / (time.monotonic() - begun)
+def _stream(yard: Yard, client: Place, direction: str, seconds: int) -> Sample:
+    """From the client to the first machine or (`-R`) back."""
+    before = cpu_time(yard.pids) + _clients_time()
+    told = json.loads(client.run(f"iperf3 -c {yard.first.address} -t {seconds} -J {direction}"))
+    spent = cpu_time(yard.pids) + _clients_time() - before
     gbit = told["end"]["sum_received"]["bits_per_second"] / 1e9
-    return Sample(gbit, cpus / gbit * 10)
+    return Sample(gbit, spent / (gbit * seconds) * 10)
 
 
-def _busy_ticks() -> int:
-    """Of all CPUs since the start, neither idle nor waiting."""
-    user, nice, system, _, _, irq, softirq, *_ = map(
-        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
-    )
-    return user + nice + system + irq + softirq
+def _clients_time() -> float:
+    """CPU seconds of programs that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _rates(samples: Samples) -> list[Row]:
