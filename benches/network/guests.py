@@ -95,7 +95,7 @@ class Guest(Closing):
             "setarch",
             "-R",
             str(kernel),
-            "mem=160M",
+            "mem=512M",
             f"initrd={directory}/initrd",
         ]
         command += ["con=null", "con0=null,fd:1", f"uml_dir={directory}", f"address={address}", *nic]

@@ -150,6 +150,16 @@ impl Net {
         Ok(usize::from(self.options.queue_size) - self.free.len())
     }
 
+    /// Have the device call once the next frame has gone.
+    pub fn arm_transmit(&mut self) {
+        self.transmit.arm(self.event_idx);
+    }
+
+    /// Whether it did within `timeout`.
+    pub fn was_called(&self, timeout: Duration) -> io::Result<bool> {
+        self.transmit.queue.called(timeout)
+    }
+
     /// Whether the transmit ring has room for a frame.
     pub fn has_room(&mut self) -> io::Result<bool> {
         self.reclaim()?;

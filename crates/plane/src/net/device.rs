@@ -125,6 +125,8 @@ impl Net {
         let mut budget = BUDGET;
         while budget > 0 {
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
+            // The driver only wants its buffers back: an interrupt for each frame costs it more than the frame.
+            queue.lazy = true;
             let Some(head) = queue.take_in_order(&mut self.buffers)? else { return Ok(false) };
             let sent = self.send(context, index, network);
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };

@@ -11,6 +11,7 @@ use io_uring::{opcode, types};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use crate::chain::Buffers;
+use crate::clock::Nanos;
 use crate::control::QueueSetup;
 use crate::inflight::Inflight;
 use crate::memory::Memory;
@@ -44,6 +45,13 @@ const CALLS_PER_CHECK: u8 = 32;
 /// Completions of requests that the driver is shown at once: fewer would pass the ring's lines to and fro for each, more
 /// would keep a driver that polls waiting.
 const SHOWN_AT_ONCE: usize = 8;
+
+/// So long a lazy queue's driver waits for its interrupt, ns. A sender that cannot go on without may still have several
+/// Gbit/s, with two large frames at a time.
+const LAZY: Nanos = 200_000;
+
+/// One part in so many of a lazy queue may be used without its driver's knowing.
+const LAZY_PART: u16 = 4;
 
 /// A queue that the worker serves.
 pub struct VirtQueue {
@@ -85,6 +93,10 @@ pub struct VirtQueue {
     staged_heads: Vec<u16>,
     /// The used index when the driver was last told of it.
     announced: u16,
+    /// The driver is in no hurry to know what was used: see [`defers`](Self::defers).
+    pub lazy: bool,
+    /// Since when the driver does not know of what was used, if the queue is lazy.
+    unknown_since: Option<Nanos>,
     /// Feature bits that the driver took.
     pub features: u64,
     /// Nothing is taken from the queue any more after a violation.
@@ -142,6 +154,8 @@ impl VirtQueue {
             staged: 0,
             staged_heads: Vec::with_capacity(SHOWN_AT_ONCE),
             announced: used,
+            lazy: false,
+            unknown_since: None,
             features: setup.features,
             broken: false,
             ready: false,
@@ -288,6 +302,7 @@ impl VirtQueue {
             return;
         }
         self.unannounced = false;
+        self.unknown_since = None;
         // Asked in any case: the answer counts from the last question.
         let wanted = self.wants_call();
         if !std::mem::take(&mut self.owed) && !wanted {
@@ -297,6 +312,19 @@ impl VirtQueue {
             self.calls = (self.calls + 1) % CALLS_PER_CHECK;
             self.calling = call.raise(uring, (self.calls == 0).then_some(token));
         }
+    }
+
+    /// Until when the driver of a lazy queue may be left without an interrupt for what was used; most of them have a look
+    /// before, when another queue interrupts. It may not if that is much, or the queue is to stop.
+    pub fn defers(&mut self, now: Nanos) -> Option<Nanos> {
+        self.publish();
+        let unknown = self.next_used.wrapping_sub(self.announced);
+        let much = unknown >= self.rings.size() / LAZY_PART;
+        if !self.lazy || !self.unannounced || self.owed || self.stopping.is_some() || much {
+            return None;
+        }
+        let until = *self.unknown_since.get_or_insert(now) + LAZY;
+        (now < until).then_some(until)
     }
 
     /// Whether the driver wants to know of what was used since this was last asked (virtio 1.3, 2.7.7 and 2.7.10).

@@ -19,6 +19,7 @@ use crate::worker::polling::Spinning;
 use crate::worker::queue::{Violation, VirtQueue};
 use crate::worker::sharing::Sharing;
 
+mod calls;
 mod orders;
 mod rest;
 mod turns;
@@ -52,6 +53,8 @@ pub struct Reactor {
     polled: Vec<(u16, u16)>,
     /// Devices with completions to announce.
     touched: Vec<u16>,
+    /// Those of which some are to be announced later, and when.
+    deferred: Vec<(Nanos, u16)>,
     effects: Effects,
     /// Requests taken and not answered, of all devices.
     taken: usize,
@@ -82,6 +85,7 @@ impl Reactor {
             ready: VecDeque::new(),
             polled: Vec::new(),
             touched: Vec::new(),
+            deferred: Vec::new(),
             effects: Effects::default(),
             networks: Networks::default(),
             taken: 0,
@@ -258,22 +262,6 @@ impl Reactor {
         {
             self.touched.push(slot);
         }
-    }
-
-    fn announce(&mut self) {
-        let mut touched = std::mem::take(&mut self.touched);
-        for slot in touched.drain(..) {
-            let Some(entry) = self.devices[usize::from(slot)].as_mut() else { continue };
-            entry.touched = false;
-            for (index, queue) in entry.queues.iter_mut().enumerate() {
-                let Some(queue) = queue else { continue };
-                let token = Token { kind: Kind::Call, epoch: queue.epoch, slot, value: index as u16 };
-                queue.announce(&self.uring, token.pack());
-            }
-            self.finish_stops(slot);
-            self.finish_close(slot);
-        }
-        self.touched = touched;
     }
 
     /// Answer for queues that were asked to stop and are idle.

@@ -1,10 +1,11 @@
 //! Frames go where they should, whole.
 
 use std::io::{Read, Write};
+use std::thread;
 
 use nagaya_client::NetOptions;
 
-use crate::street::{SILENCE, Street, frame, mac, nothing, received, send};
+use crate::street::{PATIENCE, SILENCE, Street, frame, mac, nothing, received, send};
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 
@@ -96,6 +97,23 @@ fn of_200_frames_to_a_slow_receiver() -> u64 {
     street.await_drops("m2/net0", "no-buffer", 200 - got);
     assert_eq!(a.unsent().unwrap(), 0);
     got
+}
+
+#[test]
+fn a_sender_without_a_hurry_is_told_all_the_same_that_its_frames_have_gone() {
+    let street = Street::new();
+    let (mut a, mut b) = (street.guest(1, NetOptions::default()), street.guest(2, NetOptions::default()));
+    for count in [1, 3, 200] {
+        a.arm_transmit();
+        for _ in 0..count {
+            send(&mut a, &frame(mac(2), mac(1), &[1; 46]));
+            received(&mut b);
+        }
+        assert!(a.was_called(PATIENCE).unwrap(), "{count} frames");
+        while a.unsent().unwrap() > 0 {
+            thread::yield_now();
+        }
+    }
 }
 
 #[test]

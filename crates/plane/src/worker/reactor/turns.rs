@@ -60,10 +60,10 @@ impl Reactor {
         }
     }
 
-    /// How long until an arbiter lets go what waits for a time and not for a completion.
+    /// How long until an arbiter lets go what waits for a time and not for a completion, or a guest is to be interrupted.
     pub(super) fn due_in(&self) -> Option<Duration> {
         let networks = self.networks.all().filter_map(|network| network.borrow().wake_at(self.now));
-        let at = networks.chain(self.sharing.arbiter.wake_at(self.now)).min()?;
+        let at = networks.chain(self.sharing.arbiter.wake_at(self.now)).chain(self.next_call()).min()?;
         Some(Duration::from_nanos(at.saturating_sub(clock::now())))
     }
 
