@@ -146,13 +146,7 @@ impl Uring {
     /// Calls `each(token, result, flags)` for every raw completion there is (`flags` as in the CQE: see
     /// [`io_uring::cqueue::more`] for multishot), and wakes the tasks of the others. Returns how many there were of both.
     pub fn reap(&self, mut each: impl FnMut(u64, i32, u32)) -> usize {
-        // Not more than there are now: `each` may post others.
-        let mut count = self.stash.borrow().len();
-        for _ in 0..count {
-            let (token, result, flags) =
-                self.stash.borrow_mut().pop_front().expect("only reap takes from the stash");
-            each(token, result, flags);
-        }
+        let mut count = self.reap_posted(&mut each);
         self.run_deferred_work();
         let mut batch = [const { MaybeUninit::uninit() }; BATCH];
         loop {
@@ -168,6 +162,18 @@ impl Uring {
                 return count;
             }
         }
+    }
+
+    /// The same for what needs no look at the ring: what was posted, and what was met while waiting for something else.
+    pub fn reap_posted(&self, mut each: impl FnMut(u64, i32, u32)) -> usize {
+        // Not more than there are now: `each` may post others.
+        let count = self.stash.borrow().len();
+        for _ in 0..count {
+            let (token, result, flags) =
+                self.stash.borrow_mut().pop_front().expect("only reap takes from the stash");
+            each(token, result, flags);
+        }
+        count
     }
 
     /// Hands what is queued to the kernel; does nothing, cheaply, if nothing is.

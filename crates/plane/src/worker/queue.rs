@@ -42,9 +42,13 @@ impl Violation {
 /// its call fd full makes this many wait in the kernel, not more. The others cost no turn of the reactor.
 const CALLS_PER_CHECK: u8 = 32;
 
-/// Completions of requests that the driver is shown at once: fewer would pass the ring's lines to and fro for each, more
-/// would keep a driver that polls waiting.
-const SHOWN_AT_ONCE: usize = 8;
+/// Completions of requests that the driver is shown at once: with fewer the ring's index would go to and fro between CPUs for
+/// each, with more a driver that polls would wait.
+const SHOWN_AT_ONCE: usize = 4;
+
+/// How many chains ahead of the one that is taken descriptors and buffers are fetched into the CPU's cache.
+const FETCH_DESCRIPTOR: u16 = 4;
+const FETCH_BUFFER: u16 = 2;
 
 /// So long a lazy queue's driver waits for its interrupt, ns. A sender that cannot go on without may still have several
 /// Gbit/s, with two large frames at a time.
@@ -242,6 +246,16 @@ impl VirtQueue {
             if ahead == 0 {
                 return Ok(None);
             }
+            for place in 0..ahead.min(FETCH_DESCRIPTOR) {
+                self.rings.prefetch_descriptor(self.next_avail.wrapping_add(place));
+            }
+        }
+        let ahead = self.seen.wrapping_sub(self.next_avail);
+        if ahead > FETCH_DESCRIPTOR {
+            self.rings.prefetch_descriptor(self.next_avail.wrapping_add(FETCH_DESCRIPTOR));
+        }
+        if ahead > FETCH_BUFFER {
+            self.rings.prefetch_buffer(&self.memory, self.next_avail.wrapping_add(FETCH_BUFFER));
         }
         let head = self.rings.avail(self.next_avail);
         self.next_avail = self.next_avail.wrapping_add(1);

@@ -112,10 +112,23 @@ impl Reactor {
             self.uring.tasks.run_ready();
             self.admit();
             self.serve_ready();
+            self.end_instant_requests()?;
             self.announce();
             self.flush_outbox()?;
             self.rest()?;
         }
+        Ok(())
+    }
+
+    /// Requests that took the disk no time are answered in the turn that began them.
+    fn end_instant_requests(&mut self) -> io::Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        if self.uring.reap_posted(|token, result, flags| completions.push((token, result, flags))) > 0 {
+            self.dispatch_all(&completions)?;
+            completions.clear();
+            self.admit();
+        }
+        self.completions = completions;
         Ok(())
     }
 

@@ -84,6 +84,34 @@ impl Rings {
         self.word(self.avail, place).load(Ordering::Relaxed)
     }
 
+    /// Have the CPU fetch the first descriptor of the chain that the driver, on another CPU, offered as number `at`.
+    #[inline]
+    pub fn prefetch_descriptor(&self, at: u16) {
+        if let Some(descriptor) = self.first(at) {
+            prefetch(descriptor.cast());
+        }
+    }
+
+    /// Have it fetch the first buffer of that chain, whose descriptor is here by now.
+    #[inline]
+    pub fn prefetch_buffer(&self, memory: &Memory, at: u16) {
+        if let Some(descriptor) = self.first(at) {
+            // SAFETY: the first word of a descriptor of the table.
+            let address = u64::from_le(unsafe { descriptor.read_volatile() });
+            if let Some((host, _)) = memory.piece(address, 1) {
+                prefetch(host);
+            }
+        }
+    }
+
+    /// The first descriptor of the chain that the driver offered as number `at`.
+    fn first(&self, at: u16) -> Option<*const u64> {
+        let head = self.avail(at);
+        // SAFETY: inside the table.
+        (head < self.size)
+            .then(|| unsafe { self.desc.add(DESCRIPTOR * usize::from(head)).cast_const().cast() })
+    }
+
     /// Whether the driver, who does not use the event index, wants no interrupts.
     pub fn no_interrupt(&self) -> bool {
         u32::from(self.word(self.avail, 0).load(Ordering::Relaxed)) & VRING_AVAIL_F_NO_INTERRUPT != 0
@@ -135,4 +163,14 @@ impl Rings {
         // too, is another process.
         unsafe { AtomicU16::from_ptr(ring.add(place).cast()) }
     }
+}
+
+fn prefetch(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which touches nothing.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(place.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
