@@ -3,7 +3,8 @@
 //! User-mode Linux always sends SET_MEM_TABLE with room for two regions, however many it has (`vhost_user_mem_regions` in
 //! arch/um/drivers/vhost_user.h). The crate takes only messages of the exact size, so here they get it. User-mode Linux
 //! also needs a channel for requests of the backend (without one its interrupt number is 0, `vhost_user_init_slave_req`),
-//! and passes a pipe, where the crate takes only sockets: the fd is kept here ([`Channel`]). And the
+//! and passes a pipe, where the crate takes only sockets: the fd is kept here ([`Channel`]). QEMU enables the
+//! queues of a NIC before it has said which features it takes, which the crate refuses, so that is done here. And the
 //! handler never waits for the second half of a message.
 
 use std::fs::File;
@@ -13,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use vhost::vhost_user::message::{BackendReq, FrontendReq};
-use vhost::vhost_user::{BackendReqHandler, Error, Result};
+use vhost::vhost_user::{BackendReqHandler, Error, Result, VhostUserBackendReqHandlerMut};
 
 use crate::holder::events::lock;
 use crate::holder::fds;
@@ -59,6 +60,7 @@ impl Channel {
 pub struct Relay {
     frontend: UnixStream,
     inside: UnixStream,
+    session: Arc<Mutex<Session>>,
     handler: BackendReqHandler<Mutex<Session>>,
     /// The frontend takes its closing for our end.
     channel: Arc<Channel>,
@@ -82,7 +84,8 @@ impl Relay {
     ) -> io::Result<Relay> {
         let (inside, end) = UnixStream::pair()?;
         inside.set_nonblocking(true)?;
-        Ok(Relay { frontend, inside, handler: BackendReqHandler::from_stream(end, session), channel })
+        let handler = BackendReqHandler::from_stream(end, session.clone());
+        Ok(Relay { frontend, inside, session, handler, channel })
     }
 
     /// Wait for a message, handle it, pass the answer back.
@@ -94,6 +97,10 @@ impl Relay {
         if word(&message, 0) == FrontendReq::SET_BACKEND_REQ_FD as u32 {
             let file = fds.pop().map(File::from);
             *lock(&self.channel.0) = file.filter(|file| fds::check_signal(file).is_ok());
+            return self.acknowledge(&message);
+        }
+        if let Some((index, enable)) = vring_enable(&message) {
+            lock(&self.session).set_vring_enable(index, enable)?;
             return self.acknowledge(&message);
         }
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -162,6 +169,13 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+/// Which queue a message enables, or disables, if it is whole (vhost-user, `VHOST_USER_SET_VRING_ENABLE`).
+fn vring_enable(message: &[u8]) -> Option<(u32, bool)> {
+    let complete = word(message, 0) == FrontendReq::SET_VRING_ENABLE as u32 && message.len() == HEADER + 8;
+    let state = if complete { word(message, HEADER + 4) } else { u32::MAX };
+    (state <= 1).then(|| (word(message, HEADER), state == 1))
+}
+
 /// Cut off what follows the last region of a memory table.
 fn trim_memory_table(message: &mut Vec<u8>) {
     if word(message, 0) != FrontendReq::SET_MEM_TABLE as u32 || message.len() < HEADER + TABLE_HEADER {
@@ -178,6 +192,19 @@ fn trim_memory_table(message: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_queue_is_enabled_by_a_whole_message_only() {
+        let message = |request: FrontendReq, body: &[u32]| {
+            let words = [&[request as u32, VERSION, 4 * body.len() as u32], body].concat();
+            vring_enable(&words.into_iter().flat_map(u32::to_ne_bytes).collect::<Vec<u8>>())
+        };
+        assert_eq!(message(FrontendReq::SET_VRING_ENABLE, &[3, 1]), Some((3, true)));
+        assert_eq!(message(FrontendReq::SET_VRING_ENABLE, &[3, 0]), Some((3, false)));
+        assert_eq!(message(FrontendReq::SET_VRING_ENABLE, &[3, 2]), None);
+        assert_eq!(message(FrontendReq::SET_VRING_ENABLE, &[3]), None);
+        assert_eq!(message(FrontendReq::SET_VRING_NUM, &[3, 1]), None);
+    }
 
     #[test]
     fn a_memory_table_with_room_to_spare_is_cut() {
