@@ -19,6 +19,7 @@ BENCHES = {
     "network-throughput": "benches.network.throughput",
     "network-latency": "benches.network.latency",
     "network-killed": "benches.network.killed",
+    "network-qemu": "benches.network.qemu",
     "network-shares": "benches.network.shares",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",

@@ -50,8 +50,8 @@ Plug = Callable[[int], list[str]]
 
 
 @contextmanager
-def ours(kernel: Path, directory: Path) -> Iterator[Yard]:
-    """The plane: a worker that is the switch, and a tap for the host."""
+def plane_with_tap(directory: Path) -> Iterator[tuple[Namespace, Callable[[int], Path], _core.Plane]]:
+    """A network of the plane whose uplink is a tap of the host, and what gives machine `number` a socket."""
     with ExitStack() as stack:
         host = stack.enter_context(Namespace())
         plane = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
@@ -65,18 +65,30 @@ def ours(kernel: Path, directory: Path) -> Iterator[Yard]:
         }  # fmt: skip
         plane.device_add(json.dumps(uplink), [tap.fd])
 
-        def plug(number: int) -> list[str]:
+        def plug(number: int) -> Path:
             path = directory / f"net{number}.sock"
             config = {
                 "driver": "net", "id": f"m{number}/net0", "worker": "net", "network": "bench",
-                "mac": _mac(number), "rules": {"addresses": [f"10.77.0.{number}"]},
+                "mac": mac(number), "rules": {"addresses": [f"10.77.0.{number}"]},
             }  # fmt: skip
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(path))
                 listener.listen(1)
                 plane.device_add(json.dumps(config), [listener.fileno()])
             stack.callback(path.unlink)
-            return [f"virtio_uml.device={path}:1"]
+            return path
+
+        yield host, plug, plane
+
+
+@contextmanager
+def ours(kernel: Path, directory: Path) -> Iterator[Yard]:
+    """The plane: a worker that is the switch, and a tap for the host."""
+    with ExitStack() as stack:
+        host, socket_of, plane = stack.enter_context(plane_with_tap(directory))
+
+        def plug(number: int) -> list[str]:
+            return [f"virtio_uml.device={socket_of(number)}:1"]
 
         first, second = _guests(kernel, directory, host, plug, stack)
         (carrier,) = json.loads(plane.query())["workers"]
@@ -94,7 +106,7 @@ def bridge(transport: str, kernel: Path, directory: Path) -> Iterator[Yard]:
         def plug(number: int) -> list[str]:
             tap = f"tap{number}"
             host.run(f"ip tuntap add {tap} mode tap vnet_hdr && ip link set {tap} master br0 up")
-            return [f"vec0:transport={transport},ifname={tap},depth=128,gro=1,mac={_mac(number)}"]
+            return [f"vec0:transport={transport},ifname={tap},depth=128,gro=1,mac={mac(number)}"]
 
         first, second = _guests(kernel, directory, host, plug, stack)
         yield Yard(first, second, Spot(host, HOST, 1, directory), {first.pid, second.pid})
@@ -120,7 +132,7 @@ def vde(kernel: Path, directory: Path) -> Iterator[Yard]:
         host.run(f"ip address add {HOST}/24 dev tap0 && ip link set tap0 up")
 
         def plug(number: int) -> list[str]:
-            return [f"eth0=daemon,{_mac(number)},unix,{control}/ctl"]
+            return [f"eth0=daemon,{mac(number)},unix,{control}/ctl"]
 
         first, second = _guests(kernel, directory, host, plug, stack)
         pids = {first.pid, second.pid, carrier.pid}
@@ -195,5 +207,6 @@ def _guests(kernel: Path, directory: Path, host: Namespace, plug: Plug, stack: E
     return guests
 
 
-def _mac(number: int) -> str:
+def mac(number: int) -> str:
+    """The address of a guest's NIC."""
     return f"52:54:00:00:00:{number:02x}"
