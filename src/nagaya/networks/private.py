@@ -51,6 +51,7 @@ class PrivateUplinks:
         if helper is not None and self._wanted[mac] == passt and helper.pid is not None:
             return uplink, False
         if helper is not None:
+            self._forget(mac)
             await helper.stop()
         program, runs = await asyncio.to_thread(self._program, passt)
         if not runs:
@@ -63,9 +64,7 @@ class PrivateUplinks:
 
     async def remove(self, mac: str) -> None:
         """The NIC has no way out. Idempotent."""
-        helper = self._helpers.pop(mac, None)
-        self._wanted.pop(mac, None)
-        if helper is not None:
+        if helper := self._forget(mac):
             await helper.stop()
         for file in self._files():
             if file.name.partition(".")[0] == mac.replace(":", ""):
@@ -88,6 +87,10 @@ class PrivateUplinks:
             await helper.close()
         self._helpers.clear()
         self._wanted.clear()
+
+    def _forget(self, mac: str) -> Helper | None:
+        self._wanted.pop(mac, None)
+        return self._helpers.pop(mac, None)
 
     def _files(self) -> list[Path]:
         return list(self._directory.iterdir()) if self._directory.is_dir() else []
