@@ -15,6 +15,7 @@ BENCHES = {
     "disk-null": "benches.disk.run --disk null",
     "disk-qcow2": "benches.disk.run --disk qcow2",
     "disk-first-writes": "benches.disk.run --disk first-writes",
+    "disk-arbiter": "benches.disk.arbiter",
     "arbitration": "benches.arbitration.run",
     "network-throughput": "benches.network.throughput",
     "network-latency": "benches.network.latency",

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,17 @@ class Client:
         self._vub = vub
         self._socket = socket_path
         self._pid = pid
+
+    @contextmanager
+    def trickle(self, rate: int) -> Iterator[None]:
+        """Reads, `rate` a second, one after the other, meanwhile."""
+        command = [str(self._vub), "bench", "--socket", str(self._socket), "--op", "read", "--mode", "block"]
+        command += ["--depth", "1", "--rate", str(rate), "--seconds", "600"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            end(process)
 
     def measure(self, load: Load) -> Sample:
         command = [
@@ -111,27 +122,39 @@ class Fresh:
 
 
 @contextmanager
-def our_plane(vub: Path, disk: Disk, directory: Path) -> Iterator[Client]:
+def our_plane(vub: Path, disk: Disk, directory: Path, *, arbitrated: bool = True) -> Iterator[Client]:
     """The Rust plane with one worker, as the holder runs it."""
-    path = directory / "ours.sock"
+    with our_machines(vub, disk, directory, ("ours",), arbitrated=arbitrated) as (client,):
+        yield client
+
+
+@contextmanager
+def our_machines(
+    vub: Path, disk: Disk, directory: Path, names: Sequence[str], *, arbitrated: bool = True
+) -> Iterator[list[Client]]:
+    """Several machines with the same disk on one worker. Not `arbitrated`, all requests go at once."""
     plane = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
     flags = os.O_RDWR | (os.O_DIRECT if disk.direct else 0)
     fds = [os.open(file, flags if top == 0 else os.O_RDONLY) for top, file in enumerate(disk.files)]
+    paths = [directory / f"{name}.sock" for name in names]
     try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(1)
-            config = {
-                "driver": "blk", "id": "bench", "worker": "bench", "queues": 1, "queue_size": 256,
-                "read_only": False, "serial": "", "direct": disk.direct, "layers": disk.layers,
-            }  # fmt: skip
-            plane.device_add(json.dumps(config), [listener.fileno(), *fds])
-        yield Client(vub, path, _worker_pid(plane))
+        for name, path in zip(names, paths, strict=True):
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(path))
+                listener.listen(1)
+                config = {
+                    "driver": "blk", "id": f"{name}/disk0", "worker": "bench", "queues": 1, "queue_size": 256,
+                    "read_only": False, "serial": "", "direct": disk.direct, "layers": disk.layers,
+                    "arbitrated": arbitrated,
+                }  # fmt: skip
+                plane.device_add(json.dumps(config), [listener.fileno(), *fds])
+        yield [Client(vub, path, _worker_pid(plane)) for path in paths]
     finally:
         for fd in fds:
             os.close(fd)
         plane.close()
-        path.unlink()
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

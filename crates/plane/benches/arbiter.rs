@@ -73,6 +73,27 @@ fn requests(criterion: &mut Criterion) {
     }
 }
 
+/// What it costs to say who waited for whom: ten times a second, whatever the number of requests.
+fn attribution(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attribution of a tenth of a second");
+    for machines in [2, 16, 256] {
+        let mut device = Device::new(machines);
+        group.bench_function(BenchmarkId::from_parameter(machines), |bencher| {
+            let setup = |device: &mut Device| (0..machines).for_each(|_| device.turn());
+            bencher.iter_custom(|rounds| {
+                let mut spent = std::time::Duration::ZERO;
+                for _ in 0..rounds {
+                    setup(&mut device);
+                    let start = std::time::Instant::now();
+                    black_box(device.arbiter.take_waits(device.now));
+                    spent += start.elapsed();
+                }
+                spent
+            });
+        });
+    }
+}
+
 /// NICs of machines on a link of 1 Gbit/s, half of them with a reservation and a limit; each has [`DEPTH`] frames that wait.
 struct Link {
     arbiter: Arbiter,
@@ -127,5 +148,5 @@ fn frames(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, requests, frames);
+criterion_group!(benches, requests, attribution, frames);
 criterion_main!(benches);

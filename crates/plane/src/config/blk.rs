@@ -108,6 +108,9 @@ pub struct BlkConfig {
     /// A file beside the layers' gets all writes and flushes ([`crate::block::writelog`]). For tests.
     #[serde(default)]
     pub write_log: bool,
+    /// Whether its requests wait for their turns. Without, for benches of what that costs, they go at once.
+    #[serde(default = "yes")]
+    pub arbitrated: bool,
     /// Image files, top first; only the first is ever written.
     pub layers: Vec<Layer>,
     /// Its nodes in the arbiter's tree. The holder tells the worker of them apart, for they change.
@@ -158,6 +161,7 @@ impl CopyConfig {
             serial: String::new(),
             direct: self.direct,
             write_log: false,
+            arbitrated: true,
             layers: layers.to_vec(),
             shares: Vec::new(),
         }

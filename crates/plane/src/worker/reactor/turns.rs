@@ -84,8 +84,10 @@ impl Reactor {
 
     /// Where the arbiter knows the requests of a device, if it is a disk or works on disks.
     pub(super) fn join(&mut self, config: &DeviceConfig) -> Option<Leaf> {
-        if !matches!(config, DeviceConfig::Blk(_) | DeviceConfig::Copy(_)) {
-            return None;
+        match config {
+            DeviceConfig::Blk(blk) if blk.arbitrated => {}
+            DeviceConfig::Copy(_) => {}
+            _ => return None,
         }
         let joined = self.sharing.join(self.now, config.id());
         joined.inspect_err(|error| eprintln!("plane worker: {}: {error}", config.id())).ok()
