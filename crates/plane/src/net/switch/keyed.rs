@@ -71,3 +71,76 @@ impl Hasher for Words {
         self.1 = self.0.pair(word, self.1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEYS: u64 = 1 << 14;
+    const BUCKETS: u64 = 1 << 10;
+
+    /// The fullest of 1024 buckets when so many keys come as 16 for each: about 33 by chance, and 56 never (10 deviations).
+    fn fullest(bucket: impl Fn(u64) -> u64) -> usize {
+        let mut counts = [0; BUCKETS as usize];
+        for key in 0..KEYS {
+            counts[(bucket(key) % BUCKETS) as usize] += 1;
+        }
+        counts.into_iter().max().unwrap_or(0)
+    }
+
+    /// Both ends of something and what it is, by a number.
+    type Walk = fn(u64) -> (u128, u128, u64);
+
+    /// What a guest can count through: ports, addresses from either end, bits that are all at the top, keys that differ little.
+    const WALKS: [Walk; 8] = [
+        |n| (1, 2, n << 48),
+        |n| (1, 2, n << 32),
+        |n| (1, 2, n << 48 | n << 32),
+        |n| (1, u128::from(n), 17),
+        |n| (1, u128::from(n) << 64, 17),
+        |n| (1, u128::from(n) << 112, 17),
+        |n| (u128::from(n), u128::from(n), 6),
+        |n| (1, u128::from(n).wrapping_mul(1 << 64 | 1), n << 48),
+    ];
+
+    #[test]
+    fn keys_that_look_alike_are_spread() {
+        for _ in 0..8 {
+            let keyed = Keyed::default();
+            for (number, walk) in WALKS.iter().enumerate() {
+                let hash = |key| {
+                    let (a, b, what) = walk(key);
+                    keyed.ends(a, b, what)
+                };
+                // Which bucket of the connections, and which tag in it.
+                for (part, most) in [("low", fullest(hash)), ("high", fullest(|key| hash(key) >> 54))] {
+                    assert!(most < 56, "walk {number}: {most} in one by the {part} bits");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_that_look_alike_are_spread() {
+        for shift in [0, 8, 24, 32, 48] {
+            let keyed = Keyed::default();
+            let most = fullest(|key| keyed.hash_one(key << shift));
+            assert!(most < 56, "{most} in one, of words that differ from bit {shift} on");
+        }
+    }
+
+    #[test]
+    fn who_knows_one_secret_knows_nothing_of_another() {
+        let (one, other) = (Keyed::default(), Keyed::default());
+        let full: Vec<u64> =
+            (0..1 << 20).filter(|port| one.ends(1, 2, port << 32) % BUCKETS == 0).take(512).collect();
+        let most = {
+            let mut counts = [0; BUCKETS as usize];
+            for port in &full {
+                counts[(other.ends(1, 2, port << 32) % BUCKETS) as usize] += 1;
+            }
+            counts.into_iter().max().unwrap_or(0)
+        };
+        assert!(full.len() == 512 && most < 16, "{most} of {} collide again", full.len());
+    }
+}
