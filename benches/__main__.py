@@ -22,6 +22,7 @@ BENCHES = {
     "network-killed": "benches.network.killed",
     "network-qemu": "benches.network.qemu",
     "network-shares": "benches.network.shares",
+    "network-ports": "benches.network.ports",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",

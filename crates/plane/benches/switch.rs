@@ -65,7 +65,7 @@ fn drive(criterion: &mut Criterion, name: BenchmarkId, mut switch: Switch, frame
 
 /// Each guest to the next one, round and round.
 fn ports(criterion: &mut Criterion) {
-    for guests in [2, 16, 100, 1000] {
+    for guests in [2, 10, 100, 1000] {
         let to = |from: u16| from % guests + 1;
         let frames: Vec<_> = (1..=guests).map(|from| (from.into(), frame(from, to(from), 1000))).collect();
         drive(criterion, BenchmarkId::new("ports", guests), switch(guests, "null"), &frames);
@@ -74,9 +74,9 @@ fn ports(criterion: &mut Criterion) {
 
 /// One guest to another, over so many connections; both have rules.
 fn connections(criterion: &mut Criterion) {
-    for count in [1, 100, 10_000] {
+    for count in [1, 10_000] {
         let rows = r#"[{"direction": "in", "protocol": "udp", "ports": [80, 80]}, {"direction": "out"}]"#;
-        let frames: Vec<_> = (1..=count).map(|port| (1, frame(1, 2, port))).collect();
+        let frames: Vec<_> = (1024..1024 + count).map(|port| (1, frame(1, 2, port))).collect();
         drive(criterion, BenchmarkId::new("connections", count), switch(2, rows), &frames);
     }
 }
