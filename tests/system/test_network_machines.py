@@ -134,10 +134,16 @@ def test_a_connection_ends_when_its_group_allows_it_no_more_and_a_cable_is_pulle
     until_it_answers(other, "ping -c 3 -W 1 web")
     assert size(other, "/tmp/ticks") - had < 20, "less than a second of ticks, in two seconds of pings"
     assert other.exec(["sh", "-c", "timeout 1 nc web 80 </dev/null"]).exit_code != 0
-    dropped = {port.id: port.drops for port in inside.networks.ports("default")}
-    assert dropped["web/net0"]["security"]
+    deadline = time.monotonic() + 30
+    while not inside.networks.ports_of("web")[0].drops.get("security"):
+        assert time.monotonic() < deadline, "its retries are dropped and counted"
+        time.sleep(0.2)
 
+    carrier = "cat /sys/class/net/eth0/carrier"
+    assert until_it_answers(web, carrier).strip() == "1"
     inside.networks.set_link("web", "net0", up=False)
+    until_it_answers(web, f'test "$({carrier})" = 0')
     assert other.exec(["ping", "-c", "1", "-W", "1", "web"]).exit_code
     inside.networks.set_link("web", "net0", up=True)
+    until_it_answers(web, f'test "$({carrier})" = 1')
     until_it_answers(other, "ping -c 1 -W 1 web")

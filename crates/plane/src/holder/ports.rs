@@ -13,6 +13,7 @@ use crate::holder::events::lock;
 use crate::holder::link::Link;
 use crate::holder::shadow::{Outgoing, Shadow};
 use crate::holder::{Plane, PlaneError};
+use crate::net::device::config_space;
 use crate::net::order::Order;
 use crate::net::switch::DropReason;
 use crate::net::switch::faults::FaultPlan;
@@ -53,10 +54,15 @@ impl Plane {
         }
         let (link, number) = self.port(id)?;
         let fds: Vec<Arc<OwnedFd>> = fds.into_iter().map(Arc::new).collect();
-        link.change(|state| {
+        let space = link.change(|state| {
             let shadow = state.devices.get_mut(&number).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;
-            remember(shadow, &order, &fds)
+            remember(shadow, &order, &fds)?;
+            Ok::<_, PlaneError>(match &shadow.config {
+                DeviceConfig::Net(net) => Some(config_space(net)),
+                _ => None,
+            })
         })?;
+        self.show_link(id, space);
         for _ in 0..TRIES {
             let answer = link.ask(PATIENCE, |serial| {
                 let message = ToWorker::Port { device: number, order: order.clone(), serial };
@@ -68,6 +74,16 @@ impl Plane {
         }
         let reason = format!("the worker of device {id} does not answer");
         Err(std::io::Error::new(std::io::ErrorKind::TimedOut, reason).into())
+    }
+
+    /// The guest of a port is told when its link has changed.
+    fn show_link(&self, id: &str, space: Option<Vec<u8>>) {
+        let inner = lock(&self.inner);
+        if let (Some(space), Some(device)) = (space, inner.devices.get(id))
+            && device.config_space() != space
+        {
+            device.reconfigure(space);
+        }
     }
 
     fn port(&self, id: &str) -> Result<(Arc<Link>, u32), PlaneError> {
