@@ -22,6 +22,11 @@ from nagaya.plane import worker
 _END_S = 5.0  # that a peer has to end in order
 
 
+# For `own_cpus`: what serves, and who asks.
+BACKEND_CPU = 0
+ALONE = ("chrt", "--fifo", "1", "taskset", "--cpu-list", "1")
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What the client asks for in one measurement."""
@@ -46,6 +51,8 @@ class Target(Protocol):
 
     def measure(self, load: Load) -> Sample: ...
 
+    def own_cpus(self) -> None: ...
+
 
 class Client:
     """`vub` against a vhost-user socket; the CPU time is that of the backend's process."""
@@ -54,6 +61,14 @@ class Client:
         self._vub = vub
         self._socket = socket_path
         self._pid = pid
+        self._prefix: tuple[str, ...] = ()
+
+    def own_cpus(self) -> None:
+        """Have the backend and the client a CPU each that nobody else gets while they want it."""
+        self._prefix = ALONE
+        for task in Path(f"/proc/{self._pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {BACKEND_CPU})
+            os.sched_setscheduler(int(task.name), os.SCHED_FIFO, os.sched_param(1))
 
     @contextmanager
     def trickle(self, rate: int) -> Iterator[None]:
@@ -68,6 +83,7 @@ class Client:
 
     def measure(self, load: Load) -> Sample:
         command = [
+            *self._prefix,
             str(self._vub),
             "bench",
             "--socket",
@@ -91,9 +107,21 @@ class Fio:
     def __init__(self, file: Path, direct: bool) -> None:
         self._file = file
         self._direct = direct
+        self._prefix: tuple[str, ...] = ()
+
+    def own_cpus(self) -> None:
+        """Run where other targets' clients do."""
+        self._prefix = ALONE
 
     def measure(self, load: Load) -> Sample:
-        command = ["fio", "--name=bench", f"--filename={self._file}", "--ioengine=io_uring", "--bs=4k"]
+        command = [
+            *self._prefix,
+            "fio",
+            "--name=bench",
+            f"--filename={self._file}",
+            "--ioengine=io_uring",
+            "--bs=4k",
+        ]
         command += [f"--direct={self._direct:d}", f"--rw=rand{load.op}", f"--iodepth={load.depth}"]
         command += [
             f"--runtime={round(load.seconds * 1000)}ms",
@@ -115,9 +143,16 @@ class Fresh:
 
     def __init__(self, backend: Callable[[], AbstractContextManager[Client]]) -> None:
         self._backend = backend
+        self._alone = False
+
+    def own_cpus(self) -> None:
+        """As `Client.own_cpus`, for each backend to come."""
+        self._alone = True
 
     def measure(self, load: Load) -> Sample:
         with self._backend() as client:
+            if self._alone:
+                client.own_cpus()
             return client.measure(load)
 
 

@@ -1,6 +1,7 @@
 """Disk: random 4 KiB reads and writes, on our plane, on qemu-storage-daemon and by fio.
 
-    python -m benches.disk.run [--disk raw|cached|null|qcow2|first-writes] [--quick] [--json FILE]
+    python -m benches.disk.run [--disk raw|cached|null|qcow2|first-writes] [--quick]
+        [--own-cpus] [--json FILE]
 
 One vhost-user client, interleaved rounds: within a row only who serves differs. The client either sleeps
 until it is called or polls. The disk is
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         # Short: a vhost-user socket's path must fit in 107 bytes.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ng", dir="/tmp")))
         targets = _targets(options, directory, stack)
+        if options.own_cpus:
+            for target in targets.values():
+                target.own_cpus()
         ops = ("write",) if options.disk == "first-writes" else OPS
         samples = measure(targets, options.rounds, options.seconds, ops, options.depths)
     rows = [*_rate_rows(samples, options.disk), *_cpu_rows(samples)]
@@ -193,6 +197,12 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size-mib", type=int, help="of the file, default 2048 (512 if cached)")
     parser.add_argument("--file", type=Path, help="use and keep this file if it has the size")
     parser.add_argument("--json", type=Path, help="write all samples here")
+    parser.add_argument(
+        "--own-cpus",
+        action="store_true",
+        help="what serves and who asks have a CPU each (root), also on a busy host. Writes to a file "
+        "by a polling client starve: the kernel ends them in a thread of that CPU",
+    )
     options = parser.parse_args(argv)
     options.rounds = options.rounds or (3 if options.quick else 5)
     options.seconds = options.seconds or (0.5 if options.quick else 2.0)
