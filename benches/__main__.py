@@ -23,6 +23,7 @@ BENCHES = {
     "network-qemu": "benches.network.qemu",
     "network-shares": "benches.network.shares",
     "network-ports": "benches.network.ports",
+    "network-packets": "benches.network.packets",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",

@@ -193,7 +193,7 @@ impl Bench {
 }
 
 /// Latencies in buckets of a sixteenth of a power of two of nanoseconds.
-struct Histogram {
+pub struct Histogram {
     buckets: Vec<u64>,
     count: u64,
     max: u64,
@@ -206,7 +206,8 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    fn add(&mut self, latency: Duration) {
+    /// One more.
+    pub fn add(&mut self, latency: Duration) {
         let ns = (latency.as_nanos() as u64).max(16);
         let power = ns.ilog2();
         self.buckets[(power * 16 + ((ns >> (power - 4)) as u32 & 15)) as usize] += 1;
@@ -215,7 +216,7 @@ impl Histogram {
     }
 
     /// Upper end of the bucket that holds the quantile, in microseconds.
-    fn quantile(&self, quantile: f64) -> f64 {
+    pub fn quantile(&self, quantile: f64) -> f64 {
         let rank = (self.count as f64 * quantile) as u64;
         let mut seen = 0;
         for (bucket, count) in self.buckets.iter().enumerate() {

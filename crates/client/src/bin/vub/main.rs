@@ -8,7 +8,7 @@
 //! vub stamp  --socket S --depth N --seconds T --blocks N [--seed N] [--log FILE] [--patience S]
 //! vub config --socket S
 //! vub ask    --socket S < requests    (a line each: read SECTOR LEN, write SECTOR LEN BYTE, flush)
-//! vub frames --socket S --to S [--size 64] [--seconds T] [--rate N: frames a second, else as many as go]
+//! vub frames --socket S --to S [--size 64] [--seconds T] [--rate N: frames a second, each waited for; else as many as go]
 //!            [--queue-size 256] [--warm-up T]
 //! vub tap    --fd N (an open tap) --socket S | --to-fd N (another tap)    until standard input ends
 //! ```
