@@ -199,8 +199,10 @@ impl Net {
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
             let Some(head) = queue.take_in_order(&mut self.buffers)? else { return Ok(false) };
             let mut command = [0; COMMAND];
+            let length = COMMAND.min(chain::total(&self.buffers.readable) as usize);
             chain::read_front(&self.buffers.readable, &mut command);
-            let status = if self.obey(context, &command) { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+            let obeyed = self.obey(context, &command[..length]);
+            let status = if obeyed { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             let written = chain::write_front(&self.buffers.writable, &[status as u8]);
             let Some(queue) = context.queues[usize::from(index)].as_mut() else { return Ok(false) };
             queue.stage(head, written as u32);
@@ -210,9 +212,10 @@ impl Net {
     }
 
     /// Carry out a command: class, number, and what belongs to it (5.1.6.5). Whether that is possible.
-    fn obey(&mut self, context: &mut Context<'_>, command: &[u8; COMMAND]) -> bool {
-        let pairs = u16::from_le_bytes([command[2], command[3]]);
-        match (u32::from(command[0]), u32::from(command[1])) {
+    fn obey(&mut self, context: &mut Context<'_>, command: &[u8]) -> bool {
+        let [class, number, first, rest @ ..] = command else { return false };
+        let pairs = rest.first().map_or(0, |second| u16::from_le_bytes([*first, *second]));
+        match (u32::from(*class), u32::from(*number)) {
             // The switch gives a guest nothing that is not for it, and the driver filters what is left itself.
             (VIRTIO_NET_CTRL_RX, _) | (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => true,
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => self.config.rules.spoof,

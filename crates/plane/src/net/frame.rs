@@ -40,7 +40,7 @@ impl Front {
         &mut self.bytes[self.begin..self.end]
     }
 
-    /// A copy whose VLAN tag is as `tag` says, and by how many bytes it is longer.
+    /// A copy whose VLAN tag is as `tag` says, and by how many bytes it is longer. Where the tag stays, none is needed.
     pub fn tagged(&self, tag: Tag) -> (Front, i16) {
         let mut front = self.clone();
         let (begin, by) = match tag {
@@ -67,8 +67,8 @@ impl Front {
 
 /// A frame that has been decided about.
 pub struct Frame<'a> {
-    /// Its first bytes.
-    pub front: &'a Front,
+    /// Its first bytes. Only what is before them is written any more: the header of each receiver.
+    pub front: &'a mut Front,
     /// What is behind them.
     pub rest: &'a [libc::iovec],
     /// Bytes of all.
@@ -163,7 +163,7 @@ mod tests {
             let expected = sent.clone();
             let mut rest = pieces(&mut sent, &from);
             let mut front = Front::take(&mut rest, length);
-            let frame = Frame { front: &front.clone(), rest: &rest, length, offload: Offload::default() };
+            let frame = Frame { front: &mut front, rest: &rest, length, offload: Offload::default() };
             let mut whole = Vec::new();
             frame.linear(&mut whole);
             prop_assert_eq!(&whole, &expected);

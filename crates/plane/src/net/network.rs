@@ -32,6 +32,8 @@ mod holding;
 mod observe;
 mod passage;
 
+use holding::Decided;
+
 /// The networks of a worker, by name. One lasts as long as a device of it.
 #[derive(Default)]
 pub struct Networks {
@@ -104,6 +106,8 @@ pub struct Network {
     staged: Vec<(u16, u16)>,
     /// Guests without a buffer, and the transmit queues that wait for them.
     held: Vec<(u16, (u16, u16))>,
+    /// Their frames.
+    decided: Vec<Decided>,
     /// A timeout is under way after which they try again in any case.
     pub ticking: bool,
     /// Something was sent by an uplink.
@@ -159,6 +163,7 @@ impl Network {
     pub fn remove(&mut self, now: Nanos, slot: u16) -> Option<Way> {
         self.traffic.leave(now, slot.into());
         self.switch.remove_port(slot.into());
+        self.decided.retain(|decided| decided.from.0 != slot);
         self.end_capture(slot);
         // It may be this port's timeout that is under way.
         (self.settling, self.ticking) = (false, false);
@@ -209,19 +214,28 @@ impl Network {
     ) -> bool {
         let mut out = std::mem::take(&mut self.out);
         out.clear();
-        let header = sent.front.frame_mut();
         let (length, segments) = (sent.length, sent.segments);
-        let verdict = self.switch.decide(now, PortId::from(from), header, length, segments, &mut out);
+        let known = self.known(from, held, &sent, &mut out);
+        let verdict = known.map_or_else(
+            || {
+                let header = sent.front.frame_mut();
+                self.switch.decide(now, PortId::from(from), header, length, segments, &mut out)
+            },
+            Ok,
+        );
         let mut passed = true;
         match verdict {
             Ok(verdict) if sent.offload.fits(verdict.ip) => {
                 passed = !self.holds(now, peers, (from, held), (&out, verdict.flow, length));
                 if passed {
-                    let frame = Frame { front: sent.front, rest: sent.rest, length, offload: sent.offload };
+                    let mut frame =
+                        Frame { front: sent.front, rest: sent.rest, length, offload: sent.offload };
                     self.show(now, from, &frame, Tag::Keep);
                     let wire = sent.offload.wire(length, segments);
                     let way = passage::Way { from: from.into(), flow: verdict.flow, segments, wire };
-                    self.leave(now, peers, &out, way, &frame);
+                    self.leave(now, peers, &out, way, &mut frame);
+                } else {
+                    self.remember(from, held, &sent, (verdict, &out));
                 }
             }
             Ok(_) => self.dropped(from, DropReason::BadHeader, segments),
@@ -236,17 +250,24 @@ impl Network {
         peers: &mut Peers<'_>,
         delivery: Delivery,
         flow: u32,
-        frame: &Frame<'_>,
+        frame: &mut Frame<'_>,
     ) -> Result<(), DropReason> {
         let slot = delivery.port as u16;
-        let (mut front, by) = frame.front.tagged(delivery.tag);
+        let mut other;
+        let (front, by) = if delivery.tag == Tag::Keep {
+            (&mut *frame.front, 0)
+        } else {
+            let tagged = frame.front.tagged(delivery.tag);
+            other = tagged.0;
+            (&mut other, tagged.1)
+        };
         let offload = frame.offload.shifted(by);
         let length = frame.length.saturating_add_signed(by.into());
         let takes = self.takes(slot, peers, flow).ok_or(DropReason::LinkDown)?;
         match offload.for_one_who(&takes) {
-            Todo::Nothing => self.hand_over(peers, slot, flow, (&mut front, frame.rest), offload),
+            Todo::Nothing => self.hand_over(peers, slot, flow, (front, frame.rest), offload),
             Todo::Checksum(checksum) => {
-                self.linear(&Frame { front: &front, rest: frame.rest, length, offload });
+                Frame { front, rest: frame.rest, length, offload }.linear(&mut self.whole);
                 let mut whole = std::mem::take(&mut self.whole);
                 segment::complete(&mut whole, checksum);
                 let done = self.hand_over_bytes(peers, slot, flow, &mut whole);
@@ -254,7 +275,7 @@ impl Network {
                 done
             }
             Todo::Cut(checksum, cut) => {
-                self.linear(&Frame { front: &front, rest: frame.rest, length, offload });
+                Frame { front, rest: frame.rest, length, offload }.linear(&mut self.whole);
                 let (whole, mut room) = (std::mem::take(&mut self.whole), std::mem::take(&mut self.segment));
                 let mut done = Ok(());
                 segment::cut(&whole, (checksum, cut), &mut room, |bytes| {
@@ -265,10 +286,6 @@ impl Network {
                 done
             }
         }
-    }
-
-    fn linear(&mut self, frame: &Frame<'_>) {
-        frame.linear(&mut self.whole);
     }
 
     /// Give a frame that is in one piece and complete to the port at `slot`.

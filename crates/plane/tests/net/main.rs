@@ -3,6 +3,7 @@
 mod street;
 
 mod frames;
+mod hostile;
 mod kill;
 mod offloads;
 mod orders;

@@ -102,6 +102,22 @@ impl Street {
         port.unwrap_or_else(|| panic!("no port {id}: {ports}")).clone()
     }
 
+    /// What `query-devices` says of a device.
+    pub fn device(&self, id: &str) -> Value {
+        let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
+        let device = state["devices"].as_array().expect("devices").iter().find(|device| device["id"] == id);
+        device.unwrap_or_else(|| panic!("no device {id}: {state}")).clone()
+    }
+
+    /// Wait until nobody is connected to a port.
+    pub fn await_disconnected(&self, id: &str) {
+        let end = Instant::now() + PATIENCE;
+        while self.query(id)["connected"] != false {
+            assert!(Instant::now() < end, "{}", self.query(id));
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Who waited for whom, of all that was told since the last call; waits until somebody did.
     pub fn waits(&self) -> Vec<Value> {
         let end = Instant::now() + PATIENCE;

@@ -76,14 +76,14 @@ impl Network {
     fn go_on(&mut self, now: Nanos, peers: &mut Peers<'_>, is_there: bool, mut parked: Parked) {
         let (length, offload) = (parked.bytes.len(), parked.offload);
         let mut rest = vec_of(&mut parked.bytes);
-        let front = Front::take(&mut rest, length);
-        let frame = Frame { front: &front, rest: &rest, length, offload };
+        let mut front = Front::take(&mut rest, length);
+        let mut frame = Frame { front: &mut front, rest: &rest, length, offload };
         let way = Way { from: parked.from, flow: parked.flow, segments: parked.segments, wire: parked.wire };
         for delivery in &parked.deliveries {
             if is_there {
-                self.hand(now, peers, *delivery, way, &frame);
+                self.hand(now, peers, *delivery, way, &mut frame);
             } else {
-                self.arrive(now, peers, *delivery, way, &frame);
+                self.arrive(now, peers, *delivery, way, &mut frame);
             }
         }
         self.traffic.reuse(parked);
@@ -96,7 +96,7 @@ impl Network {
         peers: &mut Peers<'_>,
         out: &[Delivery],
         way: Way,
-        frame: &Frame<'_>,
+        frame: &mut Frame<'_>,
     ) {
         let outside = out.iter().any(|delivery| self.switch.kind(delivery.port) == Some(PortKind::Uplink));
         let gate = if outside { Gate::Uplink } else { Gate::Local };
@@ -109,7 +109,14 @@ impl Network {
     }
 
     /// It comes to a port.
-    fn arrive(&mut self, now: Nanos, peers: &mut Peers<'_>, delivery: Delivery, way: Way, frame: &Frame<'_>) {
+    fn arrive(
+        &mut self,
+        now: Nanos,
+        peers: &mut Peers<'_>,
+        delivery: Delivery,
+        way: Way,
+        frame: &mut Frame<'_>,
+    ) {
         match self.traffic.stops(now, (Gate::Machine, delivery.port), (way.from, way.flow, way.wire)) {
             Some(room) => self.park(now, &room, &[delivery], way, frame),
             None => self.hand(now, peers, delivery, way, frame),
@@ -117,7 +124,14 @@ impl Network {
     }
 
     /// It is given to a port.
-    fn hand(&mut self, now: Nanos, peers: &mut Peers<'_>, delivery: Delivery, way: Way, frame: &Frame<'_>) {
+    fn hand(
+        &mut self,
+        now: Nanos,
+        peers: &mut Peers<'_>,
+        delivery: Delivery,
+        way: Way,
+        frame: &mut Frame<'_>,
+    ) {
         if delivery.delay > 0 {
             return self.hold_back(now, delivery, way, frame);
         }

@@ -241,6 +241,11 @@ impl Switch {
         verdict
     }
 
+    /// Another number once ports or rules are others: what was decided before may be decided otherwise now.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// Count what the caller dropped.
     pub fn count(&mut self, id: PortId, reason: DropReason, frames: u32) {
         if let Some(port) = self.port_mut(id) {
