@@ -7,5 +7,6 @@ mod hostile;
 mod kill;
 mod offloads;
 mod orders;
+mod pairs;
 mod shares;
 mod tap;
