@@ -19,11 +19,11 @@ impl Arbiter {
             self.window.mark(now, admits);
             return None;
         }
-        let (top, by) = match self.due(now) {
-            Some(due) => due,
-            None if self.limited.contains(ROOT) => return None,
-            None => (ROOT, By::Share),
-        };
+        // Looked at first: while a link is busy all reservations that are due would be gone through for nothing.
+        if self.limited.contains(ROOT) {
+            return None;
+        }
+        let (top, by) = self.due(now).unwrap_or((ROOT, By::Share));
         let Some(leaf) = self.descend(top) else {
             self.window.mark(now, true);
             return None;
