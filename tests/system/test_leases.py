@@ -223,12 +223,30 @@ def test_a_waiter_on_the_command_line_outlives_the_daemon(client: Client, image:
     settings = os.environ | client.paths.environment()
     with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as waiter:
         wait_until(lambda: client.leases.list(str(image))[0].waiting == ["b"])
-        time.sleep(1)  # it is in the queue before it knows; until then a daemon's death is an error to it
         end(client.host().daemon_pid, signal.SIGKILL)
         ensure_daemon(client.paths)
         assert client.leases.list(str(image))[0].waiting == ["b"]
         client.machines.get("a").kill()
         assert waiter.communicate(timeout=60)[0] == "b runs\n"
+
+
+def test_a_daemon_that_dies_before_it_answers_has_queued_a_waiter_once(
+    client: Client, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(client, "a", image).start()
+    make(client, "b", image)
+    end(client.host().daemon_pid, signal.SIGKILL)
+    monkeypatch.setenv("NAGAYA_FAILPOINT", "wait:queued")
+    doomed = ensure_daemon(client.paths)
+    monkeypatch.delenv("NAGAYA_FAILPOINT")
+    with ThreadPoolExecutor(1) as pool:
+        waiter = pool.submit(client.leases.wait, "b", 60)
+        wait_until(lambda: _is_gone(doomed))
+        ensure_daemon(client.paths)
+        wait_until(lambda: client.leases.list(str(image))[0].waiting == ["b"])
+        client.machines.get("a").kill()
+        assert waiter.result(60).state == "granted"
+    assert client.leases.list(str(image))[0].waiting == []
 
 
 def test_a_daemon_killed_again_and_again_never_lets_two_write(client: Client, image: Path) -> None:

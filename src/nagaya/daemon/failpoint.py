@@ -31,6 +31,7 @@ Step = Literal[
     "stop:cleaned",
     "delete:recorded",
     "delete:files",
+    "wait:queued",
 ]
 
 _armed: Final = os.environ.get("NAGAYA_FAILPOINT", "")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
+from nagaya.daemon import failpoint
 from nagaya.daemon.leases import Leases, claims_of
 from nagaya.daemon.leaseviews import LeaseViews, is_on
 from nagaya.daemon.remoteleases import RemoteLeases, require_unlocked
@@ -40,6 +41,7 @@ class Handover:
         one = self._supervisor.get(name)
         one.require(DOWN, "queued for leases", hint="it has its leases while it runs")
         await self._leases.wait(one.row.id, one.name, self._supervisor.devices(one), seconds)
+        failpoint.reach("wait:queued")
         return self._leases.waiting(one.row.id, one.name)
 
     async def waiting(self, name: str, seconds: float) -> LeaseWait:

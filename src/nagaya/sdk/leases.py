@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import quote
 
 from nagaya.connection import POLL_TIME
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from nagaya.sdk.client import Client
 
 _ABSENCE = 15.0  # s that a daemon may be away while somebody waits; its successor knows the queue
+_NOBODY = (FileNotFoundError, ConnectionRefusedError)  # there is no daemon; another one died while asked
 _PAUSE = 0.2  # s between attempts to reach it
+
+_T = TypeVar("_T")
 
 
 class Leases:
@@ -45,11 +48,10 @@ class Leases:
     ) -> LeaseWait:
         """Queue a machine for all its images, and wait until they are reserved for it.
 
-        It keeps its place if the daemon restarts meanwhile; interrupted, it gives it up. Raises
+        It keeps its place if the daemon restarts at any moment; interrupted, it gives it up. Raises
         `TimeoutExpiredError` after `timeout` seconds, with what it waited for.
         """
-        body = {"machine": machine, "timeout": timeout}
-        found = LeaseWait.from_json(self._client.request("POST", "/v1/leases/waiters", body=body))
+        found = self._queue(machine, timeout)
         reason = found.reason
         try:
             while found.state == "waiting":
@@ -122,11 +124,27 @@ class Leases:
         """A holder on another host needs it no more."""
         self._client.request("DELETE", f"/v1/leases/{quote(lease_id, safe='')}")
 
+    def _queue(self, machine: str, timeout: float | None) -> LeaseWait:
+        """Queue a machine, with the next daemon if one dies before it answers: who waits keeps its place."""
+        began = time.monotonic()
+        while True:
+            left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+            body = {"machine": machine, "timeout": left}
+            try:
+                return LeaseWait.from_json(self._client.request("POST", "/v1/leases/waiters", body=body))
+            except UnavailableError as error:
+                if isinstance(error.__cause__, _NOBODY) or time.monotonic() > began + _ABSENCE:
+                    raise
+            self._patiently(self._client.host)
+
     def _poll(self, machine_id: str) -> LeaseWait:
+        return self._patiently(lambda: self.waiting(machine_id, POLL_TIME))
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
         deadline = time.monotonic() + _ABSENCE
         while True:
             try:
-                return self.waiting(machine_id, POLL_TIME)
+                return ask()
             except UnavailableError:
                 if time.monotonic() > deadline:
                     raise
