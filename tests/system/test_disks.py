@@ -166,7 +166,7 @@ def test_machines_have_disks_by_name_and_keep_others_from_them(stage: Stage) -> 
         with pytest.raises(ConflictError, match="is a disk of db"):
             await disks.delete("data")
         await daemon.supervisor.start("db")
-        for busy in (disks.commit("data", silent), disks.resize("db/disk0", SIZE), disks.map("data", "")):
+        for busy in (disks.rebase("data", "one", silent), disks.revert("data", "s"), disks.map("data", "")):
             with pytest.raises(ConflictError, match="db is running"):
                 await busy
         await daemon.supervisor.kill("db")
