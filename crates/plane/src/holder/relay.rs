@@ -97,11 +97,12 @@ impl Relay {
         if word(&message, 0) == FrontendReq::SET_BACKEND_REQ_FD as u32 {
             let file = fds.pop().map(File::from);
             *lock(&self.channel.0) = file.filter(|file| fds::check_signal(file).is_ok());
-            return self.acknowledge(&message);
+            return self.answer(&message, true);
         }
         if let Some((index, enable)) = vring_enable(&message) {
-            lock(&self.session).set_vring_enable(index, enable)?;
-            return self.acknowledge(&message);
+            let outcome = lock(&self.session).set_vring_enable(index, enable);
+            self.answer(&message, outcome.is_ok())?;
+            return outcome;
         }
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         // A message is smaller than a socket's buffer, so it goes as a whole.
@@ -130,15 +131,15 @@ impl Relay {
         Ok((message, fds))
     }
 
-    /// Answer `message` with success, if it asks for that.
-    fn acknowledge(&self, message: &[u8]) -> Result<()> {
+    /// Answer `message` with success or failure, if it asks for that.
+    fn answer(&self, message: &[u8], success: bool) -> Result<()> {
         if word(message, 4) & FLAG_NEED_REPLY == 0 {
             return Ok(());
         }
         let mut answer = message[..4].to_vec();
         answer.extend((FLAG_REPLY | VERSION).to_ne_bytes());
         answer.extend(8u32.to_ne_bytes());
-        answer.extend(0u64.to_ne_bytes());
+        answer.extend(u64::from(!success).to_ne_bytes());
         // Less than a socket holds, so it goes as a whole.
         scm::send(&self.frontend, &answer, &[], 0).map_err(Error::SocketBroken)?;
         Ok(())

@@ -21,6 +21,12 @@ fn fold(a: u64, b: u64) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
+/// The bits of a product that hang on few of its factors' spread over all: for what is close together, [`fold`] alone is not enough.
+fn spread(hash: u64) -> u64 {
+    // The golden ratio's fraction, odd.
+    fold(hash ^ hash.rotate_left(32), 0x9e37_79b9_7f4a_7c15)
+}
+
 impl Keyed {
     /// A hash of two words.
     pub fn pair(&self, a: u64, b: u64) -> u64 {
@@ -31,7 +37,7 @@ impl Keyed {
     pub fn ends(&self, a: u128, b: u128, what: u64) -> u64 {
         let low = self.pair(a as u64, b as u64);
         let high = self.pair((a >> 64) as u64, (b >> 64) as u64);
-        self.pair(low ^ what, high.rotate_left(32) ^ what)
+        spread(self.pair(low ^ what, high.rotate_left(32) ^ what))
     }
 
     /// The same for both directions of a connection, and for all parts of a packet.
@@ -39,7 +45,7 @@ impl Keyed {
         let both = packet.source ^ packet.destination;
         let (source, destination) = if packet.fragment.is_some() { (0, 0) } else { packet.ports() };
         let ports = u64::from(source ^ destination) << 8 | u64::from(packet.protocol);
-        self.pair(both as u64 ^ ((both >> 64) as u64).rotate_left(32), ports) as u32
+        spread(self.pair(both as u64 ^ ((both >> 64) as u64).rotate_left(32), ports)) as u32
     }
 }
 
@@ -56,7 +62,7 @@ impl BuildHasher for Keyed {
 
 impl Hasher for Words {
     fn finish(&self) -> u64 {
-        self.1
+        spread(self.1)
     }
 
     fn write(&mut self, bytes: &[u8]) {
