@@ -220,7 +220,8 @@ class LeaseTable:
 
 
 def _contradict(one: Claim, other: Claim) -> bool:
-    return _same(one, other) and (one.access is not other.access or one.access is Access.WRITER)
+    together = one.access is other.access and one.access in (Access.READER, Access.SHARED)
+    return _same(one, other) and not together
 
 
 def _same(one: Claim, other: Claim) -> bool:
