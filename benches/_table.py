@@ -5,6 +5,7 @@ A bench runs as `python -m benches.NAME.run` from the top of the repository.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,6 +15,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+
+
+def read_options(doc: str | None, argv: Sequence[str], **numbers: tuple[float, float]) -> argparse.Namespace:
+    """The options of a bench: `--json`, `--quick`, and each of `numbers`: its default, and what is quick."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, (default, _) in numbers.items():
+        parser.add_argument(f"--{name}", type=type(default), help=f"default {default}")
+    parser.add_argument("--json", type=Path, help="write all samples here")
+    quick = " ".join(f"--{name} {few}" for name, (_, few) in numbers.items())
+    parser.add_argument("--quick", action="store_true", help=f"a look, not a figure: {quick}")
+    options = parser.parse_args(argv)
+    for name, (default, few) in numbers.items():
+        if getattr(options, name) is None:
+            setattr(options, name, few if options.quick else default)
+    return options
 
 
 @dataclass(frozen=True, slots=True)

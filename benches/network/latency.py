@@ -9,15 +9,13 @@ answer, when everybody has gone to sleep. A sample is the median of a run, or wh
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, print_table, read_options, to_json
 from benches.network.guests import ECHO_PORT, Place
 from benches.network.switches import OURS, VECTOR, Yard, all_yards, in_turn
 
@@ -33,7 +31,7 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]
 
 def main(argv: Sequence[str] = ()) -> list[Row]:
     """Measure, print the table, and write the JSON if asked to. Returns the rows."""
-    options = _options(argv)
+    options = read_options(__doc__, argv, rounds=(9, 5), count=(500, 200))
     with all_yards() as yards:
         samples = measure(yards, options.rounds, options.count)
     rows = []
@@ -73,20 +71,6 @@ def _answers(times: list[float], count: int) -> list[float]:
     if len(times) < count * 0.9:
         raise UnavailableError(f"only {len(times)} of {count} packets were answered")
     return times
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="fewer: under 90 s")
-    options = parser.parse_args(argv)
-    if options.quick:
-        options.rounds, options.count = 5, 200
-    return options
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ checks who sends, and where a row says so tracks connections for a security grou
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -26,7 +25,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, print_table, read_options, to_json
 from benches.disk.backends import build_vub, cpu_seconds
 from benches.network._dpdk import testpmd
 
@@ -90,7 +89,7 @@ class Target:
 
 def main(argv: Sequence[str] = ()) -> list[Row]:
     """Measure, print the table, and write the JSON if asked to. Returns the rows."""
-    options = _options(argv)
+    options = read_options(__doc__, argv, rounds=(5, 3), seconds=(2.0, 0.5))
     loads = [*(Load(size, 0) for size in SIZES), *(Load(64, rate) for rate in RATES)]
     samples: dict[tuple[Load, str], list[Sample]] = defaultdict(list)
     with ExitStack() as stack:
@@ -180,20 +179,6 @@ def _rows(samples: dict[tuple[Load, str], list[Sample]]) -> list[Row]:
     cheap = [row(Load(64, rate), "ours", "cpu", "s/million", 1.0) for rate in RATES]
     late = [row(Load(64, rate), "ours", "p50_us", "us") for rate in RATES]
     return [*fast, *cheap, *late]
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benches.network.packets", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.5 s: a look, not a figure")
-    parser.add_argument("--rounds", type=int, help="default 5")
-    parser.add_argument("--seconds", type=float, help="of one measurement, default 2")
-    parser.add_argument("--json", type=Path, help="write all samples here")
-    options = parser.parse_args(argv)
-    options.rounds = options.rounds or (3 if options.quick else 5)
-    options.seconds = options.seconds or (0.5 if options.quick else 2.0)
-    return options
 
 
 if __name__ == "__main__":

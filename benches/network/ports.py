@@ -9,7 +9,6 @@ is what the logarithm of the number of ports would cost.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -23,7 +22,7 @@ from contextlib import ExitStack
 from math import log
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, print_table, read_options, to_json
 from benches.disk.backends import build_vub
 
 from nagaya import _core
@@ -37,16 +36,21 @@ DECIDED = (2, 10, 100, 1000)
 IDLE_RATE = 10  # frames a second of each other pair
 
 
+TITLE = "Networks: a frame of 64 bytes among so many ports"
+
+
 def main(argv: Sequence[str] = ()) -> list[Row]:
     """Measure, print the table, and return its rows."""
-    options = _options(argv)
+    options = read_options(__doc__, argv, rounds=(3, 1), seconds=(2.0, 1.0))
     vub = build_vub(TOP)
     costs: dict[int, list[float]] = defaultdict(list)
     for _ in range(options.rounds):
         for ports in COUNTS:
             costs[ports].append(_pair(vub, ports, options.seconds))
     rows = [_cost(ports, costs) for ports in COUNTS] + _decided(options.seconds)
-    print_table("Networks: a frame of 64 bytes among so many ports", rows)
+    print_table(TITLE, rows)
+    if options.json:
+        options.json.write_text(to_json(TITLE, rows))
     return rows
 
 
@@ -148,14 +152,6 @@ def _decided(seconds: float) -> list[Row]:
         many = cost("connections/10000")
         rows.append(Row("decide(), rules, 10,000 connections", many, {"1 connection": one}, "ns", "lower"))
     return rows
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benches.network.ports", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a round of a second, to see that it works")
-    options = parser.parse_args(argv)
-    options.rounds, options.seconds = (1, 1.0) if options.quick else (3, 2.0)
-    return options
 
 
 if __name__ == "__main__":

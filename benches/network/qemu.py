@@ -9,7 +9,6 @@ meets TCG.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, print_table, read_options, to_json
 from benches.guest._nagaya import SHARED
 from benches.network.guests import ECHO_PORT, SHELL_PORT, Spot, workplace
 from benches.network.switches import HOST, OURS, mac, plane_with_tap
@@ -49,7 +48,7 @@ Open = Callable[[Path], AbstractContextManager[House]]
 
 def main(argv: Sequence[str] = ()) -> list[Row]:
     """Measure, print the table, and write the JSON if asked to. Returns the rows."""
-    options = _options(argv)
+    options = read_options(__doc__, argv, rounds=(7, 5), seconds=(2, 1))
     with ExitStack() as stack:
         directory = stack.enter_context(workplace())
         houses = {name: stack.enter_context(opened(directory)) for name, opened in HOUSES.items()}
@@ -170,20 +169,6 @@ def _row(name: str, found: Mapping[str, Sequence[float]], unit: str) -> Row:
     peers = dict(found)
     mine = peers.pop(OURS)
     return Row(name, mine, peers, unit, "higher" if unit == "Gbit/s" else "lower", {"tap": 1.0, "user": 1.0})
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="rounds of a second: under 90 s")
-    options = parser.parse_args(argv)
-    if options.quick:
-        options.rounds, options.seconds = 5, 1
-    return options
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ root. The first second is not counted.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections import defaultdict
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, print_table, read_options, to_json
 from benches.disk.backends import build_vub
 from benches.network.houses import Bridge, House, Ours
 from benches.network.traffic import SECOND, Arrived, Crowd
@@ -37,7 +36,7 @@ Samples = dict[str, list[float]]
 
 def main(argv: Sequence[str] = ()) -> list[Row]:
     """Measure, print the table, and write the JSON if asked to. Returns the rows."""
-    options = _options(argv)
+    options = read_options(__doc__, argv, rounds=(5, 1), seconds=(4.0, 3.0))
     samples: Samples = defaultdict(list)
     vub = build_vub(Path(__file__).parents[2])
     crowd = Crowd(options.seconds)
@@ -195,20 +194,6 @@ def _rows(samples: Samples) -> list[Row]:
     peers = {"not arbitrated": samples["not arbitrated"]}
     rows.append(Row("the same without a bound", samples["arbitrated"], peers, "Gbit/s", "higher"))
     return rows
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--quick", action="store_true", help="one round: a look, not a figure")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(argv)
-    if options.quick:
-        options.rounds, options.seconds = 1, 3.0
-    return options
 
 
 if __name__ == "__main__":

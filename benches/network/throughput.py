@@ -9,16 +9,14 @@ Interleaved rounds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, print_table, read_options, to_json
 from benches.network.guests import Place, cpu_time
 from benches.network.switches import OURS, VETH, Yard, all_yards, in_turn
 
@@ -41,7 +39,7 @@ Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
 
 def main(argv: Sequence[str] = ()) -> list[Row]:
     """Measure, print the table, and write the JSON if asked to. Returns the rows."""
-    options = _options(argv)
+    options = read_options(__doc__, argv, rounds=(7, 5), seconds=(2, 1))
     with all_yards() as yards:
         samples = measure(yards, options.rounds, options.seconds)
     rows = [*_rates(samples), *_costs(samples)]
@@ -96,20 +94,6 @@ def _costs(samples: Samples) -> list[Row]:
         costs = {name: [one.cpu for one in found] for name, found in by_name.items()}
         rows.append(Row(f"CPU, {way}", costs.pop(OURS), costs, "s/10 Gbit", "lower"))
     return rows
-
-
-def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="rounds of a second: under 90 s")
-    options = parser.parse_args(argv)
-    if options.quick:
-        options.rounds, options.seconds = 5, 1
-    return options
 
 
 if __name__ == "__main__":
