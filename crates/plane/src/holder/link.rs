@@ -142,13 +142,12 @@ impl Link {
         self.ask(patience, |serial| Outgoing { message: ToWorker::QueryArbiter { serial }, fds: Vec::new() })
     }
 
-    /// Ask for something by a message with a serial number; the parts of the answer. `None` if it does not come in time, or if a
-    /// worker died of it.
+    /// Ask for something by a message with a serial number; the parts of the answer. `None` if it does not come in time, or if
+    /// the worker dies before.
     pub fn ask(&self, patience: Duration, question: impl Fn(u64) -> Outgoing) -> Option<Vec<Value>> {
         let serial = self.change(|state| {
             let serial = state.next_serial();
-            state.reports.insert(serial, (Vec::new(), false));
-            state.tell(question(serial));
+            state.ask(serial, question(serial));
             serial
         });
         let complete = |state: &State| state.reports.get(&serial).is_none_or(|(_, all)| *all);
@@ -236,6 +235,7 @@ impl Link {
             }
             let devices = state.devices.iter().flat_map(|(number, shadow)| shadow.snapshot(*number));
             state.outbox.extend(devices);
+            state.ask_early();
             let data = json!({"name": self.name, "pid": state.pid, "generation": state.generation});
             self.events.push("WORKER_STARTED", data);
         });
@@ -248,6 +248,8 @@ impl Link {
         let mut state = self.state();
         state.pid = 0;
         state.outbox.clear();
+        state.reports.clear();
+        self.answered.notify_all();
         let data = json!({"name": self.name, "pid": pid, "status": status, "expected": state.ending,
             "error": outcome.err().map(|error| error.to_string())});
         self.events.push("WORKER_EXITED", data);

@@ -58,9 +58,13 @@ impl Street {
         socket
     }
 
-    /// A machine at a port of its own.
+    /// A machine at a port of its own, whose queues run.
     pub fn guest(&self, number: u8, options: NetOptions) -> Net {
-        Net::open(&self.port(number, &json!({})), options).expect("a guest")
+        let guest = Net::open(&self.port(number, &json!({})), options).expect("a guest");
+        // The holder has answered for the queues, perhaps before its worker had them; the worker takes what it is told in order.
+        let question = r#"{"type": "flows", "limit": 1}"#;
+        self.plane.order_port(&format!("m{number}/net0"), question, Vec::new()).expect("an answer");
+        guest
     }
 
     /// An uplink that is a stream; our end of it.

@@ -24,6 +24,8 @@ pub struct State {
     pub(super) answers: HashMap<u64, u16>,
     /// States of the arbiter: parts that have come, and whether those are all. Of requests that somebody waits for.
     pub(super) reports: HashMap<u64, (Vec<Value>, bool)>,
+    /// What somebody asks while there is no worker, by serial.
+    pub(super) early: Vec<(u64, Outgoing)>,
     pub(super) shares: Shares,
     /// Devices that the worker could not open, though another could before.
     pub reopen: Reopen,
@@ -59,6 +61,19 @@ impl State {
     pub(super) fn begin(&mut self) {
         let shares: Vec<ShareNode> = self.shares.nodes().cloned().collect();
         self.outbox = share_messages(&shares).collect();
+    }
+
+    /// Queue a question, for the next worker if there is none now.
+    pub(super) fn ask(&mut self, serial: u64, question: Outgoing) {
+        self.reports.insert(serial, (Vec::new(), false));
+        if self.pid == 0 { self.early.push((serial, question)) } else { self.tell(question) }
+    }
+
+    /// The questions that a new worker is to be asked.
+    pub(super) fn ask_early(&mut self) {
+        let early = std::mem::take(&mut self.early);
+        let awaited = early.into_iter().filter(|(serial, _)| self.reports.contains_key(serial));
+        self.outbox.extend(awaited.map(|(_, question)| question));
     }
 
     /// Whether it serves disks or networks, which are what there is to arbitrate.
