@@ -12,14 +12,9 @@ use std::time::Duration;
 
 use crate::clock::Nanos;
 
-/// Longest window for a disk with many requests in flight: the next answer is a few µs away.
-pub const MANY: Duration = Duration::from_micros(20);
-
-/// Longest window for a disk with few: it answers a lone request after 50 to 100 µs.
-pub const FEW: Duration = Duration::from_micros(100);
-
-/// How many requests are few.
-const FEW_REQUESTS: usize = 2;
+/// Longest window for a disk. It answers a lone request after 50 to 100 µs, and spinning through that costs twice the CPU of
+/// a sleep, and a guest that shares the CPU a third of its requests; with many in flight the next answer is a few µs away.
+pub const DISK: Duration = Duration::from_micros(20);
 
 /// Longest window for a guest that was just answered: its wake-up and its next request take 30 to 50 µs.
 pub const GUEST: Duration = Duration::from_micros(50);
@@ -29,12 +24,6 @@ const FIRST: Duration = Duration::from_micros(8);
 
 /// What a wake-up across CPUs adds to the time that we seem to have slept.
 const WAKE_UP: Duration = Duration::from_micros(30);
-
-/// One part in so many of all time may be spent on windows longer than [`MANY`] for a disk.
-const SHARE: u64 = 2;
-
-/// Most time that can be saved up for that, ns.
-const SAVINGS: i64 = 10_000_000;
 
 /// Between two looks, which are less than a µs apart, nothing but somebody else on our CPU takes longer, ns.
 const TAKEN_AWAY: Nanos = 100_000;
@@ -51,68 +40,44 @@ const LONGEST_PAUSE: Nanos = 320_000_000;
 pub enum For {
     /// Requests.
     Guest,
-    /// The answer to one of a few requests.
-    Few,
-    /// The answer to one of many.
-    Many,
-}
-
-impl For {
-    /// With `taken` requests that are not answered.
-    pub fn waiting(taken: usize) -> For {
-        match taken {
-            0 => For::Guest,
-            1..=FEW_REQUESTS => For::Few,
-            _ => For::Many,
-        }
-    }
+    /// Answers.
+    Disk,
 }
 
 /// When a worker spins, and for how long.
 pub struct Spinning {
     guest: Polling,
     disk: Polling,
-    /// What it waits for, since when, and the last look at the clock.
-    spin: Option<(For, Nanos, Nanos)>,
-    /// What may be spent on long windows, ns, and when that was known; below 0 it is spent already.
-    savings: i64,
-    saved_at: Nanos,
+    /// What it waits for, and the last look at the clock.
+    spin: Option<(For, Nanos)>,
     /// Others want the CPU.
     pause: Pause,
 }
 
-impl Spinning {
+impl Default for Spinning {
     /// Not at first.
-    pub fn new(now: Nanos) -> Spinning {
-        let (guest, disk) = (Polling::new(GUEST), Polling::new(FEW));
-        Spinning { guest, disk, spin: None, savings: 0, saved_at: now, pause: Pause::default() }
+    fn default() -> Spinning {
+        let (guest, disk) = (Polling::new(GUEST), Polling::new(DISK));
+        Spinning { guest, disk, spin: None, pause: Pause::default() }
     }
+}
 
+impl Spinning {
     /// How long to spin now.
     pub fn window(&mut self, now: Nanos, whom: For) -> Duration {
-        self.savings = SAVINGS.min(self.savings + ((now - self.saved_at) / SHARE) as i64);
-        self.saved_at = now;
-        let saved = self.savings > 0;
+        let paused = now < self.pause.until;
         let polling = self.polling(whom);
-        if now < polling.pause.until {
-            return Duration::ZERO;
-        }
-        let window = if whom == For::Guest || (whom == For::Few && saved) {
-            polling.window
-        } else {
-            polling.window.min(MANY)
-        };
-        if now < self.pause.until { Duration::ZERO } else { window }
+        if paused || now < polling.pause.until { Duration::ZERO } else { polling.window }
     }
 
     /// It begins.
     pub fn begin(&mut self, now: Nanos, whom: For) {
-        self.spin = Some((whom, now, now));
+        self.spin = Some((whom, now));
     }
 
     /// A look at the clock.
     pub fn look(&mut self, now: Nanos) {
-        if let Some((_, _, last)) = &mut self.spin
+        if let Some((_, last)) = &mut self.spin
             && now - std::mem::replace(last, now) > TAKEN_AWAY
         {
             self.pause.begin(now);
@@ -140,11 +105,7 @@ impl Spinning {
 
     fn end(&mut self, now: Nanos) -> Option<For> {
         self.look(now);
-        let (whom, start, _) = self.spin.take()?;
-        if whom == For::Few {
-            self.savings -= (now - start) as i64;
-        }
-        Some(whom)
+        self.spin.take().map(|(whom, _)| whom)
     }
 
     fn polling(&mut self, whom: For) -> &mut Polling {
@@ -213,17 +174,17 @@ mod tests {
 
     /// One that has learnt that guest and disk are quick, at time 1 s.
     fn quick() -> (Spinning, Nanos) {
-        let mut spinning = Spinning::new(0);
+        let mut spinning = Spinning::default();
         for _ in 0..10 {
             spinning.learn(For::Guest, Duration::from_micros(70));
-            spinning.learn(For::Few, Duration::from_micros(120));
+            spinning.learn(For::Disk, Duration::from_micros(40));
         }
         (spinning, 1_000 * MS)
     }
 
     #[test]
     fn a_window_opens_with_quick_work_and_shuts_with_slow() {
-        let mut spinning = Spinning::new(0);
+        let mut spinning = Spinning::default();
         assert_eq!(spinning.window(MS, For::Guest), Duration::ZERO);
         let (mut spinning, now) = quick();
         assert_eq!(spinning.window(now, For::Guest), GUEST);
@@ -231,43 +192,14 @@ mod tests {
             spinning.learn(For::Guest, Duration::from_millis(1));
         }
         assert_eq!(spinning.window(now, For::Guest), Duration::ZERO);
-        assert_eq!(spinning.window(now, For::Few), FEW);
+        assert_eq!(spinning.window(now, For::Disk), DISK);
     }
 
     #[test]
     fn a_device_that_is_slow_is_not_waited_for_by_spinning() {
-        let mut spinning = Spinning::new(0);
-        spinning.learn(For::Few, FEW + WAKE_UP + Duration::from_micros(5));
-        assert_eq!(spinning.window(MS, For::Few), Duration::ZERO);
-    }
-
-    #[test]
-    fn the_more_requests_the_nearer_the_next_answer() {
-        assert_eq!([0, 1, 2, 3].map(For::waiting), [For::Guest, For::Few, For::Few, For::Many]);
-        let (mut spinning, now) = quick();
-        assert_eq!(spinning.window(now, For::Many), MANY);
-    }
-
-    #[test]
-    fn long_windows_take_half_of_the_time_at_most() {
-        let (mut spinning, start) = quick();
-        let (mut now, mut spun) = (start, 0);
-        while now < start + 1_000 * MS {
-            let window = spinning.window(now, For::Few);
-            let length = (60 * US).min(window.as_nanos() as Nanos);
-            spinning.begin(now, For::Few);
-            if length == 60 * US {
-                spinning.found(now + length);
-                spun += length;
-            } else {
-                spinning.missed(now + length);
-                spinning.learn(For::Few, Duration::from_micros(90));
-            }
-            // What is left of the disk's time, and the guest's.
-            now += 60 * US + 10 * US;
-        }
-        let share = spun as f64 / (now - start) as f64;
-        assert!((0.2..0.51).contains(&share), "{share}");
+        let mut spinning = Spinning::default();
+        spinning.learn(For::Disk, DISK + WAKE_UP + Duration::from_micros(5));
+        assert_eq!(spinning.window(MS, For::Disk), Duration::ZERO);
     }
 
     #[test]
@@ -278,12 +210,12 @@ mod tests {
         spinning.found(now + 3 * MS);
         let again = now + 3 * MS + FIRST_PAUSE;
         assert_eq!(spinning.window(again - 1, For::Guest), Duration::ZERO);
-        assert_eq!(spinning.window(again - 1, For::Few), Duration::ZERO);
+        assert_eq!(spinning.window(again - 1, For::Disk), Duration::ZERO);
         assert_eq!(spinning.window(again, For::Guest), GUEST);
-        spinning.begin(again, For::Few);
+        spinning.begin(again, For::Disk);
         spinning.found(again + MS);
-        assert_eq!(spinning.window(again + MS + 2 * FIRST_PAUSE - 1, For::Few), Duration::ZERO);
-        assert_eq!(spinning.window(again + MS + 2 * FIRST_PAUSE, For::Few), FEW);
+        assert_eq!(spinning.window(again + MS + 2 * FIRST_PAUSE - 1, For::Disk), Duration::ZERO);
+        assert_eq!(spinning.window(again + MS + 2 * FIRST_PAUSE, For::Disk), DISK);
         let late = now + 2_000 * MS;
         spinning.begin(late, For::Guest);
         spinning.found(late + MS);
@@ -292,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_works_only_while_we_sleep_is_not_waited_for_by_spinning() {
-        let mut spinning = Spinning::new(0);
+        let mut spinning = Spinning::default();
         let (mut now, mut spun) = (0, 0);
         while now < 1_000 * MS {
             let window = spinning.window(now, For::Guest);
@@ -305,8 +237,8 @@ mod tests {
         }
         assert!(spun < 10 * MS, "{spun}");
         // A disk is something else.
-        spinning.learn(For::Few, Duration::from_micros(40));
-        assert_eq!(spinning.window(now, For::Few), FIRST);
+        spinning.learn(For::Disk, Duration::from_micros(40));
+        assert_eq!(spinning.window(now, For::Disk), FIRST);
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Reactor {
             effects: Effects::default(),
             networks: Networks::default(),
             taken: 0,
-            spinning: Spinning::new(clock::now()),
+            spinning: Spinning::default(),
             completions: Vec::new(),
         };
         reactor.poll(reactor.control.as_raw_fd(), Token { kind: Kind::Control, ..IGNORED });

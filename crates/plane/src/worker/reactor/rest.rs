@@ -21,7 +21,7 @@ impl Reactor {
             return self.uring.submit();
         }
         let start = clock::now();
-        let whom = For::waiting(self.taken);
+        let whom = if self.taken == 0 { For::Guest } else { For::Disk };
         let until = self.due_in();
         let window = self.spinning.window(start, whom);
         if self.look_around(start, whom, until.map_or(window, |until| window.min(until)))? {
