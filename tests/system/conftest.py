@@ -18,13 +18,14 @@ import pexpect
 import pytest
 
 from nagaya import _core
-from nagaya.cli.daemon import end
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
+from nagaya.testing.boxes import client_of
 from nagaya.testing.disks import core
 from nagaya.testing.netns import Namespace
+from nagaya.testing.site import Site, make_site
 from nagaya.testing.yard import Yard, write_initrd
 
 YardTest = Callable[[Yard], Coroutine[Any, Any, None]]
@@ -87,15 +88,8 @@ def yard(paths: Paths, uml_kernel: Kernel, initrd: Path) -> Callable[[YardTest],
 def client(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
     """A client of a daemon of its own; all its processes end with the test."""
     ensure_daemon(paths)
-    with Client(paths) as client:
+    with client_of(paths, lambda: ensure_daemon(paths)) as client:
         yield client
-        ensure_daemon(paths)
-        for machine in client.machines.list():
-            machine.delete(force=True)
-        host = client.host()
-    for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
-        if pid is not None:
-            end(pid)
 
 
 @pytest.fixture
@@ -111,14 +105,15 @@ def inside(host: Namespace, paths: Paths, uml_kernel: Kernel, busybox_image: Ima
     """A client of a daemon that runs there."""
     with host.entered():
         ensure_daemon(paths)
-        with Client(paths) as client:
+        with client_of(paths) as client:
             yield client
-            for machine in client.machines.list():
-                machine.delete(force=True)
-            about = client.host()
-        for pid in (about.daemon_pid, about.plane_pid, about.zygote_pid):
-            if pid is not None:
-                end(pid)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A host with a world and guests; this thread is in the host while the test runs."""
+    with make_site() as one:
+        yield one
 
 
 @pytest.fixture

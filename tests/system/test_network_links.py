@@ -8,53 +8,30 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from nagaya.cli.daemon import end
 from nagaya.errors import ConflictError
-from nagaya.images.store import Image
-from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
 from nagaya.sdk import Client, Machine, ensure_daemon
-from nagaya.testing.netns import Namespace
+from nagaya.testing.boxes import create, until
 
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
 NETWORK = {"name": "back", "mode": "isolated", "ipv4": "10.9.0.0/24", "ipv6": "none"}
 
 
 @pytest.fixture
-def inside(paths: Paths, uml_kernel: Kernel, busybox_image: Image) -> Iterator[Client]:
-    """A client of a daemon that runs in a namespace."""
-    with Namespace() as host, host.entered():
-        ensure_daemon(paths)
-        with Client(paths) as client:
-            yield client
-            for machine in client.machines.list():
-                machine.delete(force=True)
-            about = client.host()
-        for pid in (about.daemon_pid, about.plane_pid, about.zygote_pid):
-            if pid is not None:
-                end(pid)
-
-
-@pytest.fixture
 def machines(inside: Client) -> tuple[Machine, Machine]:
     """`web` and `db`, which reach each other."""
     inside.networks.create(NETWORK)
-    web, db = (_create(inside, name, number) for number, name in enumerate(("web", "db"), 10))
-    _until(lambda: _pings(web, db))
+    web, db = (
+        create(inside, name, nics=[{"network": "back", "ipv4": f"10.9.0.{number}"}])
+        for number, name in enumerate(("web", "db"), 10)
+    )
+    until(lambda: _pings(web, db))
     return web, db
-
-
-def _create(client: Client, name: str, number: int) -> Machine:
-    nics = [{"network": "back", "ipv4": f"10.9.0.{number}"}]
-    spec = {"name": name, "memory": "64MiB", "disks": [{"image": "busybox"}], "nics": nics}
-    return client.machines.create(spec, start=True).wait("agent", 60)
 
 
 def _pings(one: Machine, other: Machine, count: int = 1) -> str:
@@ -62,13 +39,6 @@ def _pings(one: Machine, other: Machine, count: int = 1) -> str:
     address = other.info.nics[0]["ipv4"]
     done = one.exec(["ping", "-c", str(count), "-i", "0.1", "-W", "1", address])
     return "" if done.exit_code else done.stdout.decode()
-
-
-def _until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen within 30 s"
-        time.sleep(0.1)
 
 
 def _capture(paths: Paths, *options: str) -> subprocess.Popen[bytes]:
@@ -97,7 +67,7 @@ def test_tcpdump_reads_the_pings_of_a_capture(
     web, db = machines
     file = tmp_path / "web.pcap"
     with _capture(paths, "-w", str(file)) as capture:
-        _until(lambda: file.exists() and file.stat().st_size >= 24)
+        until(lambda: file.exists() and file.stat().st_size >= 24)
         assert _pings(web, db, 5)
         capture.send_signal(signal.SIGINT)
         _, said = capture.communicate(timeout=20)
@@ -124,7 +94,7 @@ def test_a_capture_goes_on_over_a_killed_worker_and_ends_with_its_reader(
             _kill_worker(paths)
             assert reader.stdout.read().count(b"ICMP echo") == 29
         assert capture.wait(20) == 141, "the reader of the output went away"
-    _until(lambda: not inside.networks.end_capture("web").running)
+    until(lambda: not inside.networks.end_capture("web").running)
     pieces = inside.networks.capture("web")
     assert next(pieces), "the next one may begin"
     with pytest.raises(ConflictError, match="somebody captures web net0 already"):
@@ -159,12 +129,12 @@ def test_guests_feel_faults_across_killed_workers_and_daemons(
     os.kill(inside.host().daemon_pid, signal.SIGKILL)
     ensure_daemon(paths)
     assert not _pings(web, db) and not _pings(web, db)
-    _until(lambda: inside.networks.faults("web"))
+    until(lambda: inside.networks.faults("web"))
     [told] = inside.networks.faults("web")
     assert (told.nic, told.loss, told.dropped > 0) == ("net0", 1.0, True)
     assert inside.machines.get("web").info.cause == "faults on purpose on net0"
     inside.networks.set_faults("web")
-    _until(lambda: _pings(web, db))
+    until(lambda: _pings(web, db))
     assert inside.networks.faults("web") == []
 
 
@@ -172,8 +142,8 @@ def test_a_partition_cuts_those_who_are_named_and_ends_with_the_run(
     inside: Client, machines: tuple[Machine, Machine]
 ) -> None:
     web, db = machines
-    other = _create(inside, "other", 12)
-    _until(lambda: _pings(other, web) and _pings(other, db))
+    other = create(inside, "other", nics=[{"network": "back", "ipv4": "10.9.0.12"}])
+    until(lambda: _pings(other, web) and _pings(other, db))
     inside.networks.set_faults("db", partition=["web"])
     assert not _pings(web, db) and not _pings(db, web)
     assert _pings(other, web) and _pings(other, db)
@@ -181,7 +151,7 @@ def test_a_partition_cuts_those_who_are_named_and_ends_with_the_run(
     web.restart(hard=True).wait("agent", 60)
     assert not _pings(web, db), "it is on the link of db"
     db.restart(hard=True).wait("agent", 60)
-    _until(lambda: _pings(web, db))
+    until(lambda: _pings(web, db))
 
 
 def test_connections_of_a_machine_are_told(inside: Client, machines: tuple[Machine, Machine]) -> None:

@@ -11,29 +11,12 @@ import pytest
 from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
 from nagaya.sdk import Client, Machine, ensure_daemon
+from nagaya.testing.boxes import create, until_it_answers
 from nagaya.testing.netns import Namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
 PAGE = "a page of two"
 SERVE = f"mkdir /tmp/w && echo {PAGE} > /tmp/w/index.html && httpd -p 80 -h /tmp/w"
-
-
-def create(client: Client, name: str, **more: object) -> Machine:
-    spec = {"name": name, "memory": "96MiB", "disks": [{"image": "busybox"}], **more}
-    machine = client.machines.create(spec, start=True)
-    machine.wait("agent", 60)
-    return machine
-
-
-def until_it_answers(machine: Machine, command: str) -> str:
-    """The command's output once it succeeds: DHCP takes a moment, and so does a worker that was killed."""
-    deadline = time.monotonic() + 30
-    while True:
-        done = machine.exec(["sh", "-c", command])
-        if done.exit_code == 0:
-            return done.stdout.decode()
-        assert time.monotonic() < deadline, done
-        time.sleep(0.2)
 
 
 @pytest.mark.anyio

@@ -8,13 +8,11 @@ import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nagaya.cli.daemon import end
 from nagaya.errors import ConflictError
 from nagaya.images.store import Image
 from nagaya.kernel import Kernel
@@ -22,7 +20,8 @@ from nagaya.networks.helper import find
 from nagaya.networks.passt import resolvers
 from nagaya.paths import Paths
 from nagaya.plane.client import PlaneClient
-from nagaya.sdk import Client, Machine, ensure_daemon
+from nagaya.sdk import Client, ensure_daemon
+from nagaya.testing.boxes import client_of, create, until_it_answers
 from nagaya.testing.netns import Namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.uml, pytest.mark.images]
@@ -83,7 +82,8 @@ def inside(host: Namespace, paths: Paths, uml_kernel: Kernel, busybox_image: Ima
     """A client of root's daemon there."""
     with host.entered():
         ensure_daemon(paths)
-        yield from _client(paths, lambda: ensure_daemon(paths))
+        with client_of(paths, lambda: ensure_daemon(paths)) as client:
+            yield client
 
 
 @pytest.fixture
@@ -103,39 +103,9 @@ def rootless(host: Namespace, paths: Paths, uml_kernel: Kernel, busybox_image: I
     os.close(told)
     with os.fdopen(ready) as said:
         assert said.read() == "ready\n", (paths.state / "daemon.log").read_text()
-    yield from _client(paths, lambda: None)
+    with client_of(paths) as client:
+        yield client
     process.wait()
-
-
-def _client(paths: Paths, again: Callable[[], object]) -> Iterator[Client]:
-    with Client(paths) as client:
-        try:
-            yield client
-        finally:
-            again()
-            for machine in client.machines.list():
-                machine.delete(force=True)
-            about = client.host()
-            for pid in (about.daemon_pid, about.plane_pid, about.zygote_pid):
-                if pid is not None:
-                    end(pid)
-
-
-def create(client: Client, name: str, **more: object) -> Machine:
-    spec = {"name": name, "memory": "96MiB", "disks": [{"image": "busybox"}], **more}
-    machine = client.machines.create(spec, start=True)
-    machine.wait("agent", 60)
-    return machine
-
-
-def until_it_answers(machine: Machine, command: str) -> str:
-    deadline = time.monotonic() + 30
-    while True:
-        done = machine.exec(["sh", "-c", command])
-        if done.exit_code == 0:
-            return done.stdout.decode()
-        assert time.monotonic() < deadline, done
-        time.sleep(0.2)
 
 
 def passts(paths: Paths, *, uid: int | None = None) -> list[int]:

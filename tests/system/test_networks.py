@@ -2,110 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from nagaya.errors import ConflictError, NotFoundError, UnsupportedError
+from nagaya.errors import ConflictError, NotFoundError
 from nagaya.networks.config import Forward, Instance, Reservation
 from nagaya.networks.host import HostNetworks
-from nagaya.paths import Paths
 from nagaya.spec import NetworkSpec
 from nagaya.testing.netns import Hub, Namespace, snapshot
-from nagaya.testing.scratch import make_directory
+from nagaya.testing.site import DB, NAT, WEB, Site, dhcp, fetch, reaches, run
 
 pytestmark = pytest.mark.root
-UID = 0x7FFE0000
-
-NAT = NetworkSpec(name="default", mode="nat", ipv4="10.77.0.0/24", ipv6="fd77::/64")
-WEB = Reservation("web", "52:54:00:00:00:05", "10.77.0.5", "fd77::5054:ff:fe00:5")
-DB = Reservation("db", "52:54:00:00:00:06", "10.77.0.6", "fd77::5054:ff:fe00:6")
-
-
-@dataclass
-class Site:
-    """A host with a world behind its `eth0`, and guests."""
-
-    paths: Paths
-    host: Namespace
-    world: Namespace
-    hub: Hub
-    guests: dict[str, Namespace] = field(default_factory=dict)
-    servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def guest(self, one: Reservation, *, configured: bool = True) -> Namespace:
-        """A guest at the hub; `configured`, it has its addresses already and a route to the host."""
-        place = self.guests[one.machine] = Namespace()
-        self.hub.plug(place, "eth0", one.mac)
-        if configured:
-            place.run(f"ip addr add {one.ipv4}/24 dev eth0; ip route add default via 10.77.0.1")
-            place.run(f"ip addr add {one.ipv6}/64 dev eth0 nodad; ip route add default via fe80::1 dev eth0")
-        return place
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    """A host 192.0.2.1 and a world 192.0.2.9; this thread is in the host while the test runs."""
-    top = make_directory()
-    paths = Paths(top / "r", top / "s", top / "c")
-    paths.run.mkdir(mode=0o755)
-    top.chmod(0o755)
-    with Namespace() as host, Namespace() as world, Hub() as hub:
-        one = Site(paths, host, world, hub)
-        for place in (host, world):
-            place.run("sysctl -q net.ipv6.conf.default.accept_dad=0")
-        host.wire("eth0", world, "eth0")
-        host.run("ip addr add 192.0.2.1/24 dev eth0; ip addr add 2001:db8::1/64 dev eth0 nodad")
-        host.run("ip route add default via 192.0.2.9; ip route add default via 2001:db8::9")
-        world.run("ip addr add 192.0.2.9/24 dev eth0; ip addr add 2001:db8::9/64 dev eth0 nodad")
-        try:
-            with host.entered():
-                yield one
-        finally:
-            for server in one.servers:
-                server.kill()
-                server.communicate()
-            for guest in one.guests.values():
-                guest.close()
-            with host.entered():
-                asyncio.run(_clear(paths))
-            shutil.rmtree(top)
-
-
-async def _clear(paths: Paths) -> None:
-    networks = HostNetworks(paths, UID)
-    await networks.sweep([])
-    await networks.close()
-
-
-def run(site: Site, test: Callable[[HostNetworks], Coroutine[Any, Any, None]]) -> None:
-    """Run `test` with the networks of a daemon on the site's host."""
-
-    async def whole() -> None:
-        networks = HostNetworks(site.paths, UID)
-        try:
-            await test(networks)
-        finally:
-            await networks.close()
-
-    asyncio.run(whole())
-
-
-def reaches(place: Namespace, address: str) -> bool:
-    """Whether a ping is answered."""
-    return "1 packets received" in place.run(f"busybox ping -c 1 -W 3 {address}", check=False)
 
 
 def test_a_guest_reaches_host_and_world_as_the_host(site: Site) -> None:
@@ -132,21 +48,6 @@ def test_nothing_is_left_after_removal(site: Site) -> None:
         assert await networks.present() == []
 
     run(site, test)
-
-
-LEASE = """#!/bin/sh
-[ "$1" = bound ] && echo "$ip/$mask via $router dns $dns domain $domain mtu $mtu name $hostname"
-"""
-
-
-def dhcp(site: Site, guest: Namespace) -> str:
-    """What a DHCP client of the guest is told; "" if nobody answers."""
-    script = site.paths.run / "lease"
-    script.write_text(LEASE)
-    script.chmod(0o755)
-    return guest.run(
-        f"busybox udhcpc -i eth0 -n -q -t 3 -T 1 -O mtu -s {script} 2>/dev/null", check=False
-    ).strip()
 
 
 def test_machines_get_the_addresses_and_names_that_are_reserved_for_them(site: Site) -> None:
@@ -211,11 +112,6 @@ def test_a_machine_is_told_who_it_is(site: Site) -> None:
         )
 
     run(site, test)
-
-
-def fetch(place: Namespace, url: str) -> str:
-    """What curl gets, or "" if it gets nothing in two seconds."""
-    return place.run(f"curl -s -m 2 {url}", check=False)
 
 
 def serve(site: Site, place: Namespace, port: int, text: str) -> subprocess.Popen[bytes]:
@@ -453,108 +349,3 @@ def find_any(site: Site) -> list[str]:
             if str(site.paths.run / "networks").encode() in line:
                 found.append(line.decode())
     return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds; the test's own deadline ends it."""
-    while not condition():  # noqa: ASYNC110 - another process makes it true
-        await asyncio.sleep(0.05)
-
-
-def test_networks_follow_the_host_to_another_uplink_and_outlive_a_flush(site: Site) -> None:
-    async def test(networks: HostNetworks) -> None:
-        with Namespace() as other:
-            site.hub.plug(site.host, (await networks.ensure(NAT, [WEB])).interface)
-            guest = site.guest(WEB)
-            site.host.run("nft flush ruleset")
-            await until(lambda: reaches(guest, "192.0.2.9"))
-            site.host.wire("eth1", other, "eth0")
-            site.host.run("ip addr add 203.0.113.1/24 dev eth1")
-            other.run("ip addr add 203.0.113.9/24 dev eth0")
-            assert not reaches(guest, "203.0.113.9"), "no route leads there"
-            site.host.run("ip route replace default via 203.0.113.9; ip -6 route del default")
-            await until(lambda: reaches(guest, "203.0.113.9"))
-            assert not reaches(guest, "192.0.2.9")
-            assert "0" in site.host.run("cat /proc/sys/net/ipv4/conf/eth0/forwarding")
-
-    run(site, test)
-
-
-def test_guests_on_a_bridge_are_part_of_the_host_s_own_network(site: Site) -> None:
-    lan = NetworkSpec(name="lan", mode="bridge", uplink="br0", ipv4=None, ipv6=None)
-
-    async def test(networks: HostNetworks) -> None:
-        site.host.run("ip link add br0 type bridge; ip link set br0 mtu 1400 up; ip link set eth0 master br0")
-        await until(lambda: "state UP" in site.host.run("ip link show br0"))
-        before = snapshot(site.host)
-        uplink = await networks.ensure(lan)
-        assert (uplink.kind, uplink.mtu) == ("tap", 1400)
-        assert "master br0" in site.host.run(f"ip link show {uplink.interface}")
-        await networks.remove("lan")
-        with pytest.raises(ConflictError, match="does not tell VLANs apart"):
-            await networks.ensure(lan.model_copy(update={"vlan": 7}))
-        assert snapshot(site.host) == before
-
-    run(site, test)
-
-
-def test_guests_of_an_isolated_network_reach_only_one_another_and_its_services(site: Site) -> None:
-    spec = NetworkSpec(name="default", mode="isolated", ipv4="10.77.0.0/24", ipv6="fd77::/64")
-    web = replace(WEB, instance=Instance("i-1"))
-
-    async def test(networks: HostNetworks) -> None:
-        site.hub.plug(site.host, (await networks.ensure(spec, [web, DB])).interface)
-        guest, other = site.guest(web), site.guest(DB)
-        assert reaches(guest, DB.ipv4)
-        assert reaches(guest, "10.77.0.1")
-        assert not reaches(guest, "192.0.2.9")
-        assert fetch(guest, "http://169.254.169.254/latest/meta-data/instance-id") == "i-1"
-        assert other.run("busybox nslookup web.nagaya.internal 10.77.0.1", check=False).count(WEB.ipv4) == 1
-        guest.run("ip route flush default")
-        assert dhcp(site, guest).startswith("10.77.0.5/24 via  dns")
-        with pytest.raises(UnsupportedError, match="no ports are forwarded"):
-            await networks.ensure(spec, [web], [Forward("tcp", "", 8080, "10.77.0.5", 80)])
-
-    run(site, test)
-
-
-def test_a_macvtap_takes_all_of_an_interface(site: Site) -> None:
-    spec = NetworkSpec(name="direct", mode="macvtap", uplink="eth9", ipv4=None, ipv6=None)
-
-    async def test(networks: HostNetworks) -> None:
-        with Namespace() as other:
-            site.host.wire("eth9", other, "eth0")
-            site.host.run("ip addr flush dev eth9")
-            before = snapshot(site.host)
-            uplink = await networks.ensure(spec)
-            assert uplink.kind == "macvtap"
-            assert "macvtap mode passthru" in site.host.run(f"ip -d link show {uplink.interface}")
-            await networks.remove("direct")
-            assert snapshot(site.host) == before
-
-    run(site, test)
-
-
-def test_dnsmasq_that_dies_is_started_again_and_a_new_daemon_takes_over_the_old_one(site: Site) -> None:
-    pids: list[int | None] = []
-
-    async def first(networks: HostNetworks) -> None:
-        site.hub.plug(site.host, (await networks.ensure(NAT, [WEB])).interface)
-        [helper] = networks.helpers("default")
-        assert helper.pid is not None
-        status = site.host.run(f"cat /proc/{helper.pid}/status")
-        assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}" in status
-        assert "NoNewPrivs:\t1" in status
-        before = helper.pid
-        os.kill(before, signal.SIGKILL)
-        await until(lambda: helper.pid not in (None, before))
-        assert dhcp(site, site.guest(WEB, configured=False)).startswith("10.77.0.5/24")
-        pids.append(helper.pid)
-
-    async def second(networks: HostNetworks) -> None:
-        await networks.ensure(NAT, [WEB, DB])
-        assert [helper.pid for helper in networks.helpers("default")] == pids
-        assert dhcp(site, site.guest(DB, configured=False)).startswith("10.77.0.6/24")
-
-    run(site, first)
-    run(site, second)
