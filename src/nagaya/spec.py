@@ -277,7 +277,7 @@ class NetworkSpec(_Part):
         description="interface or bridge of the host, 15 characters at most; empty: as its default route",
     )
     mtu: int = Field(1500, ge=576, le=65521, description="bytes of a packet")
-    vlan: int | None = Field(None, ge=1, le=4094, description="VLAN of the uplink that this network is")
+    vlan: int | None = Field(None, ge=1, le=4094, description="VLAN of the bridge that `uplink` is")
     rate: Rate | None = Field(
         None, gt=0, description="what the uplink carries, bytes per second, if it is known"
     )
@@ -294,6 +294,8 @@ class NetworkSpec(_Part):
                     )
         elif self.mode in ("isolated", "user") and self.uplink:
             raise ValueError(f"mode {self.mode} has no `uplink`")
+        if self.vlan is not None and self.mode != "bridge":
+            raise ValueError(f"mode {self.mode} has no `vlan`: one is of a bridge, and of its mode")
         if self.mode in _ADDRESSED and self.ipv4 is None and self.ipv6 is None:
             raise ValueError(f"mode {self.mode} needs `ipv4` or `ipv6`")
         return self

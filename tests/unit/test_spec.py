@@ -164,6 +164,7 @@ def test_ports_of_different_addresses_and_protocols_do_not_clash() -> None:
     ("network", "complaint"),
     [
         ({"mode": "bridge"}, "mode bridge needs `uplink`"),
+        ({"vlan": 5}, "mode nat has no `vlan`"),
         ({"mode": "bridge", "uplink": "br0", "ipv4": "10.0.0.0/24"}, "come from the uplink's network"),
         ({"mode": "isolated", "uplink": "br0"}, "mode isolated has no `uplink`"),
         ({"ipv4": None, "ipv6": None}, "mode nat needs `ipv4` or `ipv6`"),

@@ -111,7 +111,7 @@ def _facts(facts: dict[str, Any], traffic: Traffic | None) -> dict[str, Any]:
 @click.option("--uplink", metavar="INTERFACE", help="Interface or bridge of the host.")
 @click.option("--domain", metavar="NAME", help="Of the machines' names (nagaya.internal).")
 @click.option("--mtu", type=int, metavar="BYTES", help="Size of a packet (1500).")
-@click.option("--vlan", type=int, metavar="ID", help="VLAN of the uplink, 1 to 4094.")
+@click.option("--vlan", type=int, metavar="ID", help="VLAN of the bridge that `uplink` is, 1 to 4094.")
 @click.option("--rate", metavar="RATE", help="What the uplink carries: 125MB/s.")
 @click.option("--dhcp/--no-dhcp", default=None, help="Tell machines their addresses (yes).")
 @click.option("--dns/--no-dns", default=None, help="Let machines find one another by name (yes).")

@@ -41,7 +41,8 @@ class Groups:
         found = self._groups.get(name)
         if found is None:
             near = difflib.get_close_matches(name, self._groups, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"make it: nagaya group create {name}"
+            ways = f"`nagaya group list` shows them, `nagaya group create {name}` makes it"
+            hint = f"did you mean {near[0]!r}?" if near else ways
             raise NotFoundError(f"there is no security group {name!r}", hint=hint, group=name)
         return found
 

@@ -90,7 +90,8 @@ class Networks:
         found = self._networks.get(name)
         if found is None:
             near = difflib.get_close_matches(name, self._networks, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"make it: nagaya network create {name}"
+            ways = f"`nagaya network list` shows them, `nagaya network create {name}` makes it"
+            hint = f"did you mean {near[0]!r}?" if near else ways
             raise NotFoundError(f"there is no network {name!r}", hint=hint, network=name)
         return found
 

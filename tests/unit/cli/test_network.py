@@ -33,7 +33,7 @@ def test_networks_are_listed_shown_and_deleted(invoke: Invoke, back: str) -> Non
     assert (refused.status, "there is a network 'back' already" in refused.err) == (4, True)
     assert invoke("network", "delete", back).out == "back is deleted\n"
     missing = invoke("network", "show", back)
-    assert (missing.status, "make it: nagaya network create back" in missing.err) == (3, True)
+    assert (missing.status, "`nagaya network create back` makes it" in missing.err) == (3, True)
 
 
 def test_fields_of_a_network_are_set(invoke: Invoke, back: str) -> None:
