@@ -252,6 +252,13 @@ def test_a_daemon_that_cannot_start_says_why(own_paths: Paths) -> None:
         ensure_daemon(own_paths, program=PROGRAM)
 
 
+def test_a_daemon_that_ends_after_it_opened_its_log_says_why(own_paths: Paths) -> None:
+    own_paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_paths.database.write_text("not a database, but long enough to look like one" * 10)
+    with pytest.raises(UnavailableError, match=r"the daemon did not start: .*state\.sqlite cannot be used"):
+        ensure_daemon(own_paths, program=PROGRAM)
+
+
 def test_a_second_daemon_is_refused_with_the_first_ones_number(own_paths: Paths) -> None:
     first = ensure_daemon(own_paths, program=PROGRAM)
     second = subprocess.run(

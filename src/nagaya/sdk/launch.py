@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from nagaya.errors import ConflictError, UnavailableError
 from nagaya.paths import Paths
@@ -36,6 +37,8 @@ def _start_daemon(paths: Paths, program: Sequence[str]) -> None:
     """Start one and wait until it says that it is ready, or ends."""
     import subprocess
 
+    log = paths.state / "daemon.log"
+    before = log.stat().st_size if log.exists() else 0
     ready, told = os.pipe()
     try:
         process = subprocess.Popen(
@@ -45,7 +48,7 @@ def _start_daemon(paths: Paths, program: Sequence[str]) -> None:
                 "--ready-fd",
                 str(told),
                 "--log-file",
-                str(paths.state / "daemon.log"),
+                str(log),
             ],
             pass_fds=[told],
             stdin=subprocess.DEVNULL,
@@ -65,12 +68,23 @@ def _start_daemon(paths: Paths, program: Sequence[str]) -> None:
         if said is _NOTHING:
             process.kill()
         complaint = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
+    complaint = complaint or _last_line(log, before)
     if process.returncode == ConflictError.exit_code:
         raise ConflictError(complaint.removeprefix("nagayad: "))
     raise UnavailableError(
         f"the daemon did not start: {complaint or 'it ended without a word'}",
-        hint="run `nagaya daemon` in a terminal to watch it",
+        hint=f"{log} has all of it; `nagaya daemon` runs it in this terminal",
     )
+
+
+def _last_line(log: Path, start: int) -> str:
+    """What was written last to `log` behind its first `start` bytes; a daemon with a log complains there."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(start, log.stat().st_size - 4096))
+            return file.read().decode(errors="replace").strip().rpartition("\n")[2]
+    except OSError:
+        return ""
 
 
 def _patient(ask: Callable[[], int]) -> int:

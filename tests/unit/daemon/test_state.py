@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,20 @@ def test_a_machine_of_the_first_revision_was_started_by_uml(tmp_path: Path) -> N
     with State(path) as second:
         assert {row.name: row.engine for row in second.machines()} == {"started": "uml", "new": ""}
         assert all(row.nics == () for row in second.machines())
+
+
+def test_a_vlan_that_had_no_effect_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    State(path).close()
+    db = sqlite3.connect(path)
+    for name, mode in (("back", "nat"), ("office", "bridge")):
+        spec = json.dumps({"name": name, "mode": mode, "vlan": 5})
+        db.execute("INSERT INTO networks VALUES (?, ?, 0.0)", (name, spec))
+    db.execute("UPDATE alembic_version SET version_num = '0004'")
+    db.commit()
+    db.close()
+    with State(path) as second:
+        assert [record.spec.get("vlan") for record in second.records("networks")] == [None, 5]
 
 
 def test_nics_and_networks_come_back_as_they_were_saved(tmp_path: Path) -> None:
