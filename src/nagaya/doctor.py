@@ -62,6 +62,7 @@ def _findings(paths: Paths) -> Iterator[Finding]:
     yield _uml(paths)
     yield _io_uring()
     yield _cgroups()
+    yield _pressure()
     yield _user_namespaces()
     yield from _networks(paths)
     yield _room("disk space", _existing(paths.state), _LITTLE_DISK, "images and disks of machines")
@@ -194,6 +195,29 @@ def _cgroups() -> Finding:
             "mount cgroup2 at /sys/fs/cgroup; in a container: delegate these controllers to it",
         )
     return Finding("cgroups", State.OK, found)
+
+
+def _pressure() -> Finding:
+    """Whether the kernel tells who stands still for want of CPU and memory (docs/memory.md, "Pressure")."""
+    from nagaya.resources.pressure import host_pressure
+
+    if host_pressure().memory is None:
+        return Finding(
+            "pressure",
+            State.WARN,
+            "the kernel does not tell of stalls (PSI)",
+            "waits for a CPU are summed over tasks instead, and nobody sees who waits for memory",
+            "boot the host with psi=1",
+        )
+    if " - cgroup2 " not in Path("/proc/self/mountinfo").read_text():
+        return Finding(
+            "pressure",
+            State.WARN,
+            "of the host only",
+            "no hierarchy of v2 is mounted: of machines it is not known who waits for memory",
+            "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
+        )
+    return Finding("pressure", State.OK, "of the host and of each machine")
 
 
 _KNOWN_CONTROLLERS = {"cpu", "cpuset", "memory", "pids", "io", "blkio", "freezer", "devices"}

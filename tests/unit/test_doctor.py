@@ -13,6 +13,7 @@ from nagaya import doctor
 from nagaya.doctor import Finding, State
 from nagaya.kvm.probe import HostKvm
 from nagaya.paths import Paths
+from nagaya.resources.pressure import HostPressure
 from nagaya.testing.scratch import make_directory
 
 
@@ -94,3 +95,11 @@ def test_io_uring_is_tried_and_its_descriptor_closed(paths: Paths) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     assert _find(paths, "io_uring").state in State
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_host_without_psi_is_told_how_to_get_it(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = HostPressure(None, None, None, None, None, None, None)
+    monkeypatch.setattr("nagaya.resources.pressure.host_pressure", lambda: nothing)
+    finding = _find(paths, "pressure")
+    assert finding.state == State.WARN
+    assert finding.fix == "boot the host with psi=1"
