@@ -302,3 +302,69 @@ def test_a_running_machine_gets_a_disk_and_gives_it_back(client: Client) -> None
     assert machine.refresh().info.spec["disks"] == []
     assert client.disks.get("data").state == "free"
     client.disks.delete("data")
+
+
+@pytest.fixture
+def yard(client: Client, start: Start) -> Iterator[Machine]:
+    """A machine that takes NICs on the network `yard`, where 10.77.0.3 answers."""
+    client.networks.create(
+        {"name": "yard", "mode": "isolated", "ipv4": "10.77.0.0/24", "dhcp": False, "dns": False}
+    )
+    net = {"boot": {"kernel": str(build("net")), "cmdline": "ip=3"}}
+    start(IDLE, "peer", nics=[{"network": "yard", "ipv4": "10.77.0.3"}], **net)
+    guest = build(Path(__file__).parents[1] / "guest" / "nic_hotplug.c")
+    toy = start(IDLE, boot={"kernel": str(guest), "cmdline": "nics=2"}, nics=[])
+    until(lambda: "LISTENING" in output(toy))
+    yield toy
+    ensure_daemon(client.paths)
+    for machine in client.machines.list():
+        machine.delete(force=True)
+    client.networks.delete("yard")
+
+
+def test_a_running_machine_gets_a_nic_and_gives_it_back(client: Client, yard: Machine) -> None:
+    def times(word: str, count: int) -> None:
+        until(lambda: output(yard).count(word) == count)
+
+    for number in (1, 2):
+        info = client.networks.connect("toy", "yard", ipv4="10.77.0.2", share={"weight": 200})
+        assert [(nic["name"], nic["ipv4"]) for nic in info.nics] == [("net0", "10.77.0.2")]
+        times("\nPLUGGED", number)  # it has pinged
+        [port] = client.networks.ports_of("toy")
+        assert (port.connected, port.rx_packets >= 20, sum(port.drops.values())) == (True, True, 0)
+        assert client.networks.disconnect("toy", "yard").nics == []
+        times("UNPLUGGED", number)
+        assert client.networks.ports_of("toy") == []
+    until(lambda: output(yard).split()[-2:] == ["EXIT", "0"])
+
+
+def test_a_nic_that_the_machine_started_with_stays(client: Client, yard: Machine) -> None:
+    with pytest.raises(NagayaError, match="net0 is on the root bus, where nothing can be unplugged"):
+        client.networks.disconnect("peer", "net0")
+    assert client.machines.get("peer").info.nics[0]["ipv4"] == "10.77.0.3"
+    assert client.networks.ports_of("peer")[0].connected
+
+
+@pytest.mark.parametrize("step", ["connect:plugged", "disconnect:recorded"])
+def test_a_nic_that_a_daemon_died_over_is_taken_back(
+    client: Client, yard: Machine, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    if step.startswith("disconnect"):
+        client.networks.connect("toy", "yard", ipv4="10.77.0.2")
+        until(lambda: "\nPLUGGED" in output(yard))
+    end(client.host().daemon_pid, signal.SIGTERM)
+    monkeypatch.setenv("NAGAYA_FAILPOINT", step)
+    ensure_daemon(client.paths)
+    with pytest.raises(NagayaError):
+        if step.startswith("connect"):
+            client.networks.connect("toy", "yard", ipv4="10.77.0.2")
+        else:
+            client.networks.disconnect("toy", "net0")
+    monkeypatch.delenv("NAGAYA_FAILPOINT")
+    ensure_daemon(client.paths)
+    until(lambda: "UNPLUGGED" in output(yard))
+    until(lambda: client.networks.ports_of("toy") == [])
+    assert yard.refresh().info.nics == []
+    assert [one.machine for one in client.networks.get("yard").addresses] == ["peer"]
+    client.networks.connect("toy", "yard", ipv4="10.77.0.2")
+    until(lambda: output(yard).count("\nPLUGGED") == 2)

@@ -166,7 +166,7 @@ def _ports(session: Session, name: str) -> None:
 @_plain
 @click.pass_obj
 def _connect(session: Session, /, machine: str, network: str, **nic: Any) -> None:
-    """Give MACHINE, which is down, one more NIC, on NETWORK."""
+    """Give MACHINE one more NIC, on NETWORK. One that runs gets it at once, if its engine can."""
     nics = session.client.networks.connect(machine, network, **nic).nics
     addresses = " ".join(filter(None, (nics[-1]["ipv4"], nics[-1]["ipv6"])))
     _say(session, f"{machine} has {nics[-1]['name']} on {network} {addresses}".rstrip())
@@ -178,7 +178,10 @@ def _connect(session: Session, /, machine: str, network: str, **nic: Any) -> Non
 @_plain
 @click.pass_obj
 def _disconnect(session: Session, machine: str, nic: str) -> None:
-    """Take a NIC away from MACHINE, which is down: net0, or the network that it is on."""
+    """Take a NIC away from MACHINE: net0, or the network that it is on.
+
+    One that runs gives back its last one, if that came while it ran. The guest is asked to let go.
+    """
     session.client.networks.disconnect(machine, nic)
     _say(session, f"{machine} is off {nic}")
 

@@ -101,6 +101,16 @@ class Cabling:
                 except NagayaError as error:  # the machine has ended all the same; the next change mends it
                     log.error("network %s: %s", network.name, error)
 
+    async def leave(self, row: MachineRow, gone: Plug) -> None:
+        """The last NIC of `row` is gone from a machine that runs on, and whose row is without it now."""
+        network = self._networks.get(gone.row.network)
+        async with network.lock:
+            await self._outlets.disconnect(network, row, len(row.nics) - 1)
+            if self._networks.users(network.name, alive=True):
+                await self._bring_up(network)
+            else:
+                await self._let_go(network, row.id)
+
     async def renew(self) -> None:
         """After a daemon's death: have everything as it is to be, and nothing of networks nobody uses."""
         used = [one for one in self._networks.all() if self._networks.users(one.name, alive=True)]

@@ -92,7 +92,7 @@ async def attach(supervisor: Supervisor, one: Supervised, disk: Disk) -> None:
             await supervisor.parts.plane.device_add(device)
             failpoint.reach("attach:served")
             try:
-                await process.engine.plug_disk(machine, process.id, device.id.partition("/")[2])
+                await process.engine.plug(machine, process.id, device.id.partition("/")[2])
                 failpoint.reach("attach:plugged")
             except BaseException:
                 await supervisor.parts.plane.device_del(device.id)
@@ -121,7 +121,7 @@ async def detach(supervisor: Supervisor, one: Supervised) -> None:
         await record(before.model_copy(update={"disks": before.disks[:-1]}), images[:-1], "detaching")
         failpoint.reach("detach:recorded")
         try:
-            await process.engine.unplug_disk(machine, process.id, f"disk{index}")
+            await process.engine.unplug(machine, process.id, f"disk{index}")
         except BaseException:
             await record(before, images, "not detached")
             raise
@@ -179,7 +179,7 @@ async def _drop_surplus(
         if one.process is not None:
             machine = supervisor.engine_machine(one)
             with contextlib.suppress(UnsupportedError):  # then it was never plugged
-                await one.process.engine.unplug_disk(machine, one.process.id, device_id.partition("/")[2])
+                await one.process.engine.unplug(machine, one.process.id, device_id.partition("/")[2])
         with contextlib.suppress(NotFoundError):
             await supervisor.parts.plane.device_del(device_id)
         log.warning("%s: %s is not in its specification, and gone", one.name, device_id)

@@ -53,10 +53,10 @@ class Outlets:
                     raise
                 log.error("%s has no way out of network %s: %s", one.name, network.name, error.message)
 
-    async def disconnect(self, network: Network, row: MachineRow) -> None:
-        """The NICs of a machine on `network` have none any more."""
+    async def disconnect(self, network: Network, row: MachineRow, first: int = 0) -> None:
+        """The NICs of a machine on `network`, from number `first`, have none any more."""
         for number, nic in enumerate(row.nics):
-            if nic.network == network.name and network.spec.mode == "user":
+            if number >= first and nic.network == network.name and network.spec.mode == "user":
                 network.private.pop(nic.mac, None)
                 await self._private.remove(nic.mac)
                 with contextlib.suppress(NotFoundError):

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from nagaya import validation
+from nagaya.daemon import livenic
 from nagaya.daemon.nics import Plug, plugs
 from nagaya.daemon.state import NicRow
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Supervised
-from nagaya.errors import ConflictError, NagayaError, NotFoundError
+from nagaya.errors import ConflictError, NagayaError, NotFoundError, SpecError
 from nagaya.models.network import PortInfo
 from nagaya.plane.ports import PortStatus
 from nagaya.spec import MachineSpec, Nic
@@ -22,17 +26,26 @@ _NUMBER = re.compile(r"(?:net)?([0-9]{1,2})")
 
 
 async def connect(supervisor: Supervisor, machine: str, nic: Nic) -> Supervised:
-    """Give a machine that is down one more NIC."""
+    """Give a machine one more NIC; one that runs gets it at once, if its engine can."""
     one = supervisor.get(machine)
     supervisor.networks.get(nic.network)
+    if one.row.state in UP:
+        await livenic.connect(supervisor, one, _with(one, (*(plug.spec for plug in _plugs(one)), nic)))
+        return one
     await _change(supervisor, one, (*(plug.spec for plug in _plugs(one)), nic), one.row.nics)
     return one
 
 
 async def disconnect(supervisor: Supervisor, machine: str, what: str) -> Supervised:
-    """Take a NIC away from a machine that is down: by its name, or by that of the network that it is on."""
+    """Take a NIC away from a machine: by its name, or by that of the network that it is on.
+
+    One that runs gives back its last one, if that was plugged while it ran.
+    """
     one = supervisor.get(machine)
     gone = find(one, what)
+    if one.row.state in UP:
+        await livenic.disconnect(supervisor, one, gone)
+        return one
     kept = [plug for plug in _plugs(one) if plug != gone]  # those behind it move up, and keep what they have
     await _change(supervisor, one, [plug.spec for plug in kept], tuple(plug.row for plug in kept))
     return one
@@ -103,14 +116,16 @@ async def _set_link(supervisor: Supervisor, one: Supervised, plug: Plug, *, up: 
 async def _change(
     supervisor: Supervisor, one: Supervised, nics: Sequence[Nic], rows: tuple[NicRow, ...]
 ) -> None:
-    if one.row.state not in DOWN:
-        raise ConflictError(
-            f"{one.name} is {one.row.state}, its NICs are changed while it is down",
-            hint=f"nagaya stop {one.name} first",
-            machine=one.name,
-        )
+    await supervisor.change(one, _with(one, nics), one.row.source, nics=rows)
+
+
+def _with(one: Supervised, nics: Sequence[Nic]) -> MachineSpec:
     body = {**one.spec.to_json(), "nics": [nic.model_dump(mode="json") for nic in nics]}
-    await supervisor.change(one, MachineSpec.model_validate(body), one.row.source, nics=rows)
+    try:
+        return MachineSpec.model_validate(body)
+    except ValidationError as error:
+        problems = validation.problems(error, MachineSpec)
+        raise SpecError("\n".join(map(str, problems)), machine=one.name) from error
 
 
 def _plugs(one: Supervised) -> tuple[Plug, ...]:

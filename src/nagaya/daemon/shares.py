@@ -175,6 +175,17 @@ class Shares:
                 await launcher.remove_devices(one.row, one.spec)
                 raise
 
+    async def grow_network(self, one: Supervised, before: MachineSpec) -> None:
+        """A machine that was as `before` has one more NIC, which the plane serves: give it its share.
+
+        Raises `ResourceError` if what it reserves does not fit.
+        """
+        async with self._admitting:
+            had = share_nodes(one.row.id, before, self.tenants)["network"]
+            await self._admit(one, one.spec, "network", had)
+            nodes = self._nodes(one)["network"]
+            await self._supervisor.parts.plane.set_shares(nodes, resource="network")
+
     async def renew(self, machines: Iterable[Supervised]) -> None:
         """Tell the plane the knobs of machines again: an earlier daemon may have died in between."""
         trees = [self._nodes(one) for one in machines]

@@ -89,10 +89,13 @@ class Engine(Protocol):
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""
 
-    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
-        """Give the guest the vhost-user disk `device`, whose socket listens. Raises `UnsupportedError`."""
+    async def plug(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """Give the guest the vhost-user disk or NIC `device`, whose socket listens.
 
-    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+        Raises `UnsupportedError`.
+        """
+
+    async def unplug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """Take it away again, if the guest has it. Returns when that has let go, and raises
         `TimeoutExpiredError` if it does not.
         """

@@ -115,26 +115,31 @@ class KvmEngine:
         """Hold a running machine to the cpu knobs that its spec has now."""
         await self.jails.adjust(machine)
 
-    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
-        """Put the vhost-user disk `device` into one of the machine's four slots."""
+    async def plug(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """Put the vhost-user disk or NIC `device` into one of the machine's four slots."""
         address = {"type": "unix", "data": {"path": str(machine.paths.device_socket(device))}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         await self._ask(machine, "chardev-add", {"id": device, "backend": backend})
         try:
-            disk = {"driver": "vhost-user-blk-pci", "id": device, "chardev": device}
-            await self._ask(machine, "device_add", disk)
+            if _kind(device) == "net":
+                await self._ask(
+                    machine, "netdev_add", {"type": "vhost-user", "id": device, "chardev": device}
+                )
+                card = {"driver": "virtio-net-pci", "id": device, "netdev": device}
+            else:
+                card = {"driver": "vhost-user-blk-pci", "id": device, "chardev": device}
+            await self._ask(machine, "device_add", card)
         except BaseException:
-            await self._ask(machine, "chardev-remove", {"id": device})
+            await self._forget_backend(machine, device)
             raise
 
-    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+    async def unplug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """Ask the guest to let go of it, and wait for that; of one that was half plugged, undo the half."""
         monitor = machine.paths.qmp_socket
         with contextlib.suppress(NotFoundError):
             await ask_and_see(machine.spec.name, monitor, "device_del", {"id": device}, UNPLUG_S)
-        # The device has gone, and now perhaps the machine.
-        with contextlib.suppress(NotFoundError, UnavailableError):
-            await self._ask(machine, "chardev-remove", {"id": device})
+        with contextlib.suppress(UnavailableError):  # the device has gone, and now perhaps the machine
+            await self._forget_backend(machine, device)
 
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
@@ -159,6 +164,11 @@ class KvmEngine:
         await self.jails.cleanup(machine)
         with contextlib.suppress(FileNotFoundError):
             machine.paths.qmp_socket.unlink()
+
+    async def _forget_backend(self, machine: Machine, device: str) -> None:
+        for command in ("netdev_del", "chardev-remove"):
+            with contextlib.suppress(NotFoundError):
+                await self._ask(machine, command, {"id": device})
 
     async def _change(self, machine: Machine, process: ProcessId, command: str, done: str) -> None:
         if not alive(process):
@@ -219,7 +229,11 @@ def machine_config(machine: Machine, *, fast: bool = True) -> MachineConfig:
 
 
 def _device(paths: MachinePaths, name: str) -> DeviceConfig:
-    return DeviceConfig(name, _KINDS[name.rstrip("0123456789")], str(paths.device_socket(name)))
+    return DeviceConfig(name, _kind(name), str(paths.device_socket(name)))
+
+
+def _kind(device: str) -> DeviceKind:
+    return _KINDS[device.rstrip("0123456789")]
 
 
 def _command_line(machine: Machine) -> tuple[str, ...]:

@@ -103,11 +103,11 @@ class UmlEngine:
         """Thaw it."""
         await self._freezer(machine, process, "resumed", Cgroup.thaw)
 
-    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
-        """User-mode Linux finds its devices on its command line."""
+    async def plug(self, machine: Machine, process: ProcessId, device: str) -> None:
+        """User-mode Linux finds its devices on its command line, and its console (mconsole) adds none."""
         raise _no_hotplug(machine)
 
-    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+    async def unplug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """The same."""
         raise _no_hotplug(machine)
 
@@ -172,7 +172,7 @@ class UmlEngine:
 
 def _no_hotplug(machine: Machine) -> UnsupportedError:
     return UnsupportedError(
-        f"{machine.spec.name} runs, and the engine uml gives no disk to a machine that runs",
+        f"{machine.spec.name} runs, and nothing is plugged into a machine of the engine uml while it does",
         hint=f"nagaya stop {machine.spec.name} first; the engine kvm can",
         machine=machine.spec.name,
     )

@@ -48,12 +48,18 @@ class Networks:
         return _ports(self._client.request("GET", _nic(machine)))
 
     def connect(self, machine: str, network: str, **nic: Any) -> MachineInfo:
-        """Give a machine that is down a NIC on `network`; `nic` are other fields of it: `ipv4="10.9.0.7"`."""
+        """Give a machine a NIC on `network`; `nic` are other fields of it: `ipv4="10.9.0.7"`.
+
+        A machine that runs gets it at once, if its engine can.
+        """
         body = {"network": network, **nic}
         return MachineInfo.from_json(self._client.request("POST", _nic(machine), body=body))
 
     def disconnect(self, machine: str, nic: str) -> MachineInfo:
-        """Take a NIC away from a machine that is down: "net0", or the name of the network that it is on."""
+        """Take a NIC away from a machine: "net0", or the name of the network that it is on.
+
+        One that runs gives back its last one, if its engine can and the guest lets go of it.
+        """
         return MachineInfo.from_json(self._client.request("DELETE", _nic(machine, nic)))
 
     def set_link(self, machine: str, nic: str = "net0", *, up: bool) -> MachineInfo:

@@ -96,10 +96,10 @@ class FakeEngine:
         """SIGCONT."""
         _send(process, signal.SIGCONT)
 
-    async def plug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+    async def plug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """The guest takes any."""
 
-    async def unplug_disk(self, machine: Machine, process: ProcessId, device: str) -> None:
+    async def unplug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """And lets go at once."""
 
     async def adjust(self, machine: Machine) -> None:

@@ -81,9 +81,8 @@ def test_nics_are_connected_and_their_links_are_pulled(invoke: Invoke, back: str
         False,
     ]
     assert invoke("network", "ports", "default", "-q").out == "web/net0\nuplink\n"
-    running = invoke("network", "disconnect", "web", back)
-    assert (running.status, "nagaya stop web first" in running.err) == (4, True)
-    invoke("stop", "web")
+    running = invoke("network", "disconnect", "web", "net0")
+    assert (running.status, "net0 is not its last NIC" in running.err) == (4, True)
     assert invoke("network", "disconnect", "web", back).out == "web is off back\n"
 
 

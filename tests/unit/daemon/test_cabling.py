@@ -15,7 +15,7 @@ from nagaya.models.machine import MachineState
 from nagaya.paths import Paths
 from nagaya.plane.config import Device, NetDevice
 from nagaya.plane.ports import PortRules, SecurityRow
-from nagaya.spec import MachineSpec, NetworkSpec, Nic, SecurityGroup
+from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec, Nic, SecurityGroup
 from nagaya.testing import FakeNetworks, FakePlane, Stage, fake_parts
 
 
@@ -300,11 +300,67 @@ def test_nics_come_and_go_while_the_machine_is_down_and_the_others_keep_their_ad
         assert one.row.nics == rows[2:]
         with pytest.raises(NotFoundError, match="web has no NIC 'net1'; it has: net0 on back"):
             await ports.disconnect(supervisor, "web", "net1")
-        await supervisor.start("web")
-        with pytest.raises(ConflictError, match="its NICs are changed while it is down"):
-            await ports.disconnect(supervisor, "web", "net0")
 
     stage.play(scene)
+
+
+def test_nics_come_to_a_machine_that_runs_and_its_networks_with_them(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        supervisor, plane, host = daemon.supervisor, plane_of(daemon), host_of(daemon)
+        await supervisor.networks.create(NetworkSpec(name="back", ipv4="10.9.0.0/24"))
+        one = await running(daemon)
+        await ports.connect(supervisor, "web", Nic(network="back", ipv4="10.9.0.7"))
+        assert plane.devices[f"{one.row.id}/net1"]["network"] == "back"
+        assert {"%back/uplink", "%default/uplink"} < plane.devices.keys()
+        assert [row["ipv4"] for row in host.networks["back"]["reservations"]] == ["10.9.0.7"]
+        with pytest.raises(ConflictError, match="net0 is not its last NIC"):
+            await ports.disconnect(supervisor, "web", "net0")
+        await ports.disconnect(supervisor, "web", "back")
+        assert (list(host.networks), "%back/uplink" in plane.devices) == (["default"], False)
+        assert f"{one.row.id}/net1" not in plane.devices
+        assert [entry.event for entry in await supervisor.journal("web", 2)] == ["connected", "disconnected"]
+        await supervisor.stop("web")
+        await supervisor.start("web")
+        assert [row.network for row in one.row.nics] == ["default"]
+
+    stage.play(scene)
+
+
+@pytest.mark.parametrize("mode", ["nat", "user"])
+def test_a_nic_that_cannot_be_plugged_leaves_nothing(stage: Stage, mode: NetworkMode) -> None:
+    async def scene(daemon: Daemon) -> None:
+        supervisor, plane, host = daemon.supervisor, plane_of(daemon), host_of(daemon)
+        await supervisor.networks.create(NetworkSpec(name="back", mode=mode, ipv4="10.9.0.0/24"))
+        one = await running(daemon)
+        before = one.row, set(plane.devices), list(host.networks)
+        plane.refuse.add("net1")
+        with pytest.raises(UnavailableError):
+            await ports.connect(supervisor, "web", Nic(network="back"))
+        assert (one.row, set(plane.devices), list(host.networks)) == before
+        assert host.private.there == {}
+
+    stage.play(scene)
+
+
+def test_a_port_too_many_goes_with_the_next_daemon(stage: Stage) -> None:
+    async def scene(daemon: Daemon) -> None:
+        one = await running(daemon)
+        plane, name = plane_of(daemon), f"{one.row.id}/net0"
+        [port] = daemon.supervisor.cabling.devices(one.row, daemon.supervisor.engine_machine(one))
+        await plane.device_add(replace(port, id=f"{one.row.id}/net1"))
+        assert name in plane.devices
+
+    async def later(daemon: Daemon) -> None:
+        one, plane = daemon.supervisor.get("web"), plane_of(daemon)
+        for _ in range(1000):
+            if f"{one.row.id}/net1" not in plane.devices:
+                break
+            await asyncio.sleep(0.01)
+        assert f"{one.row.id}/net1" not in plane.devices
+        assert (f"{one.row.id}/net0" in plane.devices, one.row.state) == (True, MachineState.RUNNING)
+
+    stage.play(scene)
+    stage.play(later)
 
 
 def test_with_mode_user_each_nic_has_a_way_out_of_its_own(stage: Stage) -> None:

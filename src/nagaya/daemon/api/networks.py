@@ -115,12 +115,12 @@ def _nics(routes: APIRouter, daemon: Daemon) -> None:
 
     @routes.post("/machines/{name}/nics", status_code=201)
     async def connect(name: Name, nic: Nic) -> MachineInfo:
-        """Give a machine that is down one more NIC."""
+        """Give a machine one more NIC; one that runs gets it at once, if its engine can."""
         return daemon.machine(await ports.connect(supervisor, name, nic))
 
     @routes.delete("/machines/{name}/nics/{nic}")
     async def disconnect(name: Name, nic: NicName) -> MachineInfo:
-        """Take a NIC away from a machine that is down."""
+        """Take a NIC away from a machine; from one that runs its last one, which the guest lets go of."""
         return daemon.machine(await ports.disconnect(supervisor, name, nic))
 
     @routes.put("/machines/{name}/nics/{nic}/link")

@@ -52,7 +52,8 @@ def build(guest: str | Path, *defines: str) -> Path:
         raise NotFoundError(f"there is no payload {source}")
     library = sorted(path for path in HERE.iterdir() if path.suffix in (".S", ".c", ".h", ".ld"))
     key = hashlib.sha256("\0".join((*_FLAGS, *defines)).encode())
-    for path in (*library, *sorted(source.parent.glob("*.h")), source):
+    headers = sorted({*source.parent.glob("*.h"), *(HERE / "guests").glob("*.h")})
+    for path in (*library, *headers, source):
         key.update(path.read_bytes())
     cache = Paths.default().cache / "payloads"
     target = cache / f"{source.stem}-{key.hexdigest()[:16]}.elf"
