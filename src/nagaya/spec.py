@@ -136,7 +136,7 @@ class NetworkKnobs(_Part):
     """Shares of each network that it is on, bytes per second; the limit holds in each direction."""
 
     reservation: Rate = Field(0, description="bytes per second it gets whatever the others do")
-    limit: Rate | None = Field(None, description="bytes per second it never exceeds")
+    limit: Rate | None = Field(None, gt=0, description="bytes per second it never exceeds")
     weight: Weight = 100
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ _SIZES = {
     "G": 2**30,
     "T": 2**40,
 }
+_FORMS = ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "kB")
 _TIMES = {"us": 1, "µs": 1, "ms": 10**3, "s": 10**6}
 _QUANTITY = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 _IOPS = re.compile(r"\s*([0-9]{1,10})\s*iops\s*", re.IGNORECASE)
@@ -54,12 +55,10 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest exact binary form: 536870912 → `512MiB`, 1000 → `1000B`."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        factor = _SIZES[unit]
-        if size >= factor and size % factor == 0:
-            return f"{size // factor}{unit}"
-    return f"{size}B"
+    """The shortest exact form: 536870912 → `512MiB`, 10000000000 → `10GB`, 1001 → `1001B`."""
+    exact = [unit for unit in _FORMS if size >= _SIZES[unit] and size % _SIZES[unit] == 0]
+    unit = max(exact, key=_SIZES.__getitem__, default="B")
+    return f"{size // _SIZES[unit]}{unit}"
 
 
 def parse_rate(text: str | int) -> int:

@@ -189,6 +189,19 @@ def test_a_forward_leads_from_world_and_host_to_the_machine(site: Site) -> None:
     run(site, test)
 
 
+def test_a_port_of_another_machine_is_refused_with_its_name(site: Site) -> None:
+    first = Forward("tcp", "", 8080, "10.77.0.6", 80, "web")
+    second = Forward("tcp", "", 8080, "10.77.0.5", 80, "db")
+
+    async def test(networks: HostNetworks) -> None:
+        await networks.ensure(NAT, [WEB, DB], [first])
+        for forwards in ([first, second], [second, first]):
+            with pytest.raises(ConflictError, match=r"port 8080/tcp of the host is web's"):
+                await networks.ensure(NAT, [WEB, DB], forwards)
+
+    run(site, test)
+
+
 def test_networks_of_one_host_are_closed_to_one_another(site: Site) -> None:
     other = NetworkSpec(name="other", mode="nat", ipv4="10.78.0.0/24", ipv6="fd78::/64")
     db = Reservation("db", "52:54:00:00:00:06", "10.78.0.6", "fd78::5054:ff:fe00:6")

@@ -179,6 +179,11 @@ def test_a_network_is_sound(network: dict[str, object], complaint: str) -> None:
         NetworkSpec.model_validate({"name": "back", **network})
 
 
+def test_a_limit_of_nothing_is_none() -> None:
+    with pytest.raises(ValidationError, match=r"network\.limit"):
+        MachineSpec.model_validate({"name": "web", "network": {"limit": 0}})
+
+
 def test_the_host_has_the_first_address_of_a_network() -> None:
     network = NetworkSpec(name="back", ipv4="10.77.0.0/24", ipv6="fd00:1::/64")
     assert (network.gateway4, network.gateway6) == ("10.77.0.1", "fd00:1::1")

@@ -64,6 +64,11 @@ def test_the_exact_form_reads_back_the_same(size: int) -> None:
     assert parse_size(format_size(size)) == size
 
 
+@pytest.mark.parametrize("text", ["512MiB", "10GB", "1TB", "3kB", "1500KiB", "1001B", "0B"])
+def test_the_exact_form_is_the_shortest(text: str) -> None:
+    assert format_size(parse_size(text)) == text
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
     try:

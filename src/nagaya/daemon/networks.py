@@ -284,7 +284,7 @@ class Networks:
         if alive:
             names = ", ".join(one.name for one in alive)
             raise ConflictError(
-                f"network {network.name} is in use by {names}, which run",
+                f"network {network.name} has machines that run: {names}",
                 hint=f"nagaya stop {alive[0].name} first",
                 network=network.name,
             )

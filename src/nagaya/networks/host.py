@@ -304,15 +304,16 @@ def _marks(directory: Path) -> dict[str, Path]:
     return {"dnsmasq": directory / "dnsmasq.conf", "metadata": directory / "metadata"}
 
 
-def _check_forwards(record: Record, known: Iterable[Record]) -> None:
+def _check_forwards(record: Record, known: Collection[Record]) -> None:
     """A port of the host goes to one machine. Raises `ConflictError` that names the other one."""
     if record.forwards and not record.routed:  # of mode `user` they are passt's
         raise UnsupportedError(
             f"network {record.spec.name}: no ports are forwarded into mode {record.spec.mode}",
             hint="ports are forwarded into networks of mode `nat`, `routed` and `user`",
         )
+    before = [forward for other in known for forward in other.forwards]
     taken = [forward for other in known if other.spec.name != record.spec.name for forward in other.forwards]
-    for forward in record.forwards:
+    for forward in sorted(record.forwards, key=lambda one: one not in before):  # who has it already has it
         for other in taken:
             if _same_port(forward, other) and replace(forward, machine="") != replace(other, machine=""):
                 raise ConflictError(
