@@ -1,0 +1,82 @@
+"""What a machine uses: the estimate rises at once and falls slowly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nagaya.resources.workingset import HALF_LIFE_S, MIB, GuestStats, MachineMemory, WorkingSet
+
+SIZE = 1024 * MIB
+
+
+def machine(
+    at: float, available: int, *, swap_in: int = 0, balloon: int = 0, actual: int = 0
+) -> MachineMemory:
+    stats = GuestStats(at, free=available, available=available, swap_in=swap_in, major_faults=0)
+    return MachineMemory("db", SIZE, resident=SIZE - available, stats=stats, balloon=balloon, actual=actual)
+
+
+def test_at_first_all_of_it_counts_as_used() -> None:
+    use = WorkingSet()
+    use.update(0, machine(0, 900 * MIB), taken=-1e9)
+    assert use.active == SIZE
+
+
+def test_what_is_not_used_any_more_is_forgotten_by_halves() -> None:
+    use = WorkingSet()
+    use.update(0, machine(0, 900 * MIB), taken=-1e9)
+    use.update(HALF_LIFE_S, machine(HALF_LIFE_S, 900 * MIB), taken=-1e9)
+    lasting = 124 * MIB + SIZE // 16
+    assert abs(use.active - (lasting + (SIZE - lasting) // 2)) < MIB
+
+
+def test_growth_counts_before_it_has_come() -> None:
+    use = WorkingSet()
+    for second in range(100):
+        use.update(second, machine(second, 900 * MIB), taken=-1e9)
+    calm = use.active
+    use.update(100, machine(100, 800 * MIB), taken=-1e9)
+    assert use.active - calm >= 299 * MIB  # 100 that came, and 200 for the next two seconds
+
+
+def test_a_guest_that_swaps_is_in_need() -> None:
+    use = WorkingSet()
+    use.update(0, machine(0, 500 * MIB), taken=-1e9)
+    use.update(1, machine(1, 500 * MIB, swap_in=64 * MIB), taken=-1e9)
+    assert use.need == "its guest swaps"
+
+
+def test_one_that_took_memory_back_by_itself_is_in_need() -> None:
+    use = WorkingSet()
+    use.update(0, machine(0, 100 * MIB, balloon=200 * MIB, actual=200 * MIB), taken=-1e9)
+    use.update(1, machine(1, 100 * MIB, balloon=200 * MIB, actual=150 * MIB), taken=-1e9)
+    assert use.need == "its guest took memory back by itself: it had none left"
+
+
+def test_the_host_sees_a_stall_of_a_guest_without_statistics() -> None:
+    use = WorkingSet()
+    use.update(0, MachineMemory("db", SIZE, resident=100 * MIB, stalled=0.2), taken=-1e9)
+    assert use.need == "it waits for memory 20% of the time"
+
+
+def test_old_statistics_say_nothing() -> None:
+    use = WorkingSet()
+    use.update(1000, machine(0, MIB), taken=-1e9)
+    assert use.need == ""
+
+
+def test_reads_of_a_guest_without_free_memory_are_a_need() -> None:
+    use = WorkingSet()
+    stats = GuestStats(0, free=0, available=500 * MIB, swap_in=0, major_faults=0)
+    one = MachineMemory("db", SIZE, resident=SIZE, stats=stats, reads=0)
+    use.update(0, one, taken=-1e9)
+    use.update(1, replace(one, stats=replace(stats, at=1), reads=50 * MIB), taken=-1e9)
+    assert use.need == "its guest reads from disk what it has no memory to keep"
+
+
+def test_what_was_needed_again_soon_after_it_was_taken_is_believed_longer() -> None:
+    use = WorkingSet()
+    use.update(0, machine(0, 500 * MIB), taken=-1e9)
+    use.update(1, machine(1, MIB), taken=0.5)
+    use.update(2, machine(2, MIB), taken=0.5)
+    assert use.half_life == 2 * HALF_LIFE_S
