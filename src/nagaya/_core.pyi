@@ -25,6 +25,8 @@ class Plane:
           {"name": "org.qemu.guest_agent.0", "console": false}]}`, fds `[listener, port 0, port 1, ...]`, each
           port a connected SOCK_STREAM;
         `{"driver": "rng", "id", "worker"}`, fds `[listener]`;
+        `{"driver": "balloon", "id", "worker", "size": 0, "stats_ms": 0}`, fds `[listener]`: its guest is to give `size` bytes, and is
+          asked for statistics every `stats_ms`, if that is not 0;
         `{"driver": "net", "id", "worker", "network", "mac", "mtu": 1500, "queues": 1, "queue_size": 256, "link": true,
           "rules": {...}}`, fds `[listener]`: a port of a network, all of whose devices share a worker; `rules` are those
           of docs/plane.md, "Networks";
@@ -96,6 +98,14 @@ class Plane:
         "snaplen", "limit"}` with the fd of a file or pipe to append pcap records to, `{"type": "capture_stop"}`, which answers
         `{"packets", "missed"}`, or null if there was none, `{"type": "flows", "limit"}`, which answers rows of `query-flows`.
         Raises `KeyError`, `ValueError` and `OSError`."""
+
+    def set_balloon(self, id: str, wish: str) -> None:
+        """Tell the guest of a balloon device how many bytes to give, or ask it for statistics so often: JSON `{"size",
+        "stats_ms"}`, of which one may be left out. Raises `KeyError` and `ValueError`."""
+
+    def query_balloons(self) -> str:
+        """JSON rows `{"id", "size", "actual", "driver", "inflated", "deflated", "reported", "taken_back", "stats_ms", "stats":
+        {...} | null, "stats_at": ns of CLOCK_MONOTONIC | null}`, those of `nagaya.plane.balloons.BalloonStatus`."""
 
     def event_fd(self) -> int:
         """An eventfd that is readable while `take_events` has something."""

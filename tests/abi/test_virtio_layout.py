@@ -7,8 +7,10 @@ from pathlib import Path
 
 from nagaya.abi import virtio
 
-HEADERS = ("config", "ids", "ring", "pci", "mmio", "blk", "console")
+HEADERS = ("config", "ids", "ring", "pci", "mmio", "balloon", "blk", "console")
 OWN = {  # what the headers spell otherwise
+    "VIRTIO_BALLOON_ACTUAL": "offsetof(struct virtio_balloon_config, actual)",
+    "VIRTIO_BALLOON_POISON_VAL": "offsetof(struct virtio_balloon_config, poison_val)",
     "VIRTIO_CONSOLE_EMERG_WR": "offsetof(struct virtio_console_config, emerg_wr)",
     "VIRTIO_BLK_WCE": "offsetof(struct virtio_blk_config, wce)",
     "VIRTIO_ISR_QUEUE": "VIRTIO_MMIO_INT_VRING",

@@ -118,7 +118,7 @@ def check(client: Client, paths: Paths, step: str) -> None:
     if step.startswith("set:"):
         assert (machine.info.spec["disk"]["weight"], weight(paths, machine.id)) == (400, 400)
     assert (machine.refresh().state, machine.info.cause) == (expected, "")
-    names = {"disk0", "console", "rng"} if expected == "running" else set()
+    names = {"disk0", "console", "rng", "balloon0"} if expected == "running" else set()
     wanted = {f"{machine.id}/{name}" for name in names}
     deadline = time.monotonic() + 10
     while plugs and devices(paths) != wanted and time.monotonic() < deadline:

@@ -85,6 +85,13 @@ pub enum ToWorker {
         /// Comes back in the answer.
         serial: u64,
     },
+    /// Ask a guest for statistics of its memory so often.
+    StatsPeriod {
+        /// Which device.
+        device: u32,
+        /// In ms; 0 is never.
+        stats_ms: u32,
+    },
     /// All of a device's guest memory. Fds: one a region.
     Memory {
         /// Which device.
@@ -136,6 +143,7 @@ impl ToWorker {
             ToWorker::Open { device, .. }
             | ToWorker::Faults { device, .. }
             | ToWorker::Port { device, .. }
+            | ToWorker::StatsPeriod { device, .. }
             | ToWorker::Memory { device, .. }
             | ToWorker::Queue { device, .. }
             | ToWorker::Stop { device, .. }

@@ -8,10 +8,11 @@
 //! - [`worker`]: one thread on one io_uring that serves the virtqueues; [`memory`]: guests' memory and how a worker
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
 //!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
-//! - The devices: [`block`], [`console`], [`net`], [`rng`].
+//! - The devices: [`balloon`], [`block`], [`console`], [`net`], [`rng`].
 //! - [`clock`]: the time; [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
 pub mod arbiter;
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod clock;

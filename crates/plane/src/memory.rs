@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -19,6 +19,9 @@ use crate::control::Region;
 
 /// Most mappings of guest memory in one worker: 64 devices with 32 regions each, far above what hosts run.
 const MAX_MAPPINGS: usize = 8192;
+
+/// Bytes of the host's pages, where they are not huge ones.
+const PAGE_SIZE: usize = 4096;
 
 /// The mappings that the SIGBUS handler knows; a slot is free while `start` is 0.
 static MAPPINGS: [Mapping; MAX_MAPPINGS] = [const { Mapping::new() }; MAX_MAPPINGS];
@@ -81,6 +84,7 @@ struct Span {
 pub struct Memory {
     guest: GuestMemoryMmap<()>,
     spans: Vec<Span>,
+    page_size: usize,
     // Dropped after `guest`: a range is guarded for as long as it is mapped.
     guards: Vec<Guard>,
 }
@@ -94,11 +98,14 @@ impl Memory {
         if regions.len() != fds.len() {
             return Err(io::Error::other(format!("{} regions, {} fds", regions.len(), fds.len())));
         }
+        let mut page_size = PAGE_SIZE;
         let mut guards = Vec::new();
         let mut maps = Vec::new();
         for (region, fd) in regions.iter().zip(fds) {
             let size = usize::try_from(region.size).map_err(io::Error::other)?;
-            let file = FileOffset::new(File::from(fd), region.offset);
+            let file = File::from(fd);
+            page_size = page_size.max(page_size_of(&file)?);
+            let file = FileOffset::new(file, region.offset);
             let map = MmapRegion::<()>::from_file(file, size).map_err(io::Error::other)?;
             guards.push(Guard::new(map.as_ptr() as usize, size)?);
             let map = GuestRegionMmap::new(map, GuestAddress(region.guest))
@@ -111,7 +118,7 @@ impl Memory {
             let start = region.start_addr().0;
             Span { start, end: start + region.len(), host: region.as_ptr() }
         });
-        Ok(Memory { spans: spans.collect(), guest, guards })
+        Ok(Memory { spans: spans.collect(), page_size, guest, guards })
     }
 
     /// Where byte `address` of the guest is, and how many bytes from there on lie together, `length` at most.
@@ -128,6 +135,16 @@ impl Memory {
         self.piece(address, length).filter(|(_, here)| *here == length).map(|(host, _)| host)
     }
 
+    /// Bytes in all.
+    pub fn size(&self) -> u64 {
+        self.spans.iter().map(|span| span.end - span.start).sum()
+    }
+
+    /// The size of the pages that it is made of, the largest if there are several.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
     /// The memory by guest physical address.
     pub fn guest(&self) -> &GuestMemoryMmap<()> {
         &self.guest
@@ -137,6 +154,20 @@ impl Memory {
     pub fn lost(&self) -> bool {
         self.guards.iter().any(Guard::lost)
     }
+}
+
+/// The size of the pages that `file` is made of: those of hugetlbfs are what it was mounted or created with.
+fn page_size_of(file: &File) -> io::Result<usize> {
+    // SAFETY: all zeroes is a valid statfs, which outlives the call.
+    let stat = unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        if libc::fstatfs(file.as_raw_fd(), &mut stat) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        stat
+    };
+    let huge = stat.f_type == libc::HUGETLBFS_MAGIC;
+    Ok(if huge { usize::try_from(stat.f_bsize).map_err(io::Error::other)? } else { PAGE_SIZE })
 }
 
 /// Survive SIGBUS on guarded ranges. For the whole process, once.
@@ -184,7 +215,7 @@ extern "C" fn on_sigbus(_signal: libc::c_int, info: *mut libc::siginfo_t, _conte
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::fd::AsFd;
     use vm_memory::Bytes;
 
     fn memfd(size: u64) -> File {

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use crate::balloon::BalloonState;
 use crate::config::MAX_PORTS;
 use crate::net::switch::DropReason;
 
@@ -58,6 +59,8 @@ pub struct DevicePage {
     pub pairs: AtomicU32,
     /// Ports of a console.
     pub ports: [PortState; MAX_PORTS],
+    /// Of a balloon.
+    pub balloon: BalloonState,
     /// Mappings of an overlay that its file does not have yet.
     pub mappings: MappingLog,
 }

@@ -95,6 +95,14 @@ impl Plane {
         py.detach(|| self.0.order_port(id, order, fds)).map_err(error)
     }
 
+    fn set_balloon(&self, py: Python<'_>, id: &str, wish: &str) -> PyResult<()> {
+        py.detach(|| self.0.set_balloon(id, wish)).map_err(error)
+    }
+
+    fn query_balloons(&self, py: Python<'_>) -> String {
+        py.detach(|| self.0.query_balloons())
+    }
+
     fn event_fd(&self) -> RawFd {
         self.0.event_fd()
     }

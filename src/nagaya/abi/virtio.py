@@ -12,6 +12,7 @@ VIRTIO_ID_NET = 1
 VIRTIO_ID_BLOCK = 2
 VIRTIO_ID_CONSOLE = 3
 VIRTIO_ID_RNG = 4
+VIRTIO_ID_BALLOON = 5
 
 # Feature bits (6): what belongs to all devices
 VIRTIO_RING_F_INDIRECT_DESC = 28
@@ -20,11 +21,14 @@ VIRTIO_F_VERSION_1 = 32
 VIRTIO_TRANSPORT_F_START = 28  # device bits are below
 VIRTIO_TRANSPORT_F_END = 42  # and from VIRTIO_F_ADMIN_VQ, the last one, on
 
-# Feature bits of devices that let a driver write to the configuration space, and where (5.2.4, 5.3.4)
+# Feature bits of devices that let a driver write to the configuration space, and where (5.2.4, 5.3.4, 5.5.4)
 VIRTIO_CONSOLE_F_EMERG_WRITE = 2
 VIRTIO_CONSOLE_EMERG_WR = 8
 VIRTIO_BLK_F_CONFIG_WCE = 11
 VIRTIO_BLK_WCE = 32
+VIRTIO_BALLOON_ACTUAL = 4  # always
+VIRTIO_BALLOON_F_PAGE_POISON = 4
+VIRTIO_BALLOON_POISON_VAL = 12
 
 VIRTIO_MSI_NO_VECTOR = 0xFFFF
 

@@ -25,7 +25,7 @@ from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceErr
 from nagaya.images.chain import layers_of
 from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths, Paths
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, Layer, RngDevice
+from nagaya.plane.config import BalloonDevice, BlkDevice, ConsoleDevice, Device, Layer, RngDevice
 from nagaya.plane.imagelock import Access
 from nagaya.plane.shares import ShareNode
 from nagaya.resources.leases import inode_of
@@ -207,6 +207,7 @@ class Launcher:
             )
         )
         devices.append(RngDevice(f"{row.id}/rng", str(paths.device_socket("rng")), uid, gid))
+        devices.append(BalloonDevice(f"{row.id}/balloon0", str(paths.device_socket("balloon0")), uid, gid))
         return devices
 
     def _has_serial(self, machine: Machine) -> bool:
@@ -219,7 +220,7 @@ class Launcher:
 def _names(row: MachineRow, spec: MachineSpec) -> tuple[str, ...]:
     disks, nets = ((kind, len(one)) for kind, one in (("disk", spec.disks), ("net", row.nics)))
     numbered = (f"{kind}{index}" for kind, count in (disks, nets) for index in range(count))
-    return (*numbered, "console", "rng")
+    return (*numbered, "console", "rng", "balloon0")
 
 
 def _make_run(paths: MachinePaths, gid: int) -> None:

@@ -17,7 +17,7 @@ from nagaya.errors import UnavailableError, UnsupportedError
 from nagaya.resources.cgroups import Cgroup
 from nagaya.spec import MIB
 
-VIRTIO_IDS = {"net": 1, "disk": 2, "console": 3, "rng": 4}  # virtio 1.3, section 5
+VIRTIO_IDS = {"net": 1, "disk": 2, "console": 3, "rng": 4, "balloon": 5}  # virtio 1.3, section 5
 RAM_DIR = "/ram"
 UMID = "0"
 MCONSOLE = f"{RAM_DIR}/{UMID}/mconsole"  # inside; made by the guest's kernel

@@ -59,7 +59,7 @@ class Machine:
     kernel: Kernel
     devices: tuple[str, ...] = field(
         default=()
-    )  # vhost-user devices in order: "disk0", ..., "console", "rng"
+    )  # vhost-user devices in order: "disk0", ..., "console", "rng", "balloon0"
 
 
 class Engine(Protocol):

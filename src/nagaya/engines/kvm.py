@@ -43,7 +43,13 @@ _EMULATED_MODEL = "x86-64-v1"
 _EMULATED_CMDLINE = ("clearcpuid=308,151", "noxsave", "mitigations=off")
 _KERNEL = "/kernel"
 _INITRD = "/initrd"
-_KINDS: dict[str, DeviceKind] = {"disk": "blk", "console": "console", "rng": "rng", "net": "net"}
+_KINDS: dict[str, DeviceKind] = {
+    "disk": "blk",
+    "console": "console",
+    "rng": "rng",
+    "balloon": "balloon",
+    "net": "net",
+}
 _IDS = uuid.UUID("5f4b7c1e-9d0a-4f5e-8a53-6e61676179a1")  # namespace of our machines' UUIDs
 
 

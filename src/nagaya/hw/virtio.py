@@ -67,6 +67,22 @@ KINDS: Final = {
             ),
         ),
         Kind("rng", virtio.VIRTIO_ID_RNG, 0x00FF, 0),
+        Kind(
+            "balloon",
+            virtio.VIRTIO_ID_BALLOON,
+            0x00FF,
+            16,
+            (
+                (
+                    virtio.VIRTIO_F_VERSION_1,
+                    range(virtio.VIRTIO_BALLOON_ACTUAL, virtio.VIRTIO_BALLOON_ACTUAL + 4),
+                ),
+                (
+                    virtio.VIRTIO_BALLOON_F_PAGE_POISON,
+                    range(virtio.VIRTIO_BALLOON_POISON_VAL, virtio.VIRTIO_BALLOON_POISON_VAL + 4),
+                ),
+            ),
+        ),
     )
 }
 

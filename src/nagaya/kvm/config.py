@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Transport = Literal["pci", "mmio"]
-DeviceKind = Literal["blk", "console", "rng", "net"]
+DeviceKind = Literal["blk", "console", "rng", "balloon", "net"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Self
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, UnavailableError
+from nagaya.plane.balloons import BalloonStatus, balloon_from_json
 from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
 from nagaya.plane.config import CopyJob, Device, Layer
 from nagaya.plane.ports import Flow, PortRules, PortStatus, port_from_json
@@ -228,6 +229,21 @@ class PlaneClient:
         Raises `NotFoundError`, and `UsageError` for what the plane does not take.
         """
         await self._execute("set-faults", {"id": device_id, **(faults or {})})
+
+    async def set_balloon(
+        self, device_id: str, size: int | None = None, *, stats_ms: int | None = None
+    ) -> None:
+        """Have a guest give `size` bytes, or ask it for statistics every `stats_ms`; None leaves it as it is.
+
+        It is told at once, again if it has been told before, and obeys in its own time, or never. Raises
+        `NotFoundError` and `UsageError`.
+        """
+        wish = {name: one for name, one in (("size", size), ("stats_ms", stats_ms)) if one is not None}
+        await self._execute("set-balloon", {"id": device_id, **wish})
+
+    async def query_balloons(self) -> list[BalloonStatus]:
+        """The balloons of all machines, and what their guests say of their memory."""
+        return [balloon_from_json(row) for row in _rows(await self._execute("query-balloons"))]
 
     async def query_ports(self, network: str | None = None) -> list[PortStatus]:
         """The ports of a network, or of all."""

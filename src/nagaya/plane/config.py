@@ -98,6 +98,18 @@ class RngDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class BalloonDevice:
+    """A virtio-balloon, empty at first. Its guest is asked for statistics every `stats_ms`; 0: never."""
+
+    id: str  # "<machine id>/balloon0"
+    socket: str
+    uid: int
+    gid: int
+    stats_ms: int = 5000
+    driver: Literal["balloon"] = "balloon"
+
+
+@dataclass(frozen=True, slots=True)
 class NetDevice:
     """A virtio-net device: a port of `network`, whose ports share one worker."""
 
@@ -154,4 +166,4 @@ class CopyJob:
     kind: Literal["copy"] = "copy"
 
 
-Device = BlkDevice | ConsoleDevice | RngDevice | NetDevice | UplinkDevice
+Device = BlkDevice | ConsoleDevice | RngDevice | BalloonDevice | NetDevice | UplinkDevice

@@ -14,9 +14,10 @@ from typing import Protocol, TypeVar
 
 from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
-from nagaya.plane import arbitration, jobs, portorders
+from nagaya.plane import arbitration, balloons, jobs, portorders
 from nagaya.plane.arbitration import Arbitration
-from nagaya.plane.config import BlkDevice, ConsoleDevice, Device, NetDevice, UplinkDevice
+from nagaya.plane.balloons import Balloons
+from nagaya.plane.config import BalloonDevice, BlkDevice, ConsoleDevice, Device, NetDevice, UplinkDevice
 from nagaya.plane.hub import ConsoleHub
 from nagaya.plane.jobs import Jobs
 from nagaya.plane.portorders import PortOrders
@@ -28,6 +29,7 @@ from nagaya.plane.wire import device_from_json, device_to_json, layer_to_core
 from nagaya.qmp import Command, version_info
 
 CHARS_WORKER = "chars"  # consoles and rng share one worker; their work is small
+BALLOONS_WORKER = "balloons"  # to give memory back takes milliseconds, for which no console is to wait
 _PORTS = (
     {"name": "", "console": True},
     {"name": "org.qemu.guest_agent.0", "console": False},  # the name that qemu-ga looks for
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Core(arbitration.Core, jobs.Core, portorders.Core, Protocol):
+class Core(arbitration.Core, balloons.Core, jobs.Core, portorders.Core, Protocol):
     """What the service needs of `nagaya._core.Plane`; the contract is in `_core.pyi`."""
 
     def device_add(self, config: str, fds: Sequence[int]) -> None: ...
@@ -96,7 +98,7 @@ class Service:
         self._ports = PortOrders(
             core, self._in_core, emit, find=self._find, changed=self._port_changed, finish=self._finish
         )
-        for part in (self._arbitration, self._host_work, self._ports):
+        for part in (self._arbitration, Balloons(core, self._in_core), self._host_work, self._ports):
             self.commands |= part.commands
 
     @property
@@ -166,6 +168,8 @@ class Service:
             stack.push_async_callback(hub.close)
             fds += [end.fileno() for end in hub.guest_ends]
             config["ports"] = _PORTS[1:] if device.serial_socket else _PORTS
+        elif isinstance(device, BalloonDevice):
+            config |= {"worker": BALLOONS_WORKER, "stats_ms": device.stats_ms}
         elif isinstance(device, NetDevice):
             config |= _net_config(device)
             shares = [share_to_json(node) for node in device.shares]

@@ -11,6 +11,7 @@ from typing import Any
 from nagaya.abi.tun import IFNAMSIZ
 from nagaya.errors import UsageError
 from nagaya.plane.config import (
+    BalloonDevice,
     BlkDevice,
     ConsoleDevice,
     CopyJob,
@@ -29,6 +30,7 @@ _DRIVERS: dict[object, type[Device]] = {
     "blk": BlkDevice,
     "console": ConsoleDevice,
     "rng": RngDevice,
+    "balloon": BalloonDevice,
     "net": NetDevice,
     "uplink": UplinkDevice,
 }
@@ -46,6 +48,7 @@ _BOUNDS = {
     "queue_size": (2, 1024),  # what QEMU allows too; bounds the memory of a queue's in-flight table
     "log_limit": (4096, 2**30),
     "rate": (0, 2**63 - 1),
+    "stats_ms": (0, 24 * 3600 * 1000),
 }
 
 

@@ -89,7 +89,7 @@ def test_a_transfer_may_close_the_disk_under_its_holder(stage: Stage, image: str
             await handover.transfer("a/disk0", "thief", "detach", 5)
         await handover.transfer(image, "b", "detach", 5)
         await daemon.supervisor.start("b")
-        assert devices(daemon, "a") == {"disk0", "net0", "console", "rng"}
+        assert devices(daemon, "a") == {"disk0", "net0", "console", "rng", "balloon0"}
         assert daemon.supervisor.get("a").row.state is MachineState.RUNNING
         states = {info.machine: info.state for info in await views.all(image)}
         assert states == {"a": "closed", "b": "held"}

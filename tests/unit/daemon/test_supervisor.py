@@ -64,7 +64,7 @@ def test_a_machine_starts_and_stops_and_every_transition_is_journalled(stage: St
         assert one.row.state == "running"
         process = process_of(daemon, "web")
         assert is_alive(process)
-        own = {f"{one.row.id}/{device}" for device in ("net0", "console", "rng")}
+        own = {f"{one.row.id}/{device}" for device in ("net0", "console", "rng", "balloon0")}
         assert plane_of(daemon).devices.keys() == {"%default/uplink", *own}
         await daemon.supervisor.stop("web")
         assert one.row.state == "stopped"

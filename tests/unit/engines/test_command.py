@@ -21,7 +21,7 @@ SPEC = MachineSpec(
     name="web", memory="512MiB", disks=(Disk(image="debian"),), boot=Boot(cmdline="loglevel=7 x=y")
 )
 KERNEL = Kernel("uml", "/k/vmlinux", cmdline="lpj=1000")
-MACHINE = Machine("a", SPEC, PATHS, 61000, 61000, KERNEL, ("disk0", "disk1", "console", "rng"))
+MACHINE = Machine("a", SPEC, PATHS, 61000, 61000, KERNEL, ("disk0", "disk1", "console", "rng", "balloon0"))
 
 
 def test_the_command_line_in_order() -> None:
@@ -36,6 +36,7 @@ def test_the_command_line_in_order() -> None:
         f"virtio_uml.device={jail}/disk1.sock:2",
         f"virtio_uml.device={jail}/console.sock:3",
         f"virtio_uml.device={jail}/rng.sock:4",
+        f"virtio_uml.device={jail}/balloon0.sock:5",
         "root=/dev/vda",
         "rw",
         "console=hvc0",

@@ -55,7 +55,7 @@ def test_several_cpus_are_possible(own: Paths) -> None:
 
 def test_a_machine_is_told_paths_inside_its_jail(own: Paths) -> None:
     disks = ({"size": "1GiB"}, {"size": "1GiB"})
-    machine = machine_of(own, "disk0", "disk1", "console", "rng", cpus=2, disks=disks)
+    machine = machine_of(own, "disk0", "disk1", "console", "rng", "balloon0", cpus=2, disks=disks)
     config = machine_config(machine)
     jail = machine.paths.jail
     assert config.devices == (
@@ -63,6 +63,7 @@ def test_a_machine_is_told_paths_inside_its_jail(own: Paths) -> None:
         DeviceConfig("disk1", "blk", f"{jail}/disk1.sock"),
         DeviceConfig("console", "console", f"{jail}/console.sock"),
         DeviceConfig("rng", "rng", f"{jail}/rng.sock"),
+        DeviceConfig("balloon0", "balloon", f"{jail}/balloon0.sock"),
     )
     assert (config.cpus, config.serial) == (2, f"{jail}/serial.sock")
     assert (config.kernel, config.initrd) == ("/kernel", "")

@@ -129,6 +129,23 @@ class FakeCore:
             ]
         )
 
+    def set_balloon(self, id: str, wish: str) -> None:  # noqa: A002
+        if id not in self.devices:
+            raise KeyError(id)
+        parsed = json.loads(wish)
+        if parsed.get("size", 0) > 2**44:
+            raise ValueError("size is too much")
+        self.devices[id][0].update(parsed)
+
+    def query_balloons(self) -> str:
+        counts = dict.fromkeys(("actual", "reported", "inflated", "deflated", "taken_back"), 4096)
+        said = {"driver": True, "stats": {"free": 7}, "stats_at": 12}
+        balloons = [one for one, _ in self.devices.values() if one["driver"] == "balloon"]
+        rows = [
+            {"id": one["id"], "size": one.get("size", 0), "stats_ms": one["stats_ms"]} for one in balloons
+        ]
+        return json.dumps([row | counts | said for row in rows])
+
     def event_fd(self) -> int:
         return self._event_fd
 

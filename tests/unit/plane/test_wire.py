@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nagaya.errors import UsageError
 from nagaya.plane.config import (
+    BalloonDevice,
     BlkDevice,
     ConsoleDevice,
     Layer,
@@ -45,7 +46,9 @@ def test_a_device_survives_the_way_through_json(
     shares = (ShareNode("@acme", weight=300), ShareNode("m", "@acme", limit_iops=5), ShareNode("m/disk0"))
     model = Model(2**20, "ssd", 4, read_us=100, speeds=(Speed(10, 50),))
     simulated = dataclasses.replace(make_disk(), layers=(Layer("", "simulated", model),))
-    for device in (console, rng, make_disk(queues=2, serial="abc"), make_disk(shares=shares), simulated):
+    balloon = BalloonDevice("m/balloon0", "/tmp/s", 0, 0, stats_ms=100)
+    disks = (make_disk(queues=2, serial="abc"), make_disk(shares=shares), simulated)
+    for device in (console, rng, balloon, *disks):
         assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
 
 
@@ -70,6 +73,7 @@ def test_a_port_survives_the_way_through_json() -> None:
     [
         ({}, "driver None"),
         (RNG | {"driver": "nic"}, "driver 'nic'"),
+        (RNG | {"driver": "balloon", "stats_ms": -1}, "stats_ms of m/rng is -1, outside 0 to 86400000"),
         (RNG | {"driver": ["blk"]}, "driver ['blk']"),
         (RNG | {"speed": 9}, "'speed' is unknown"),
         ({name: value for name, value in RNG.items() if name != "uid"}, "'uid' is missing"),

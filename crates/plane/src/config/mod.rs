@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::balloon::PAGE;
 use crate::shares::{Resource, ShareNode};
 
 pub use blk::{BlkConfig, CopyConfig, Format, Layer, MAX_LAYERS, Model, Speed};
@@ -31,6 +32,8 @@ pub enum DeviceConfig {
     Console(ConsoleConfig),
     /// virtio-rng.
     Rng(RngConfig),
+    /// virtio-balloon.
+    Balloon(BalloonConfig),
     /// No device of a guest: host work on disks.
     Copy(CopyConfig),
     /// virtio-net.
@@ -69,6 +72,42 @@ pub struct RngConfig {
     pub id: String,
     /// Devices with the same name share a worker process.
     pub worker: String,
+}
+
+/// Most milliseconds between two questions for statistics: a day.
+pub const MAX_STATS_MS: u32 = 86_400_000;
+
+/// Fewest, if it is not 0: a guest's time is not ours to waste.
+pub const MIN_STATS_MS: u32 = 100;
+
+/// A virtio-balloon device.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// Unique among the devices.
+    pub id: String,
+    /// Devices with the same name share a worker process.
+    pub worker: String,
+    /// Bytes that the guest is to give.
+    #[serde(default)]
+    pub size: u64,
+    /// How long statistics of the guest are good before it is asked for others, ms; 0 for ever.
+    #[serde(default)]
+    pub stats_ms: u32,
+}
+
+impl BalloonConfig {
+    /// Whether its numbers are within bounds.
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn check(&self) -> Result<(), String> {
+        if self.stats_ms != 0 {
+            bound("stats_ms", self.stats_ms as usize, MIN_STATS_MS as usize, MAX_STATS_MS as usize)?;
+        }
+        // The configuration space has 32 bits for the number of pages (virtio 1.3, 5.5.4).
+        bound("size", self.size as usize, 0, u32::MAX as usize * PAGE as usize)
+    }
 }
 
 fn one() -> u16 {
@@ -118,6 +157,7 @@ impl DeviceConfig {
                 }
             }
             DeviceConfig::Rng(_) => {}
+            DeviceConfig::Balloon(balloon) => balloon.check()?,
             DeviceConfig::Copy(copy) => {
                 bound("layers", copy.layers.len(), 1, MAX_LAYERS)?;
                 check_models(&copy.layers)?;
@@ -156,6 +196,7 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => &blk.id,
             DeviceConfig::Console(console) => &console.id,
             DeviceConfig::Rng(rng) => &rng.id,
+            DeviceConfig::Balloon(balloon) => &balloon.id,
             DeviceConfig::Copy(copy) => &copy.id,
             DeviceConfig::Net(net) => &net.id,
             DeviceConfig::Uplink(uplink) => &uplink.id,
@@ -168,18 +209,20 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => &blk.worker,
             DeviceConfig::Console(console) => &console.worker,
             DeviceConfig::Rng(rng) => &rng.worker,
+            DeviceConfig::Balloon(balloon) => &balloon.worker,
             DeviceConfig::Copy(copy) => &copy.worker,
             DeviceConfig::Net(net) => &net.worker,
             DeviceConfig::Uplink(uplink) => &uplink.worker,
         }
     }
 
-    /// "blk", "console", "rng", "copy", "net" or "uplink".
+    /// "blk", "console", "rng", "balloon", "copy", "net" or "uplink".
     pub fn driver(&self) -> &'static str {
         match self {
             DeviceConfig::Blk(_) => "blk",
             DeviceConfig::Console(_) => "console",
             DeviceConfig::Rng(_) => "rng",
+            DeviceConfig::Balloon(_) => "balloon",
             DeviceConfig::Copy(_) => "copy",
             DeviceConfig::Net(_) => "net",
             DeviceConfig::Uplink(_) => "uplink",
@@ -192,7 +235,7 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => files(&blk.layers) + usize::from(blk.write_log),
             DeviceConfig::Copy(copy) => files(&copy.layers) + copy.target.len() + copy.unlike.len(),
             DeviceConfig::Console(console) => console.ports.len(),
-            DeviceConfig::Rng(_) | DeviceConfig::Net(_) => 0,
+            DeviceConfig::Rng(_) | DeviceConfig::Balloon(_) | DeviceConfig::Net(_) => 0,
             DeviceConfig::Uplink(_) => 1,
         }
     }
@@ -209,6 +252,8 @@ impl DeviceConfig {
             // Receive and transmit of each port, and of the control messages (virtio 1.3, 5.3.2).
             DeviceConfig::Console(console) => 2 * (console.ports.len() + 1),
             DeviceConfig::Rng(_) => 1,
+            // Inflate, deflate, statistics, hints, reports (virtio 1.3, 5.5.2).
+            DeviceConfig::Balloon(_) => 5,
             // Receive and transmit of each pair, and the control queue (virtio 1.3, 5.1.2).
             DeviceConfig::Net(net) => 2 * usize::from(net.queues) + 1,
             DeviceConfig::Copy(_) | DeviceConfig::Uplink(_) => 0,

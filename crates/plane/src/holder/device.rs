@@ -90,6 +90,15 @@ impl Device {
         lock(&self.offer.config).clone()
     }
 
+    /// These `bytes` of its configuration space, from `place` on, are others from now on, and the frontend hears of it, also if
+    /// they are not.
+    pub fn patch(&self, place: usize, bytes: &[u8]) {
+        if let Some(there) = lock(&self.offer.config).get_mut(place..place + bytes.len()) {
+            there.copy_from_slice(bytes);
+        }
+        self.channel.config_changed();
+    }
+
     /// Its configuration space is `space` from now on, and the frontend hears of it.
     pub fn reconfigure(&self, space: Vec<u8>) {
         *lock(&self.offer.config) = space;

@@ -24,6 +24,7 @@ use crate::page::Shared;
 use crate::scm::MAX_FDS;
 use crate::shares::{Resource, ShareNode, Shares};
 
+mod balloons;
 mod device;
 mod events;
 mod fds;

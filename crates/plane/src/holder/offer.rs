@@ -10,6 +10,7 @@ use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::balloon;
 use crate::block;
 use crate::config::{BlkConfig, DeviceConfig, Format};
 use crate::console;
@@ -41,6 +42,7 @@ impl Offer {
                 (block::device::features(blk), block::device::config_space(blk, size))
             }
             DeviceConfig::Console(console) => (console::FEATURE_MULTIPORT, console::config_space(console)),
+            DeviceConfig::Balloon(balloon) => (balloon::FEATURES, balloon::config_space(balloon)),
             DeviceConfig::Net(net) => (net::device::features(net), net::device::config_space(net)),
             DeviceConfig::Rng(_) | DeviceConfig::Copy(_) | DeviceConfig::Uplink(_) => (0, Vec::new()),
         };

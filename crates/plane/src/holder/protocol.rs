@@ -30,6 +30,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
         self.vrings.clear();
         self.features = 0;
+        self.restart_balloon();
         Ok(())
     }
 
@@ -159,8 +160,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(space.skip(offset as usize).take(size as usize).collect())
     }
 
-    fn set_config(&mut self, _offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        Err(refused("no field of the configuration can be written".into()))
+    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        self.write_config(offset, buf)
     }
 
     fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {

@@ -65,8 +65,10 @@ pub struct InflightFile {
 
 /// The state of a connection.
 pub struct Session {
-    device: u32,
-    link: Arc<Link>,
+    /// Its number at its worker.
+    pub(super) device: u32,
+    /// Its worker.
+    pub(super) link: Arc<Link>,
     /// What the device offers.
     pub offer: Arc<Offer>,
     events: Arc<Events>,
@@ -117,6 +119,7 @@ impl Session {
             let message = shadow.memory_message(device);
             state.tell(message);
         });
+        self.restart_balloon();
         self.vrings.clear();
         self.inflight = None;
     }

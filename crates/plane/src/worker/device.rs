@@ -205,6 +205,9 @@ pub trait Device {
     /// Do this to the requests of a disk, and those that are held until now; `None` ends it.
     fn set_faults(&mut self, _context: &mut Context<'_>, _plan: Option<FaultPlan>) {}
 
+    /// Ask the guest for statistics of its memory every `stats_ms`, or not at all if that is 0.
+    fn set_stats_period(&mut self, _context: &mut Context<'_>, _stats_ms: u32) {}
+
     /// Do to a port of a network what is asked, and answer.
     fn order(&mut self, _context: &mut Context<'_>, _order: Order, _fd: Option<OwnedFd>) -> Value {
         Value::Null

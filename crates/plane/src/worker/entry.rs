@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::arbiter::{Arbiter, Leaf};
+use crate::balloon::Balloon;
 use crate::block::Disk;
 use crate::block::copy::{Copy, Ends};
 use crate::block::device::Blk;
@@ -74,6 +75,7 @@ impl Entry {
             }
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
             DeviceConfig::Rng(_) => Box::new(Rng::default()),
+            DeviceConfig::Balloon(balloon) => Box::new(Balloon::new(balloon)),
             DeviceConfig::Copy(copy) => {
                 let ends = open_copy((uring, models), copy, fds.map(File::from).collect(), &page)?;
                 Box::new(Copy::new(copy, ends, leaf).ok_or(io::ErrorKind::OutOfMemory)?)

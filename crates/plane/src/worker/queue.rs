@@ -418,6 +418,11 @@ impl VirtQueue {
         self.taken
     }
 
+    /// The guest's memory.
+    pub fn memory(&self) -> &Rc<Memory> {
+        &self.memory
+    }
+
     /// The call fd, if there is one.
     pub fn call(&self) -> Option<&File> {
         self.call.as_ref().map(|call| &call.file)

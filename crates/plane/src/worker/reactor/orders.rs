@@ -38,6 +38,11 @@ impl Reactor {
                 let answer = self.order(device, order, fds);
                 self.outbox.push_back(FromWorker::Port { serial, answer });
             }
+            ToWorker::StatsPeriod { device, stats_ms } => {
+                if let Some(&slot) = self.slots.get(&device) {
+                    self.with(slot, |device, context| device.set_stats_period(context, stats_ms));
+                }
+            }
             ToWorker::Memory { device, regions } => self.set_memory(device, &regions, fds),
             ToWorker::Queue { device, setup } => self.start(device, &setup, fds),
             ToWorker::Stop { device, queue, serial } => self.stop(device, queue, serial),
