@@ -48,6 +48,7 @@ COMMANDS = {
     "group": ("group", "Security groups: what may reach machines, and what they may reach."),
     "image": ("images", "Build, list and remove images."),
     "kernel": ("kernels", "Build and list guest kernels."),
+    "host": ("host", "Show what the host has, what is promised, and what is left."),
     "lease": ("lease", "See who may use which disk image, wait for it, hand it over."),
     "operation": ("operations", "Watch and cancel long jobs."),
     "daemon": ("daemon", "Start, stop and inspect the daemon."),

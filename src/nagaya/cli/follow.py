@@ -16,6 +16,7 @@ from nagaya.errors import NagayaError, TimeoutExpiredError
 
 if TYPE_CHECKING:
     from nagaya.cli.session import Session
+    from nagaya.models.host import StartWait
     from nagaya.sdk import Machine
     from nagaya.sdk.operations import Operation
 
@@ -61,12 +62,47 @@ def waiting(session: Session, title: str) -> Iterator[None]:
         yield
 
 
+class Places:
+    """Where machines are in the queue for room on the host."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Machine, StartWait] = {}
+        self._given_up = False
+
+    def queue(self, machine: Machine, timeout: float | None) -> None:
+        """Have a machine started as soon as there is room."""
+
+        def watch(place: StartWait) -> None:
+            if self._given_up:
+                raise Interrupted(place.machine)
+            self._waiting[machine] = place
+
+        try:
+            machine.queue(timeout, watch)
+        finally:
+            self._waiting.pop(machine, None)
+
+    def __str__(self) -> str:
+        first = min(self._waiting.values(), key=lambda place: place.position, default=None)
+        return "" if first is None else f"number {first.position}: {first.reason}"
+
+    def give_up(self) -> list[str]:
+        """Take those that wait out of the queue; their names."""
+        self._given_up = True
+        waiting = list(self._waiting)
+        for machine in waiting:
+            machine.leave_queue()
+        return [str(machine) for machine in waiting]
+
+
 def each(
     session: Session,
     machines: Sequence[Machine],
     act: Callable[[Machine], object],
     doing: str,
     done: str,
+    *,
+    places: Places | None = None,
 ) -> None:
     """Do `act` with all `machines` at once. All errors are printed; the first one is raised at the end."""
     todo: queue.SimpleQueue[Machine] = queue.SimpleQueue()
@@ -89,7 +125,7 @@ def each(
 
     for _ in range(min(len(machines), AT_ONCE)):
         threading.Thread(target=work, daemon=True).start()
-    errors = _gather(session, machines, ended, doing, done)
+    errors = _gather(session, machines, ended, (doing, done), places or Places())
     if errors:
         for error in errors[:-1]:
             click.echo(f"error: {error}", err=True)
@@ -100,18 +136,19 @@ def _gather(
     session: Session,
     machines: Sequence[Machine],
     ended: queue.SimpleQueue[tuple[Machine, BaseException | None]],
-    doing: str,
-    done: str,
+    words: tuple[str, str],
+    places: Places,
 ) -> list[BaseException]:
     waited_for = list(machines)
     errors = []
+    doing, done = words
     with view(session, doing) as shown:
         try:
             show_at = time.monotonic() + GRACE_S
             while waited_for:
                 if time.monotonic() >= show_at:
                     ended_part = 1 - len(waited_for) / len(machines) if len(machines) > 1 else None
-                    shown.update(_listed(waited_for), ended_part)
+                    shown.update(" ".join(filter(None, (_listed(waited_for), str(places)))), ended_part)
                 try:
                     machine, error = ended.get(timeout=TICK_S)
                 except queue.Empty:
@@ -122,8 +159,13 @@ def _gather(
                 elif not session.quiet:
                     click.echo(f"{machine} {done}")
         except KeyboardInterrupt:
-            message = f"the daemon goes on with {_listed(waited_for)}; `nagaya list` shows their state"
-            raise Interrupted(message) from None
+            gone = places.give_up()
+            left = [machine for machine in waited_for if str(machine) not in gone]
+            message = (
+                f"the daemon goes on with {_listed(left)}; `nagaya list` shows their state" if left else ""
+            )
+            given_up = f"{', '.join(gone)} does not wait for room any more" if gone else ""
+            raise Interrupted("; ".join(filter(None, (given_up, message)))) from None
     return errors
 
 

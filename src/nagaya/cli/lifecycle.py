@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,14 @@ import click
 
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import names_argument
-from nagaya.cli.follow import each
+from nagaya.cli.follow import Places, each
 from nagaya.cli.session import Session
 from nagaya.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from nagaya.sdk import Machine
+
+AGENT_S = 120.0  # for a guest to boot
 
 
 def _chosen(session: Session, names: Sequence[str], every: bool) -> list[Machine]:
@@ -53,21 +56,50 @@ _timeout = click.option(
 
 
 @click.command("start")
-@click.option("--wait", is_flag=True, help="Return when the guest's agent answers: services can be reached.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), default=120.0, metavar="SECONDS", help="For --wait (120)."
+    "--wait",
+    is_flag=True,
+    help="Wait for room if the host has none, and return when the guest's agent answers.",
+)
+@click.option("--queue", is_flag=True, help="Wait for room if the host has none, and return when it runs.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="For --wait (120 once it runs) and --queue (none).",
 )
 @_with_names
-def start_command(session: Session, names: Sequence[str], every: bool, wait: bool, timeout: float) -> None:
-    """Start machines."""
+def start_command(
+    session: Session,
+    /,
+    *,
+    names: Sequence[str],
+    every: bool,
+    wait: bool,
+    queue: bool,
+    timeout: float | None,
+) -> None:
+    """Start machines.
+
+    What the host cannot keep is refused with the arithmetic. With --queue or --wait it waits until others
+    have gone, first come, first served; ctrl-C gives up its place.
+    """
+    places = Places()
 
     def act(machine: Machine) -> None:
-        if not (every and machine.state in ("running", "io-error")):
+        began = time.monotonic()
+        if every and machine.state in ("running", "io-error"):
+            pass
+        elif wait or queue:
+            places.queue(machine, timeout)
+        else:
             machine.start()
         if wait:
-            machine.wait("agent", timeout)
+            left = AGENT_S if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+            machine.wait("agent", left)
 
-    each(session, _chosen(session, names, every), act, "starting", "is ready" if wait else "runs")
+    machines = _chosen(session, names, every)
+    each(session, machines, act, "starting", "is ready" if wait else "runs", places=places)
 
 
 @click.command("stop")

@@ -154,7 +154,7 @@ class Adoption:
                 one, MachineState.STOPPED, "ended", cause="the host restarted", pid=None, start_time=None
             )
         if one.spec.autostart:
-            await self._supervisor.launch(one, restarts=0)
+            await self._supervisor.queue.launch(one, restarts=0)
 
     async def _start_again(self, one: Supervised) -> None:
         """A start was cut short: clear what there is and start, or give up if daemons keep dying over it."""

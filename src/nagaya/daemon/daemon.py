@@ -26,7 +26,6 @@ from nagaya.models.image import ImageInfo
 from nagaya.models.login import LoginAnswer
 from nagaya.models.machine import MachineInfo
 from nagaya.paths import Paths
-from nagaya.resources import admission
 
 AGENT_PATIENCE = 3.0  # s that an agent has to answer; a busy guest takes its time
 AGENT_POLL = 1.0  # s that one attempt takes at most while the guest boots
@@ -48,7 +47,6 @@ class Daemon:
 
     def host(self) -> HostInfo:
         """The host, and the processes of this Nagaya."""
-        total = admission.host_memory()
         machines = self.supervisor.all()
         return HostInfo(
             version=nagaya.__version__,
@@ -58,11 +56,6 @@ class Daemon:
             adopted_in=self.adopted_in,
             plane_pid=self.parts.plane.pid(),
             zygote_pid=self.parts.zygote_pid(),
-            cpus=len(os.sched_getaffinity(0)),
-            memory=total,
-            memory_available=admission.available_memory(),
-            memory_promised=sum(admission.need(size) for size in self.supervisor.promised().values()),
-            memory_limit=admission.memory_limit(total),
             machines=len(machines),
             machines_running=sum(one.row.state in ALIVE for one in machines),
             run=str(self.paths.run),

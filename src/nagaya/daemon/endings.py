@@ -42,9 +42,13 @@ class Endings:
         process.ended.set_result(ended)
         async with one.lock:
             if one.process is process:
-                await self.finish(one, process, process.asked)
-                if not process.asked:
-                    await self._follow(one, ended)
+                one.returns = not process.asked and ended.reason is ExitReason.REBOOT
+                try:
+                    await self.finish(one, process, process.asked)
+                    if not process.asked:
+                        await self._follow(one, ended)
+                finally:
+                    one.returns = False
 
     async def finish(self, one: Supervised, process: Process, asked: str = "") -> None:
         """Clean up after `process` and record its end; `asked` says in a word which command ended it."""
@@ -144,7 +148,7 @@ class Endings:
 
     async def _start(self, one: Supervised, restarts: int) -> None:
         try:
-            await self._supervisor.launch(one, restarts)
+            await self._supervisor.queue.launch(one, restarts)
         except (NagayaError, OSError, ValueError) as error:
             log.warning("%s: could not be started again: %s", one.name, error)
 

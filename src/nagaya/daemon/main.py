@@ -89,6 +89,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             supervisor.spawn(mind_objectives(supervisor))
             supervisor.spawn(balance(supervisor))
             supervisor.spawn(supervisor.leases.mind())
+            supervisor.spawn(supervisor.queue.mind())
             yield daemon
         finally:
             await daemon.operations.close()

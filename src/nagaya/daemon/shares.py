@@ -116,12 +116,16 @@ class Shares:
         engine.check(spec)
         changes = [Change(field, *values, "live" if up else "start") for field, values in found.items()]
         async with self._admitting:
+            self._supervisor.capacity.admit_autostart(one.name, spec, one.spec)
             if up:
                 before = self._nodes(one)
                 for resource in _shared(found):
                     await self._admit(one, spec, resource, before[resource])
+            if up:
+                self._supervisor.capacity.admit(one, spec, one.spec)
             if found and not dry_run:
                 await self._commit(one, spec, changes)
+        self._supervisor.queue.kick()
         return changes
 
     async def set_tenant(self, name: str, changed: Settings, *, dry_run: bool = False) -> ChangesAnswer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class Supervised:
         default_factory=dict
     )  # of disks and NICs that are not well: "disk0", "net0"
     captures: dict[str, Capture] = field(default_factory=dict)  # the last one of each NIC
+    returns: bool = False  # it is down for a moment, and keeps what it was promised
+    waits: Callable[[], str] = str  # what it waits for to be started, in words
 
     @property
     def name(self) -> str:
@@ -60,7 +62,7 @@ class Supervised:
         """Why it is not well, in words."""
         faulty = sorted(device for device, one in self.conditions.items() if one.faults)
         faults = f"faults on purpose on {', '.join(faulty)}" if faulty else ""
-        return self.row.cause or self.trouble or faults
+        return self.waits() or self.row.cause or self.trouble or faults
 
     @property
     def state(self) -> MachineState:

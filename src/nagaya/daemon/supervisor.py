@@ -20,6 +20,7 @@ from typing import Any
 
 from nagaya.daemon import failpoint
 from nagaya.daemon.cabling import Cabling
+from nagaya.daemon.capacity import Capacity
 from nagaya.daemon.diskfiles import DiskCatalog, keeps_content, keys
 from nagaya.daemon.endings import Endings
 from nagaya.daemon.events import Events
@@ -29,6 +30,7 @@ from nagaya.daemon.leases import Leases
 from nagaya.daemon.networks import Networks
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.shares import Shares
+from nagaya.daemon.startqueue import StartQueue
 from nagaya.daemon.state import MachineRow, NicRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
 from nagaya.daemon.tenants import Tenants
@@ -41,7 +43,6 @@ from nagaya.models.history import JournalEntry
 from nagaya.models.machine import MachineState
 from nagaya.paths import Paths
 from nagaya.plane.config import Device
-from nagaya.resources import admission
 from nagaya.spec import MachineSpec
 
 STOP_TIME = 30.0  # s that a guest has to shut down
@@ -58,6 +59,8 @@ class Supervisor:
         self.events = events
         self.leases = Leases(writer, events)
         self.shares = Shares(self, Tenants(writer))
+        self.capacity = Capacity(self, writer)
+        self.queue = StartQueue(self, writer)
         self.disks = DiskCatalog(paths, parts)
         self.networks = Networks(self, writer, parts.networks)
         self.groups = Groups(self, writer)
@@ -82,14 +85,6 @@ class Supervisor:
         near = difflib.get_close_matches(name, [one.name for one in self._machines.values()], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`nagaya list` shows them"
         raise NotFoundError(f"there is no machine {name!r}", hint=hint, machine=name)
-
-    def promised(self, but: Supervised | None = None) -> dict[str, int]:
-        """Guest memory in bytes of the machines that are not down."""
-        return {
-            one.name: one.spec.memory.size
-            for one in self._machines.values()
-            if one is not but and one.row.state in ALIVE
-        }
 
     def images_in_use(self) -> dict[str, list[str]]:
         """Digest of a base image to the names of the machines on it."""
@@ -128,6 +123,7 @@ class Supervisor:
         nics = await self.networks.prepare(spec)
         if any(one.name == spec.name for one in self._machines.values()):
             raise _taken(spec.name)
+        self.capacity.admit_autostart(spec.name, spec)
         self.groups.require(spec)
         images = resolve_images(self.disks, spec)
         now, machine_id = time.time(), uuid.uuid4().hex[:12]
@@ -145,7 +141,7 @@ class Supervisor:
             ),
             spec,
         )
-        self._machines[one.row.id] = one
+        self.add(one)
         async with one.lock:
             try:
                 await self._writer.call(State.save_machine, one.row, "created")
@@ -168,6 +164,7 @@ class Supervisor:
         async with one.lock:
             one.require(DOWN, "changed", hint="stop it first")
             self.parts.engine(spec).check(spec)
+            self.capacity.admit_autostart(spec.name, spec, one.spec)
             self.disks.require_free(keys(one.row, one.spec))
             fresh = resolve_images(self.disks, spec)
             self.groups.require(spec)
@@ -199,6 +196,8 @@ class Supervisor:
         """Ask the guest to shut down, end it after `within` seconds. A failed machine becomes stopped."""
         one = self.get(name)
         async with one.lock:
+            if await self.queue.leave(one, "it was stopped"):
+                return one
             if one.row.state is MachineState.FAILED:
                 self.endings.forget_retry(one)
                 await self.move(one, MachineState.STOPPED, "stopped", cause="", retry_at=None)
@@ -249,9 +248,13 @@ class Supervisor:
         async with one.lock:
             self.endings.forget_retry(one)
             one.require(UP | DOWN, "restarted")
-            if one.row.state in UP:
-                await self.endings.stop(one, 0 if hard else within)
-            await self.launch(one, restarts=0)
+            one.returns = one.row.state in UP
+            try:
+                if one.returns:
+                    await self.endings.stop(one, 0 if hard else within)
+                await self.launch(one, restarts=0)
+            finally:
+                one.returns = False
         return one
 
     async def delete(self, name: str, *, force: bool = False) -> None:
@@ -284,7 +287,7 @@ class Supervisor:
         engine.check(one.spec)
         kernel = self.parts.kernels.choose(one.spec)
         self.disks.require_free(keys(one.row, one.spec), to_start=True)
-        admission.admit(one.name, one.spec.memory.size, self.promised(but=one), admission.host_memory())
+        self.capacity.admit(one, one.spec)
         await self.move(
             one,
             MachineState.STARTING,
@@ -382,7 +385,8 @@ class Supervisor:
                 await process.engine.kill(self.engine_machine(one), process.id)
 
     def add(self, one: Supervised) -> None:
-        """Take in a machine that the state remembers."""
+        """Know a machine."""
+        one.waits = lambda: self.queue.waits(one)
         self._machines[one.row.id] = one
 
     def spawn(self, work: Any) -> asyncio.Task[None]:
@@ -432,10 +436,12 @@ class Supervisor:
         await self._writer.call(State.delete_machine, one.row.id)
         self._machines.pop(one.row.id, None)
         one.notify()
+        self.queue.kick()
 
     def publish(self, one: Supervised) -> None:
         """Tell those who wait for a change of this machine, and those who follow all."""
         one.notify()
+        self.queue.kick()
         self.events.publish(
             {
                 "event": "machine",

@@ -70,14 +70,20 @@ def admit(
         others = {node_id: node for node_id, node in has.items() if node_id not in ids}
         old = _Tree.of(others | {node.id: node for node in before if node.id in ids})
         new = _Tree.of(others | {node.id: node for node in here})
-        for unit, capacity in _capacities(arbiter):
+        for unit, capacity in capacities(arbiter):
             _within_limits(new, old, (arbiter.resource, unit), name)
             if capacity and new.below(None, unit) > max(capacity, old.below(None, unit)):
                 raise _refusal(arbiter, capacity, unit, *_asked_and_held(new, ids, unit, name))
 
 
-def _capacities(arbiter: ArbiterStatus) -> tuple[tuple[Unit, int], ...]:
+def capacities(arbiter: ArbiterStatus) -> tuple[tuple[Unit, int], ...]:
+    """What a disk or a network can do in a second, by unit; 0 while nobody knows."""
     return (("iops", arbiter.capacity_iops), ("bytes", arbiter.capacity))
+
+
+def promised(arbiter: ArbiterStatus, unit: Unit) -> int:
+    """What those who run on a disk or a network have been promised together."""
+    return _Tree.of(_served(arbiter)).below(None, unit)
 
 
 def _asked_and_held(

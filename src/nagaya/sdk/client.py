@@ -11,7 +11,8 @@ from nagaya.paths import Paths
 from nagaya.sdk.machines import Machines
 
 if TYPE_CHECKING:
-    from nagaya.models.host import HostInfo, VersionInfo
+    from nagaya.models.host import HostInfo, HostReport, VersionInfo
+    from nagaya.models.shares import ChangesAnswer
     from nagaya.models.usage import UsageAnswer
     from nagaya.models.waits import WaitInfo
     from nagaya.sdk.disks import Disks
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from nagaya.sdk.networks import Groups, Networks
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
-    from nagaya.sdk.tenants import Tenants
+    from nagaya.sdk.tenants import Settings, Tenants
     from nagaya.spec import MachineSpec, NetworkSpec, SecurityGroup, Tenant
 
 
@@ -96,10 +97,22 @@ class Client(Connection):
         return VersionInfo.from_json(self.request("GET", "/v1/version"))
 
     def host(self) -> HostInfo:
-        """The host, and the processes of this Nagaya."""
+        """The processes and the directories of this Nagaya."""
         from nagaya.models.host import HostInfo
 
         return HostInfo.from_json(self.request("GET", "/v1/host"))
+
+    def report(self) -> HostReport:
+        """What the host has, keeps, has promised, uses and has left."""
+        from nagaya.models.host import HostReport
+
+        return HostReport.from_json(self.request("GET", "/v1/host/report"))
+
+    def set_host(self, settings: Settings, *, dry_run: bool = False) -> ChangesAnswer:
+        """Set how much of the host is promised: `{"memory.overcommit": "fair", "cpu.kept": 0.5}`."""
+        from nagaya.sdk.tenants import patch
+
+        return patch(self, "/v1/host", settings, dry_run)
 
     def waits(self, since: int = 60) -> list[WaitInfo]:
         """who waited for whom at disks and networks in the last `since` seconds, the longest first."""

@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from nagaya.connection import POLL_TIME
 from nagaya.errors import TimeoutExpiredError, UnavailableError
 from nagaya.models.history import JournalEntry
 from nagaya.models.lease import BreakInfo, LeaseInfo, LeaseWait
+from nagaya.sdk.patience import ABSENCE, patiently
 
 if TYPE_CHECKING:
     from nagaya.sdk.client import Client
 
-_ABSENCE = 15.0  # s that a daemon may be away while somebody waits; its successor knows the queue
 _NOBODY = (FileNotFoundError, ConnectionRefusedError)  # there is no daemon; another one died while asked
-_PAUSE = 0.2  # s between attempts to reach it
-
-_T = TypeVar("_T")
 
 
 class Leases:
@@ -133,22 +130,12 @@ class Leases:
             try:
                 return LeaseWait.from_json(self._client.request("POST", "/v1/leases/waiters", body=body))
             except UnavailableError as error:
-                if isinstance(error.__cause__, _NOBODY) or time.monotonic() > began + _ABSENCE:
+                if isinstance(error.__cause__, _NOBODY) or time.monotonic() > began + ABSENCE:
                     raise
-            self._patiently(self._client.host)
+            patiently(self._client.host)
 
     def _poll(self, machine_id: str) -> LeaseWait:
-        return self._patiently(lambda: self.waiting(machine_id, POLL_TIME))
-
-    def _patiently(self, ask: Callable[[], _T]) -> _T:
-        deadline = time.monotonic() + _ABSENCE
-        while True:
-            try:
-                return ask()
-            except UnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_PAUSE)
+        return patiently(lambda: self.waiting(machine_id, POLL_TIME))
 
 
 def _resource(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,6 +16,7 @@ from nagaya.models.machine import MachineInfo, MachineState
 if TYPE_CHECKING:
     from nagaya.models.fault import DiskFaults
     from nagaya.models.history import JournalEntry
+    from nagaya.models.host import StartWait
     from nagaya.models.login import LoginAnswer
     from nagaya.models.shares import ChangesAnswer
     from nagaya.models.waits import WhyAnswer
@@ -107,6 +108,39 @@ class Machine:
     def start(self) -> Self:
         """Start it; returns when its process runs."""
         return self._act("start", within=120)
+
+    def queue(self, timeout: float | None = None, watcher: Callable[[StartWait], None] | None = None) -> Self:
+        """Start it as soon as the host has room, in the order of those that wait; returns when it runs.
+
+        It keeps its place if the daemon restarts at any moment; interrupted, it gives it up. Raises
+        `TimeoutExpiredError` after `timeout` seconds, with what it waited for, and `ResourceError` for what
+        this host never has.
+        """
+        from nagaya.models.host import StartWait
+        from nagaya.sdk.patience import patiently
+
+        path = self._path("queue")
+
+        def ask(method: str, within: float, **query: object) -> StartWait:
+            answer = patiently(lambda: self._client.request(method, path, query=query, within=within))
+            return StartWait.from_json(answer)
+
+        found = ask("POST", 120, timeout=timeout)
+        try:
+            while found.state == "waiting":
+                if watcher is not None:
+                    watcher(found)
+                found = ask("GET", POLL_TIME + 30, wait=POLL_TIME)
+        except BaseException:
+            self.leave_queue()
+            raise
+        if found.state == "ended":
+            raise TimeoutExpiredError(f"{self} was not started: {found.reason}", machine=found.machine)
+        return self.refresh()
+
+    def leave_queue(self) -> None:
+        """It does not wait for room any more."""
+        self._client.request("DELETE", self._path("queue"))
 
     def stop(self, timeout: float = 30.0) -> Self:
         """Ask it to shut down, end it after `timeout` seconds; returns when it is gone."""

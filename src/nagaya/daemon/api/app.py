@@ -25,6 +25,7 @@ from nagaya.daemon.api import (
     networks,
     operations,
     settings,
+    startqueue,
     streams,
     usage,
     waits,
@@ -53,7 +54,7 @@ def make_app(daemon: Daemon) -> FastAPI:
         openapi_url="/v1/openapi.json",
         separate_input_output_schemas=False,
     )
-    machine_routes = (machines, faults, streams, settings, waits, usage)
+    machine_routes = (machines, startqueue, faults, streams, settings, waits, usage)
     for module in (host, *machine_routes, disks, networks, links, images, leases, operations):
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)
