@@ -134,6 +134,13 @@ pub enum ToWorker {
         /// Comes back in the answer.
         serial: u64,
     },
+    /// Tell what is asked of the device, and how it answers.
+    QueryDemand {
+        /// Record anew from now on.
+        anew: bool,
+        /// Comes back in the answer.
+        serial: u64,
+    },
 }
 
 impl ToWorker {
@@ -148,13 +155,19 @@ impl ToWorker {
             | ToWorker::Queue { device, .. }
             | ToWorker::Stop { device, .. }
             | ToWorker::Close { device, .. } => Some(*device),
-            ToWorker::Shares { .. } | ToWorker::QueryArbiter { .. } | ToWorker::Ping => None,
+            ToWorker::Shares { .. }
+            | ToWorker::QueryArbiter { .. }
+            | ToWorker::QueryDemand { .. }
+            | ToWorker::Ping => None,
         }
     }
 }
 
 /// Nodes that go into one message: one has at most 700 bytes.
 pub const NODES: usize = 64;
+
+/// Patterns that go into one message: one has at most 12 KiB.
+pub const PATTERNS: usize = 4;
 
 /// From a worker to the holder.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -211,7 +224,7 @@ pub enum FromWorker {
     Arbiter {
         /// Of the request.
         serial: u64,
-        /// [`crate::arbiter::Stats`], with at most [`NODES`] of its nodes.
+        /// [`crate::arbiter::Stats`], with at most [`NODES`] of its nodes; or a part of [`crate::arbiter::Demand`].
         status: Value,
         /// Whether this is all.
         last: bool,

@@ -4,7 +4,8 @@
 //!
 //! - [`holder`]: speaks vhost-user, owns what must outlive a crash, keeps workers running; [`control`]: what it tells
 //!   them; [`config`]: what devices are; [`scm`]: fds over sockets; [`page`]: the memory that a device's holder and worker share.
-//! - [`arbiter`]: whose request goes first; [`shares`]: what the holder is told of it.
+//! - [`arbiter`]: whose request goes first; [`shares`]: what the holder is told of it;
+//!   [`simulation`]: what would happen, in simulated time.
 //! - [`worker`]: one thread on one io_uring that serves the virtqueues; [`memory`]: guests' memory and how a worker
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
 //!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
@@ -30,5 +31,6 @@ pub mod sandbox;
 pub mod scm;
 pub mod seccomp;
 pub mod shares;
+pub mod simulation;
 pub mod uring;
 pub mod worker;

@@ -22,6 +22,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(worker_main, module)?)?;
     module.add_function(wrap_pyfunction!(qcow2_create, module)?)?;
     module.add_function(wrap_pyfunction!(seccomp_compile, module)?)?;
+    module.add_function(wrap_pyfunction!(simulate, module)?)?;
     Ok(())
 }
 
@@ -80,6 +81,10 @@ impl Plane {
 
     fn query_arbiter(&self, py: Python<'_>) -> String {
         py.detach(|| self.0.query_arbiter())
+    }
+
+    fn query_demand(&self, py: Python<'_>, anew: bool) -> String {
+        py.detach(|| self.0.query_demand(anew))
     }
 
     fn query(&self, py: Python<'_>) -> String {
@@ -145,4 +150,14 @@ fn qcow2_create(
 #[pyfunction]
 fn seccomp_compile(policy: &str) -> PyResult<Cow<'static, [u8]>> {
     Ok(Cow::Owned(seccomp::compile(policy).map_err(PyValueError::new_err)?))
+}
+
+#[pyfunction]
+fn simulate(py: Python<'_>, scenario: &str) -> PyResult<String> {
+    py.detach(|| {
+        let scenario = serde_json::from_str(scenario).map_err(|error| error.to_string())?;
+        let outcome = nagaya_plane::simulation::run(&scenario)?;
+        serde_json::to_string(&outcome).map_err(|error| error.to_string())
+    })
+    .map_err(PyValueError::new_err)
 }

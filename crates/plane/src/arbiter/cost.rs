@@ -1,7 +1,10 @@
 //! What a request costs: how much of the device it takes, and how many I/Os it counts as.
 
+use serde::{Deserialize, Serialize};
+
 /// What a request does, as far as its cost is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Disk to memory.
     Read,

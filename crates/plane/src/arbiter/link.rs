@@ -103,6 +103,8 @@ impl Arbiter {
             leaf: index,
             cost: frame.bytes,
             ios: 0,
+            class: super::Class::default(),
+            load: 0,
             waits: true,
             joined: false,
         });

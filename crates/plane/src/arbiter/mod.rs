@@ -15,7 +15,7 @@
 //! clock that never goes back. General layout: this file has the life of a request, `order` the choice of the next one;
 //! `tree` nodes coming and going, `node` their tags and knobs, `cost` what a request counts as, `heap` the queue that
 //! everything is ordered by, `queue` what waits in a leaf; `link` the same for frames; `window` how many may be at the device, `capacity` what it can do, `latency` objectives;
-//! `waits` who waited for whom, `stats` the state for people.
+//! `waits` who waited for whom, `stats` the state for people, `demand` what is asked and how the device answers, to be replayed.
 //!
 //! # Use
 //! ```
@@ -34,7 +34,9 @@
 
 mod capacity;
 mod cost;
+mod demand;
 mod heap;
+mod histogram;
 mod latency;
 mod link;
 mod node;
@@ -46,6 +48,8 @@ mod waits;
 mod window;
 
 pub use cost::{Ask, IO_BYTES, Kind};
+pub use demand::{Busy, Cell, Class, Demand, Mix, PARTS, Pattern};
+pub use histogram::Histogram;
 pub use latency::Objective;
 pub use link::{Frame, LARGEST_FRAME};
 pub use node::{Knobs, MAX_WEIGHT};
@@ -53,6 +57,7 @@ pub use stats::{NodeStats, ObjectiveChange, Stats};
 pub use tree::{Leaf, TreeError};
 pub use waits::{Cause, Wait};
 
+use demand::{Profile, Recorder};
 use heap::Heap;
 use node::{By, Node};
 use waits::Waits;
@@ -94,6 +99,9 @@ struct Entry {
     leaf: u32,
     cost: u32,
     ios: u32,
+    class: Class,
+    /// What was at the device when it was started, with itself.
+    load: u64,
     waits: bool,
     /// The device got it as a part of another.
     joined: bool,
@@ -120,6 +128,7 @@ pub struct Arbiter {
     goals: Vec<u32>,
     changes: Vec<ObjectiveChange>,
     waits: Waits,
+    profile: Profile,
     tick_at: Nanos,
     period_at: Nanos,
     second_at: Nanos,
@@ -145,6 +154,7 @@ impl Arbiter {
             goals: Vec::new(),
             changes: Vec::new(),
             waits: Waits::default(),
+            profile: Profile::new(),
             tick_at: now + TICK,
             period_at: now + waits::PERIOD,
             second_at: now + SECOND,
@@ -168,6 +178,8 @@ impl Arbiter {
             leaf: index,
             cost: ask.cost(),
             ios: ask.ios(),
+            class: Class::new(ask.kind, ask.bytes),
+            load: 0,
             waits: true,
             joined: false,
         });
@@ -175,6 +187,8 @@ impl Arbiter {
         let full = !self.window.admits(now);
         let node = &mut self.nodes[index as usize];
         node.bytes += ask.moved();
+        let recorder = node.recorder.get_or_insert_with(|| Box::new(Recorder::new(now)));
+        recorder.asked(now, Class::new(ask.kind, ask.bytes), ask.moved());
         if self.waiting == 0 && node.plain && !full {
             self.start_unordered(now, request);
             return Admission { request: Request(request), now: true };
@@ -223,6 +237,12 @@ impl Arbiter {
         node.account.in_flight_cost -= u64::from(entry.cost);
         node.account.completed += 1;
         node.latencies.add(latency);
+        if let Some(recorder) = &mut node.recorder {
+            recorder.answered(now, Some(latency));
+        }
+        if !entry.joined {
+            self.profile.add(entry.class, entry.bytes, entry.load, now.saturating_sub(entry.started));
+        }
         if node.goal.latency > 0 {
             node.goal.add(latency, now.saturating_sub(entry.started));
         }
@@ -239,6 +259,9 @@ impl Arbiter {
         self.settle(now, entry.leaf);
         self.take_out(request.0);
         self.waiting -= 1;
+        if let Some(recorder) = &mut self.nodes[entry.leaf as usize].recorder {
+            recorder.answered(now, None);
+        }
         self.refresh(now, entry.leaf);
         self.forget(now, request.0);
         true

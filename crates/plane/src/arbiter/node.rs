@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Nanos;
 use super::cost::UNIT;
+use super::demand::Recorder;
 use super::heap::Heap;
 use super::latency::{Goal, Latencies};
 use super::link;
@@ -137,6 +138,8 @@ pub(super) struct Node {
     pub plain: bool,
     pub account: Account,
     pub latencies: Latencies,
+    /// What it asks for, once it has asked for something.
+    pub recorder: Option<Box<Recorder>>,
     /// Its own latency objective, or the nearest above it.
     pub goal: Goal,
     /// How long its limit has kept requests waiting: ever, since when now, and in this period.
@@ -172,6 +175,7 @@ impl Node {
             plain: true,
             account: Account::default(),
             latencies: Latencies::default(),
+            recorder: None,
             goal: Goal::new(0),
             closed: 0,
             closed_since: None,

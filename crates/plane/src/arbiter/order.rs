@@ -220,7 +220,7 @@ impl Arbiter {
             node.in_flight += 1;
             node.account.in_flight_cost += u64::from(spent.cost);
             self.in_flight += 1;
-            self.window.enter(spent.cost, joined);
+            self.entries[request as usize].load = self.window.enter(spent.cost, joined);
         }
         spent
     }

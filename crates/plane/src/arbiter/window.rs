@@ -208,11 +208,12 @@ impl Window {
         self.quiet_until = now + QUIET;
     }
 
-    /// A request goes to the device; `joined`: as a part of another.
-    pub fn enter(&mut self, cost: u32, joined: bool) {
+    /// A request goes to the device; `joined`: as a part of another. Returns the cost of all that is there.
+    pub fn enter(&mut self, cost: u32, joined: bool) -> u64 {
         self.in_flight += u64::from(cost);
         self.requests += u32::from(!joined);
         self.trial.most = self.trial.most.max(self.in_flight);
+        self.in_flight
     }
 
     /// It comes back.

@@ -142,6 +142,14 @@ impl Link {
         self.ask(patience, |serial| Outgoing { message: ToWorker::QueryArbiter { serial }, fds: Vec::new() })
     }
 
+    /// What is asked of the worker's device and how it answers, in parts; with `anew` it is recorded anew from now on.
+    pub fn query_demand(&self, anew: bool, patience: Duration) -> Option<Vec<Value>> {
+        self.ask(patience, |serial| Outgoing {
+            message: ToWorker::QueryDemand { anew, serial },
+            fds: Vec::new(),
+        })
+    }
+
     /// Ask for something by a message with a serial number; the parts of the answer. `None` if it does not come in time, or if
     /// the worker dies before.
     pub fn ask(&self, patience: Duration, question: impl Fn(u64) -> Outgoing) -> Option<Vec<Value>> {

@@ -322,6 +322,26 @@ impl Plane {
         Value::from(workers).to_string()
     }
 
+    /// What is asked of each worker's device, and how it answers, as JSON, see `_core.pyi`; with `anew` it is recorded anew
+    /// from now on. A worker that is being replaced is left out.
+    pub fn query_demand(&self, anew: bool) -> String {
+        let links: Vec<Arc<Link>> = lock(&self.inner).links.values().map(|(link, _)| link.clone()).collect();
+        let disks = links.iter().filter(|link| link.resource == Resource::Disk && link.state().has_arbiter());
+        let ask = |link: &Arc<Link>| Some((link.name.clone(), link.query_demand(anew, ARBITER_PATIENCE)?));
+        let mut workers = Vec::new();
+        for (name, parts) in disks.filter_map(ask) {
+            let (mut cells, mut patterns) = (Value::Array(Vec::new()), Vec::new());
+            for mut part in parts {
+                if let Some(found) = part.get_mut("cells") {
+                    cells = found.take();
+                }
+                patterns.extend(part["patterns"].as_array_mut().map(std::mem::take).unwrap_or_default());
+            }
+            workers.push(json!({"worker": name, "cells": cells, "patterns": patterns}));
+        }
+        Value::from(workers).to_string()
+    }
+
     /// State and counters as JSON, see `_core.pyi`.
     pub fn query(&self) -> String {
         let inner = lock(&self.inner);

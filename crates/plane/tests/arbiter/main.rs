@@ -4,6 +4,7 @@ mod attribution;
 mod knobs;
 mod model;
 mod objective;
+mod replay;
 mod schedules;
 mod simulator;
 mod window;

@@ -54,6 +54,7 @@ impl Reactor {
             }
             ToWorker::Ping => self.outbox.push_back(FromWorker::Pong),
             ToWorker::QueryArbiter { serial } => self.tell_arbiter(serial),
+            ToWorker::QueryDemand { anew, serial } => self.tell_demand(anew, serial),
         }
     }
 

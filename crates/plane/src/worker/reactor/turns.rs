@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use io_uring::opcode;
 use io_uring::types::Timespec;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Reactor;
 use crate::arbiter::Leaf;
 use crate::block::device::BATCH;
 use crate::clock;
 use crate::config::DeviceConfig;
-use crate::control::{FromWorker, NODES};
+use crate::control::{FromWorker, NODES, PATTERNS};
 use crate::uring::Uring;
 use crate::worker::device::{IGNORED, Kind, Peers, Token};
 
@@ -109,6 +109,18 @@ impl Reactor {
                 return;
             }
             nodes = rest;
+        }
+    }
+
+    /// Tell the holder what is asked of the device: how it answers first, then some patterns at a time.
+    pub(super) fn tell_demand(&mut self, anew: bool, serial: u64) {
+        let demand = self.sharing.arbiter.demand(self.now, anew);
+        let patterns = demand.patterns.chunks(PATTERNS).map(|some| json!({"patterns": some}));
+        let mut parts: Vec<Value> = std::iter::once(json!({"cells": demand.cells})).chain(patterns).collect();
+        let end = parts.pop();
+        for (status, last) in parts.into_iter().map(|part| (part, false)).chain(end.map(|part| (part, true)))
+        {
+            self.outbox.push_back(FromWorker::Arbiter { serial, status, last });
         }
     }
 }

@@ -1,0 +1,160 @@
+//! How long a device takes: what was measured, between the loads that were seen, and a cautious guess beyond.
+
+use crate::arbiter::{Cell, Class, Kind, Nanos, PARTS};
+
+/// Cells of fewer requests say little; they count only where there are no others.
+const ENOUGH: u32 = 30;
+
+/// What beginning a request costs, in bytes; as the arbiter has it.
+const START: f64 = 16384.0;
+
+/// What a request takes of the device, in requests of 4 KiB.
+pub(super) fn cost(kind: Kind, bytes: u64) -> f64 {
+    let bytes = if matches!(kind, Kind::Read | Kind::Write) { bytes as f64 } else { 4096.0 };
+    (START + bytes) / (START + 4096.0)
+}
+
+struct Seen {
+    load: f64,
+    mean: f64,
+    times: Vec<Nanos>,
+}
+
+/// What was seen of one class, by load.
+struct Known {
+    kind: Kind,
+    size: f64,
+    seen: Vec<Seen>,
+    /// How much longer a request takes for each one more of 4 KiB, beyond what was seen.
+    slope: f64,
+}
+
+/// A device.
+pub(super) struct Device {
+    known: Vec<Known>,
+    /// Which of them tells of a class.
+    of: Vec<usize>,
+    /// ns for a request of 4 KiB when the device has more than enough to do; 0 if that is not known.
+    each: f64,
+}
+
+impl Device {
+    /// From what was measured.
+    pub fn new(cells: &[Cell], capacity_iops: u64, capacity: u64) -> Result<Device, String> {
+        if let Some(cell) = cells.iter().find(|cell| cell.times_ns.len() != PARTS.len()) {
+            return Err(format!("a cell has {} times, not {}", cell.times_ns.len(), PARTS.len()));
+        }
+        let mut classes: Vec<(Class, Vec<&Cell>)> = Vec::new();
+        for cell in cells.iter().filter(|cell| cell.count > 0) {
+            let class = Class::new(cell.kind, cell.bytes);
+            match classes.iter_mut().find(|(other, _)| *other == class) {
+                Some((_, of)) => of.push(cell),
+                None => classes.push((class, vec![cell])),
+            }
+        }
+        let known: Vec<Known> = classes.into_iter().map(|(_, cells)| Known::of(cells)).collect();
+        if known.is_empty() {
+            return Err("nothing has been measured of the device yet".to_owned());
+        }
+        let of = (0..=usize::from(u8::MAX)).map(|_| usize::MAX).collect();
+        Ok(Device { known, of, each: time_of_each(capacity_iops, capacity) })
+    }
+
+    /// The most that was seen at the device, in requests of 4 KiB.
+    pub fn known_load(&self) -> f64 {
+        self.known.iter().flat_map(|known| known.seen.last()).map(|seen| seen.load).fold(0.0, f64::max)
+    }
+
+    /// How long a request takes that is started under `load`, with itself; `part` of all such requests are faster.
+    pub fn time(&mut self, kind: Kind, bytes: u64, load: f64, part: f64) -> Nanos {
+        let class = Class::new(kind, bytes).index();
+        if self.of[class] == usize::MAX {
+            self.of[class] = self.nearest(kind, bytes);
+        }
+        let known = &self.known[self.of[class]];
+        // One of another length takes more or less, as it takes more or less of the device.
+        let ratio = if Class::new(known.kind, known.size as u64).index() == class {
+            1.0
+        } else {
+            cost(kind, bytes) / cost(known.kind, known.size as u64)
+        };
+        let least = self.each * load * if load > self.known_load_of(known) { 1.0 } else { 0.0 };
+        ((known.time(load, part) * ratio).max(least) as Nanos).max(1)
+    }
+
+    fn known_load_of(&self, known: &Known) -> f64 {
+        known.seen.last().map_or(0.0, |seen| seen.load)
+    }
+
+    /// The same kind before others, the nearest length first.
+    fn nearest(&self, kind: Kind, bytes: u64) -> usize {
+        let far = |known: &Known| {
+            let length = (known.size.max(4096.0) / bytes.max(4096) as f64).log2().abs();
+            length + if known.kind == kind { 0.0 } else { 100.0 }
+        };
+        let places = self.known.iter().enumerate();
+        places.min_by(|a, b| far(a.1).total_cmp(&far(b.1))).map_or(0, |(place, _)| place)
+    }
+}
+
+impl Known {
+    fn of(mut cells: Vec<&Cell>) -> Known {
+        let most = cells.iter().map(|cell| cell.count).max().unwrap_or(0);
+        cells.retain(|cell| cell.count >= ENOUGH.min(most));
+        cells.sort_by(|a, b| a.load.total_cmp(&b.load));
+        let size = cells.iter().map(|cell| cell.bytes as f64).sum::<f64>() / cells.len() as f64;
+        let seen: Vec<Seen> = cells
+            .iter()
+            .map(|cell| Seen {
+                load: cell.load.max(0.1),
+                mean: mean(&cell.times_ns),
+                times: cell.times_ns.clone(),
+            })
+            .collect();
+        let slope = slope(&seen);
+        Known { kind: cells[0].kind, size, seen, slope }
+    }
+
+    fn time(&self, load: f64, part: f64) -> f64 {
+        let place = self.seen.partition_point(|seen| seen.load < load);
+        match (place.checked_sub(1).map(|below| &self.seen[below]), self.seen.get(place)) {
+            (Some(below), Some(above)) => {
+                let far = (load - below.load) / (above.load - below.load).max(1e-9);
+                at(&below.times, part) * (1.0 - far) + at(&above.times, part) * far
+            }
+            (Some(last), None) => at(&last.times, part) + self.slope * (load - last.load),
+            (None, Some(first)) => at(&first.times, part),
+            (None, None) => 0.0,
+        }
+    }
+}
+
+/// The slope over the upper half of the loads, but no more than if each had to wait for all others.
+fn slope(seen: &[Seen]) -> f64 {
+    let (Some(last), Some(middle)) = (seen.last(), seen.get(seen.len() / 2)) else { return 0.0 };
+    let from = if middle.load < last.load { middle } else { &seen[0] };
+    if from.load >= last.load {
+        return 0.0;
+    }
+    ((last.mean - from.mean) / (last.load - from.load)).clamp(0.0, last.mean / last.load)
+}
+
+/// The quicker of both ways to be busy is what a request of 4 KiB takes.
+fn time_of_each(iops: u64, bytes: u64) -> f64 {
+    let each = |rate: f64| if rate > 0.0 { 1e9 / rate } else { f64::INFINITY };
+    let time = each(iops as f64).min(each(bytes as f64 / (START + 4096.0)));
+    if time.is_finite() { time } else { 0.0 }
+}
+
+/// The time that `part` of all stay below.
+fn at(times: &[Nanos], part: f64) -> f64 {
+    let above = PARTS.partition_point(|known| *known < part).clamp(1, PARTS.len() - 1);
+    let (from, to) = (PARTS[above - 1], PARTS[above]);
+    let far = ((part - from) / (to - from)).clamp(0.0, 1.0);
+    times[above - 1] as f64 * (1.0 - far) + times[above] as f64 * far
+}
+
+fn mean(times: &[Nanos]) -> f64 {
+    let pairs = PARTS.windows(2).zip(times.windows(2));
+    pairs.map(|(parts, times)| (parts[1] - parts[0]) * (times[0] + times[1]) as f64 / 2.0).sum()
+}
