@@ -73,6 +73,13 @@ class Plane:
         "joined" (those that the device got as a part of another), "bytes", "waiting", "in_flight"}]}]`, a row for each worker that has disks or a network
         (`resource`: "disk" or "network") and answers within a second."""
 
+    def query_demand(self, anew: bool) -> str:
+        """What is asked of each disk of the host and how it answers, enough to replay it: JSON `[{"worker", "cells":
+        [{"number", "kind", "bytes", "load", "count", "times_ns": 17 quantiles}], "patterns": [{"id", "recorded_us", "mix":
+        [{"kind", "count", "bytes"}], "periods": [{"number", "count", "gap_us", "span_us", "requests", "depth", "think_us"}],
+        "squares": [gaps, spans], "latency": [[bucket, count]], "p99_us"}]}]` (docs/capacity.md). With `anew` patterns are
+        recorded from now on only; cells forget by themselves."""
+
     def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None:
         """Serve a blk device from other image files: `config` as for `device_add`, with other `layers` alone; `fds` are
         theirs. The guest waits some milliseconds; what it wrote before is in the old files, durable. If the disk
@@ -178,3 +185,10 @@ def qcow2_create(path: str, size: int, backing_path: str, backing_format: str) -
 def seccomp_compile(policy: str) -> bytes:
     """Compile `{"default": "allow"|"errno:N"|"kill", "on_match": ..., "syscalls": ["read", ...]}` to a classic BPF
     program (array of `struct sock_filter`) for this architecture. Raises `ValueError` for an unknown name."""
+
+def simulate(scenario: str) -> str:
+    """Replay recorded demand through the real arbiter in simulated time; releases the GIL, takes at most about ten
+    seconds of a CPU, and has the same answer for the same seed. `scenario` is JSON `{"cells", "capacity_iops": 0,
+    "capacity": 0, "nodes": [as for set_shares], "patterns", "seconds", "warm_up": 0, "seed": 0}`, cells and patterns as
+    `query_demand` has them. The answer is JSON `{"leaves": [{"id", "iops", "bytes", "mean_us", "p50_us", "p99_us",
+    "waited_us", "under_way"}], "window", "seconds", "load", "known_load"}`. Raises `ValueError`."""

@@ -28,6 +28,7 @@ COMMANDS = {
     "set": ("set", "Set fields of a machine or a tenant, live where it runs."),
     "get": ("set", "Print the knobs of a machine or a tenant."),
     "top": ("top", "Show what all machines do, live."),
+    "demand": ("demand", "Show what a machine asked of the host, hour by hour."),
     "why": ("why", "Say what a machine waited for, and because of whom."),
     "start": ("lifecycle", "Start machines."),
     "stop": ("lifecycle", "Ask machines to shut down; end them at the deadline."),

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import nagaya
+from nagaya.daemon.demand import Demand
 from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
 from nagaya.daemon.login import admit
@@ -43,6 +44,7 @@ class Daemon:
     events: Events
     started_at: float
     disks: Disks
+    demand: Demand
     adopted_in: float = 0.0
 
     def host(self) -> HostInfo:

@@ -19,6 +19,7 @@ from nagaya.daemon import endpoint, log
 from nagaya.daemon.adoption import Adoption
 from nagaya.daemon.conditions import mind_disks
 from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.demand import Demand
 from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
 from nagaya.daemon.objectives import mind_objectives
@@ -76,7 +77,8 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
         supervisor = Supervisor(paths, writer, parts, events)
         disks = Disks(supervisor, QemuImg(tool_uid(paths)))
         operations = Operations(writer, events)
-        daemon = Daemon(paths, parts, supervisor, operations, events, time.time(), disks)
+        demand = Demand(paths)
+        daemon = Daemon(paths, parts, supervisor, operations, events, time.time(), disks, demand)
         adoption = Adoption(supervisor, writer)
         living = adoption.remember()
         daemon.adopted_in = _seconds_since_exec()
@@ -88,12 +90,14 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             supervisor.spawn(mind_disks(supervisor))
             supervisor.spawn(mind_objectives(supervisor))
             supervisor.spawn(balance(supervisor))
+            supervisor.spawn(demand.mind(supervisor))
             supervisor.spawn(supervisor.leases.mind())
             supervisor.spawn(supervisor.queue.mind())
             yield daemon
         finally:
             await daemon.operations.close()
             await supervisor.close()
+            demand.close()
             await parts.plane.close()
             await parts.networks.close()
     finally:

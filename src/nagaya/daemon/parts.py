@@ -18,6 +18,7 @@ from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import CopyJob, Device, Layer
+from nagaya.plane.demand import WorkerDemand
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
@@ -61,6 +62,9 @@ class PlaneControl(Protocol):
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiter of each physical disk and of each network."""
+
+    async def demand(self, *, anew: bool) -> Sequence[WorkerDemand]:
+        """What is asked of each disk of the host, and how it answers; `anew`: patterns from now on only."""
 
     def objectives(self) -> AsyncIterator[tuple[str, bool]]:
         """Nodes whose latency objective is met again, or not any more; ends when the plane has gone."""

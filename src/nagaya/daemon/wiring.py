@@ -25,6 +25,7 @@ from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, CopyJob, Device, Layer
+from nagaya.plane.demand import WorkerDemand
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
@@ -141,6 +142,11 @@ class PlaneLink:
         """The arbiters; none if the plane does not run."""
         client = await self._connection(start=False)
         return () if client is None else await client.query_arbiter()
+
+    async def demand(self, *, anew: bool) -> Sequence[WorkerDemand]:
+        """What is asked of each disk; nothing if the plane does not run."""
+        client = await self._connection(start=False)
+        return () if client is None else await client.query_demand(anew)
 
     async def objectives(self) -> AsyncIterator[tuple[str, bool]]:
         """Objectives that are met or missed."""

@@ -23,6 +23,7 @@ class Core(Protocol):
     def set_shares(self, nodes: str) -> None: ...
     def set_network_shares(self, nodes: str) -> None: ...
     def query_arbiter(self) -> str: ...
+    def query_demand(self, anew: bool) -> str: ...
 
 
 class Arbitration:
@@ -37,6 +38,7 @@ class Arbitration:
         self._waits = WaitRing()
         self.commands: dict[str, Command] = {
             "query-arbiter": self._query_arbiter,
+            "query-demand": self._query_demand,
             "query-waits": self._query_waits,
             "set-network-shares": partial(self._set_shares, "network"),
             "set-shares": partial(self._set_shares, "disk"),
@@ -68,6 +70,12 @@ class Arbitration:
         if arguments:
             raise UsageError(f"query-arbiter takes no arguments, not {', '.join(arguments)}")
         return json.loads(await self._in_core(self._core.query_arbiter))
+
+    async def _query_demand(self, arguments: Mapping[str, object]) -> object:
+        anew = arguments.get("anew", False)
+        if set(arguments) - {"anew"} or type(anew) is not bool:
+            raise UsageError("query-demand has one argument, anew: true or false")
+        return json.loads(await self._in_core(self._core.query_demand, anew))
 
     async def _query_waits(self, arguments: Mapping[str, object]) -> object:
         node_id, since = arguments.get("id"), arguments.get("since", _SINCE_SECONDS)

@@ -16,6 +16,7 @@ from nagaya.errors import NagayaError, ProtocolError, TimeoutExpiredError, Unava
 from nagaya.plane.balloons import BalloonStatus, balloon_from_json
 from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
 from nagaya.plane.config import CopyJob, Device, Layer
+from nagaya.plane.demand import WorkerDemand, demand_from_json
 from nagaya.plane.ports import Flow, PortRules, PortStatus, port_from_json
 from nagaya.plane.shares import (
     ArbiterStatus,
@@ -179,6 +180,10 @@ class PlaneClient:
     async def query_arbiter(self) -> list[ArbiterStatus]:
         """The arbiter of each worker that has disks or a network."""
         return [arbiter_from_json(row) for row in _rows(await self._execute("query-arbiter"))]
+
+    async def query_demand(self, anew: bool) -> list[WorkerDemand]:
+        """What is asked of each disk of the host, and how it answers; `anew`: recorded from now on only."""
+        return [demand_from_json(row) for row in _rows(await self._execute("query-demand", {"anew": anew}))]
 
     async def query_waits(self, node_id: str | None, since_seconds: int) -> list[WaitRow]:
         """Who waited how long and on what in the last seconds, an hour at most; of all, or below one node."""

@@ -14,6 +14,7 @@ from nagaya.errors import TimeoutExpiredError
 from nagaya.models.machine import MachineInfo, MachineState
 
 if TYPE_CHECKING:
+    from nagaya.models.demand import DemandAnswer
     from nagaya.models.fault import DiskFaults
     from nagaya.models.history import JournalEntry
     from nagaya.models.host import StartWait
@@ -176,6 +177,12 @@ class Machine:
         from nagaya.models.waits import WhyAnswer
 
         return WhyAnswer.from_json(self._client.request("GET", self._path("why"), query={"since": since}))
+
+    def demand(self) -> DemandAnswer:
+        """What it asked of the host: percentiles of each hour of two weeks, and samples of the last hour."""
+        from nagaya.models.demand import DemandAnswer
+
+        return DemandAnswer.from_json(self._client.request("GET", self._path("demand")))
 
     def delete(self, *, force: bool = False) -> None:
         """Remove it and its disks; `force` ends it first if it runs."""

@@ -18,6 +18,7 @@ from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.paths import Paths
 from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, CopyJob, Device, Layer, UplinkDevice
+from nagaya.plane.demand import WorkerDemand
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import (
     ArbiterStatus,
@@ -178,6 +179,23 @@ class FakePlane:
             ArbiterStatus("disk-0:0", 8, 2000, 0, 0, CAPACITY_IOPS, 0, disk),
             ArbiterStatus("net-default", 0, 0, 0, 0, 0, RATE, network, "network"),
         ]
+
+    async def demand(self, *, anew: bool) -> Sequence[WorkerDemand]:
+        """Each disk reads 4 KiB, 1 ms after the answer before; the device takes 100 us, one by one."""
+        period = {"number": 60, "count": 1000, "gap_us": 1_000_000, "span_us": 1_100_000}
+        pattern = {
+            "recorded_us": 1_100_000,
+            "mix": [{"kind": "read", "count": 1000, "bytes": 4_096_000}],
+            "periods": [{**period, "requests": 1000, "depth": 1000, "think_us": 0}],
+            "squares": [1e9, 1.3e9],
+            "p99_us": 100.0,
+        }
+        read = {"kind": "read", "bytes": 4096, "count": 1000}
+        cells = [
+            {"number": load, "load": load, **read, "times_ns": [load * 100_000] * 17} for load in (1, 2, 4, 8)
+        ]
+        disks = sorted(device for device in self.devices if "/disk" in device)
+        return [WorkerDemand("disk-0:0", tuple(cells), tuple({"id": disk, **pattern} for disk in disks))]
 
     def judge(self, node_id: str, met: bool) -> None:
         """As if the arbiter had found that an objective is met, or is not."""

@@ -90,6 +90,10 @@ class FakeCore:
     def set_network_shares(self, nodes: str) -> None:
         self.network_shares += json.loads(nodes)
 
+    def query_demand(self, anew: bool) -> str:
+        patterns = [] if anew else [{"id": "m1/disk0"}]
+        return json.dumps([{"worker": "disk-8:0", "cells": [], "patterns": patterns}])
+
     def query_arbiter(self) -> str:
         return json.dumps([{"worker": "disk-8:0", "window": 16, "nodes": []}])
 

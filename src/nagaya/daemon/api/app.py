@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import nagaya
 from nagaya import validation
 from nagaya.daemon.api import (
+    demand,
     disks,
     faults,
     host,
@@ -54,7 +55,7 @@ def make_app(daemon: Daemon) -> FastAPI:
         openapi_url="/v1/openapi.json",
         separate_input_output_schemas=False,
     )
-    machine_routes = (machines, startqueue, faults, streams, settings, waits, usage)
+    machine_routes = (machines, startqueue, faults, streams, settings, waits, usage, demand)
     for module in (host, *machine_routes, disks, networks, links, images, leases, operations):
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)
