@@ -46,6 +46,7 @@ COMMANDS = {
     "schema": ("files", "Print the JSON schema of such files."),
     "disk": ("disk", "Disks: make, grow, snapshot, merge, check and export them."),
     "network": ("network", "Networks: make and remove them, plug machines in."),
+    "memory": ("memory", "Memory: what machines have, and what moves between them."),
     "group": ("group", "Security groups: what may reach machines, and what they may reach."),
     "image": ("images", "Build, list and remove images."),
     "kernel": ("kernels", "Build and list guest kernels."),

@@ -8,6 +8,7 @@ import click
 
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import name_argument
+from nagaya.cli.memory import print_answer, print_why_memory
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.quantities import span
 from nagaya.cli.session import Session
@@ -28,10 +29,14 @@ WAIT_COLUMNS = (
 @click.command("why")
 @name_argument
 @click.option("--since", type=_SPAN, default="1m", metavar="SPAN", help="90s, 5m, 1h at most (1m).")
+@click.option("--memory", is_flag=True, help="Why it has the memory that it has, and what was moved.")
 @shared_options()
 @click.pass_obj
-def why_command(session: Session, name: str, since: int) -> None:
+def why_command(session: Session, name: str, since: int, memory: bool) -> None:
     """Say what a machine waited for at its disks, because of whom, and which knob would change it."""
+    if memory:
+        print_why_memory(session, session.client.machines.named(name).why_memory(since))
+        return
     answer = session.client.machines.named(name).why(since)
     rows = [asdict(row) for row in answer.rows]
     if session.format == "csv":
@@ -42,14 +47,4 @@ def why_command(session: Session, name: str, since: int) -> None:
         for whom in dict.fromkeys(row["whom"].partition("/")[0] for row in rows if row["whom"]):
             click.echo(whom)
     else:
-        first, *rest = answer.words
-        click.echo(first)
-        for line in rest:
-            click.echo(f"  {line}")
-        if rows:
-            click.echo()
-            print_rows(session, rows, WAIT_COLUMNS)
-        if answer.advice:
-            click.echo("\nWhat would change it:")
-        for advice in answer.advice:
-            click.echo(f"  {advice.command}\n      {advice.effect}")
+        print_answer(session, answer, rows, WAIT_COLUMNS)

@@ -93,6 +93,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             supervisor.spawn(demand.mind(supervisor))
             supervisor.spawn(supervisor.leases.mind())
             supervisor.spawn(supervisor.queue.mind())
+            supervisor.spawn(supervisor.memory.mind())
             yield daemon
         finally:
             await daemon.operations.close()

@@ -16,6 +16,7 @@ from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.networks.config import Forward, Reservation, Uplink
 from nagaya.paths import MachinePaths
+from nagaya.plane.balloons import BalloonStatus
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import CopyJob, Device, Layer
 from nagaya.plane.demand import WorkerDemand
@@ -59,6 +60,15 @@ class PlaneControl(Protocol):
 
     async def counters(self) -> Sequence[DiskCounters]:
         """What each virtual disk has done."""
+
+    async def balloons(self) -> Sequence[BalloonStatus]:
+        """The balloons of all machines, and what their guests say of their memory."""
+
+    async def set_balloon(self, device_id: str, size: int | None, *, stats_ms: int | None = None) -> None:
+        """Ask a guest to give `size` bytes, and for statistics every `stats_ms`; None: as before.
+
+        Raises `NotFoundError`.
+        """
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiter of each physical disk and of each network."""

@@ -27,6 +27,7 @@ from nagaya.daemon.events import Events
 from nagaya.daemon.groups import Groups
 from nagaya.daemon.launch import Launcher, resolve_images
 from nagaya.daemon.leases import Leases
+from nagaya.daemon.memory import Memory
 from nagaya.daemon.networks import Networks
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.shares import Shares
@@ -67,6 +68,7 @@ class Supervisor:
         self.cabling = Cabling(self)
         self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants, self.disks, self.cabling)
         self.endings = Endings(self)
+        self.memory = Memory(self, writer)
         self._writer = writer
         self._machines: dict[str, Supervised] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,13 +90,12 @@ class Supervisor:
 
     def images_in_use(self) -> dict[str, list[str]]:
         """Digest of a base image to the names of the machines on it."""
+        uses = [(one.name, self.disks.bases(one.row, one.spec)) for one in self.all()]
+        uses += [(f"disk {disk}", bases) for disk, bases in self.disks.bases_of_named().items()]
         users: dict[str, list[str]] = {}
-        for one in self.all():
-            for digest in self.disks.bases(one.row, one.spec):
-                users.setdefault(digest, []).append(one.name)
-        for disk, bases in self.disks.bases_of_named().items():
-            for digest in bases:
-                users.setdefault(digest, []).append(f"disk {disk}")
+        for user, digests in uses:
+            for digest in digests:
+                users.setdefault(digest, []).append(user)
         return users
 
     async def journal(self, name: str, limit: int) -> list[JournalEntry]:
@@ -122,7 +123,11 @@ class Supervisor:
         self.parts.engine(spec).check(spec)
         nics = await self.networks.prepare(spec)
         if any(one.name == spec.name for one in self._machines.values()):
-            raise _taken(spec.name)
+            raise ConflictError(
+                f"the name {spec.name!r} is taken",
+                hint="choose another, or delete that one",
+                machine=spec.name,
+            )
         self.capacity.admit_autostart(spec.name, spec)
         self.groups.require(spec)
         images = resolve_images(self.disks, spec)
@@ -461,9 +466,3 @@ class Supervisor:
             if uid not in used:
                 return uid
         raise ResourceError(f"all {len(used)} user ids of this Nagaya are taken")
-
-
-def _taken(name: str) -> ConflictError:
-    return ConflictError(
-        f"the name {name!r} is taken", hint="choose another, or delete that machine first", machine=name
-    )

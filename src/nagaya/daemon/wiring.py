@@ -23,6 +23,7 @@ from nagaya.images.formats import Format
 from nagaya.kernel import Kernel
 from nagaya.models.image import KernelInfo
 from nagaya.paths import MachinePaths, Paths
+from nagaya.plane.balloons import BalloonStatus
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, CopyJob, Device, Layer
 from nagaya.plane.demand import WorkerDemand
@@ -137,6 +138,17 @@ class PlaneLink:
             if client is None
             else [_counters(one) for one in await client.query_devices() if one.device.driver == "blk"]
         )
+
+    async def balloons(self) -> Sequence[BalloonStatus]:
+        """The balloons; none if the plane does not run."""
+        client = await self._connection(start=False)
+        return () if client is None else await client.query_balloons()
+
+    async def set_balloon(self, device_id: str, size: int | None, *, stats_ms: int | None = None) -> None:
+        """Ask a guest for memory. A plane that does not run has no balloons."""
+        client = await self._connection(start=False)
+        if client is not None:
+            await client.set_balloon(device_id, size, stats_ms=stats_ms)
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiters; none if the plane does not run."""

@@ -32,6 +32,7 @@ __all__ = ["Action", "Broker", "HostMemory", "MachineMemory", "Plan", "Target"]
 LEAST = 32 * MIB  # a Linux guest with less cannot do anything; a floor may be lower all the same
 RESERVE_SHARE = 16  # one part in so many of the budget is kept free, for guests that grow between two rounds
 RESERVE_MIN = 32 * MIB
+RESERVE_MAX = 1024 * MIB  # guests of one host do not grow by more in a second
 BAND_SHARE = 32  # differences of less than one part in so many of a machine's size are left alone
 BAND_MIN = 8 * MIB
 STEP_SHARE = 16  # of a machine's size that one round moves when nobody is in need
@@ -137,7 +138,7 @@ class Broker:
             self._watch(now, one)
         held = sum(one.holds for one in machines)
         budget = max(0, min(host.budget, held + host.available - host.ballast))
-        reserve = max(RESERVE_MIN, budget // RESERVE_SHARE)
+        reserve = min(max(RESERVE_MIN, budget // RESERVE_SHARE), RESERVE_MAX)
         self._judge(now, budget - held, reserve, machines)
         targets = self._targets(max(0, budget - reserve), machines)
         moves = _Moves(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nagaya.models.waits import WaitInfo
     from nagaya.sdk.disks import Disks
     from nagaya.sdk.leases import Leases
+    from nagaya.sdk.memory import Memory
     from nagaya.sdk.networks import Groups, Networks
     from nagaya.sdk.operations import Operation, Operations
     from nagaya.sdk.stores import Images, Kernels
@@ -75,6 +76,13 @@ class Client(Connection):
         from nagaya.sdk.networks import Groups
 
         return Groups(self)
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Memory of machines, and the broker that moves it between them."""
+        from nagaya.sdk.memory import Memory
+
+        return Memory(self)
 
     @cached_property
     def operations(self) -> Operations:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nagaya.models.history import JournalEntry
     from nagaya.models.host import StartWait
     from nagaya.models.login import LoginAnswer
+    from nagaya.models.memory import MemoryWhy
     from nagaya.models.shares import ChangesAnswer
     from nagaya.models.waits import WhyAnswer
     from nagaya.sdk.client import Client
@@ -183,6 +184,13 @@ class Machine:
         from nagaya.models.demand import DemandAnswer
 
         return DemandAnswer.from_json(self._client.request("GET", self._path("demand")))
+
+    def why_memory(self, since: int = 60) -> MemoryWhy:
+        """Why it has the memory that it has, and what was moved in the last `since` seconds."""
+        from nagaya.models.memory import MemoryWhy
+
+        answer = self._client.request("GET", self._path("why/memory"), query={"since": since})
+        return MemoryWhy.from_json(answer)
 
     def delete(self, *, force: bool = False) -> None:
         """Remove it and its disks; `force` ends it first if it runs."""

@@ -16,6 +16,7 @@ from typing import Any
 from nagaya.daemon.parts import DiskCounters
 from nagaya.errors import ConflictError, NotFoundError, UnavailableError
 from nagaya.paths import Paths
+from nagaya.plane.balloons import BalloonStats, BalloonStatus
 from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, CopyJob, Device, Layer, UplinkDevice
 from nagaya.plane.demand import WorkerDemand
@@ -49,6 +50,7 @@ class FakePlane:
             "network": paths.run / "fake-network-shares.json",
         }
         self._waits_file = paths.run / "fake-waits.json"
+        self._balloons_file = paths.run / "fake-balloons.json"
         self._judged: asyncio.Queue[tuple[str, bool]] = asyncio.Queue()
         self._consoles: dict[str, asyncio.Server] = {}
         self._lost = asyncio.Event()
@@ -197,6 +199,32 @@ class FakePlane:
         disks = sorted(device for device in self.devices if "/disk" in device)
         return [WorkerDemand("disk-0:0", tuple(cells), tuple({"id": disk, **pattern} for disk in disks))]
 
+    async def balloons(self) -> Sequence[BalloonStatus]:
+        """Each is as large as was asked; what guests say a test writes into `fake-balloons.json`."""
+        known = self._balloons()
+        return [
+            BalloonStatus(**{**_EMPTY, "id": one, **known.get(one, {}), **_said(known.get(one, {}))})
+            for one in self.devices
+            if one.endswith("/balloon0")
+        ]
+
+    async def set_balloon(self, device_id: str, size: int | None, *, stats_ms: int | None = None) -> None:
+        """Remember it; the guest has done it."""
+        if device_id not in self.devices:
+            raise NotFoundError(f"there is no balloon {device_id}")
+        known = self._balloons()
+        one = known.setdefault(device_id, {})
+        one |= {} if size is None else {"size": size, "actual": size}
+        one |= {} if stats_ms is None else {"stats_ms": stats_ms}
+        self._balloons_file.write_text(json.dumps(known))
+
+    def _balloons(self) -> dict[str, dict[str, Any]]:
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(self._balloons_file.read_text())
+        except FileNotFoundError:
+            return {}
+        return found
+
     def judge(self, node_id: str, met: bool) -> None:
         """As if the arbiter had found that an objective is met, or is not."""
         self._judged.put_nowait((node_id, met))
@@ -285,6 +313,24 @@ class FakePlane:
         partial = self._file.with_suffix(".new")
         partial.write_text(json.dumps(devices))
         partial.rename(self._file)
+
+
+_EMPTY: dict[str, Any] = {
+    "size": 0,
+    "actual": 0,
+    "reported": 0,
+    "inflated": 0,
+    "deflated": 0,
+    "taken_back": 0,
+}
+_EMPTY |= {"driver": True, "stats_ms": 5000, "stats": None, "stats_at": None}
+
+
+def _said(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics that came just now."""
+    if not known.get("stats"):
+        return {}
+    return {"stats": BalloonStats(**known["stats"]), "stats_at": time.monotonic_ns()}
 
 
 def _idle(shares: Mapping[str, ShareNode], devices: Collection[str]) -> tuple[NodeStatus, ...]:

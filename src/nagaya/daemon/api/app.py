@@ -23,6 +23,7 @@ from nagaya.daemon.api import (
     leases,
     links,
     machines,
+    memory,
     networks,
     operations,
     settings,
@@ -55,7 +56,7 @@ def make_app(daemon: Daemon) -> FastAPI:
         openapi_url="/v1/openapi.json",
         separate_input_output_schemas=False,
     )
-    machine_routes = (machines, startqueue, faults, streams, settings, waits, usage, demand)
+    machine_routes = (machines, startqueue, faults, streams, settings, waits, usage, memory, demand)
     for module in (host, *machine_routes, disks, networks, links, images, leases, operations):
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)

@@ -1,0 +1,166 @@
+"""`nagaya memory`: what machines have of the host's memory, and what the broker moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from nagaya.cli.app import shared_options
+from nagaya.cli.output import Column, field, print_rows, print_value
+from nagaya.cli.quantities import span
+from nagaya.cli.session import Session
+from nagaya.cli.set import CHANGE_COLUMNS
+from nagaya.models.memory import MemoryAnswer, MemoryWhy
+from nagaya.models.waits import WhyAnswer
+from nagaya.settings import parse
+from nagaya.units import human_size
+
+_MACHINE_COLUMNS = (
+    Column("NAME", field("name")),
+    Column("SIZE", field("size"), human_size, right=True),
+    Column("HAS", lambda row: row["size"] - row["actual"], human_size, right=True),
+    Column("HOST", field("resident"), human_size, right=True),
+    Column("USES", field("active"), human_size, right=True),
+    Column("FLOOR", field("floor"), human_size, right=True),
+    Column("WEIGHT", field("weight"), right=True),
+    Column("NEXT", field("target"), human_size, right=True),
+    Column("NEEDS", lambda row: row["need"] or ("does not give" if row["refuses"] else "")),
+)
+PLAN_COLUMNS = (
+    Column("MACHINE", field("machine")),
+    Column("MOVE", field("kind")),
+    Column("BYTES", field("bytes"), human_size, right=True),
+    Column("BECAUSE", field("reason")),
+)
+
+
+def _came(row: Mapping[str, Any]) -> str:
+    if row["came"] is None:
+        return ""
+    return f"{human_size(row['came'])} in {row['after']:.2g} s"
+
+
+MOVE_COLUMNS = (
+    Column("AGO", field("at"), lambda at: f"{max(0.0, time.time() - at):.0f} s", right=True),
+    *PLAN_COLUMNS[:3],
+    Column("CAME", _came, right=True),
+    PLAN_COLUMNS[3],
+)
+
+
+@click.group("memory")
+def memory_command() -> None:
+    """Memory: what machines have, and what the broker moves between them.
+
+    A machine gives memory by its balloon when others need it more, and gets it back. It never goes below its
+    memory.reservation; what is left is shared by memory.weight, where an idle byte costs as much as four that
+    are used. While memory suffices, nothing moves.
+    """
+
+
+@memory_command.command("show")
+@shared_options()
+@click.pass_obj
+def _show(session: Session) -> None:
+    """Show the memory of all machines that run: what each has, uses, and is to have next."""
+    answer = session.client.memory.show()
+    rows = [asdict(one) for one in answer.machines]
+    if session.format in ("json", "yaml"):
+        print_value(session, asdict(answer))
+        return
+    if session.format == "table" and not session.quiet:
+        click.echo(_headline(answer))
+    print_rows(session, rows, _MACHINE_COLUMNS)
+
+
+@memory_command.command("plan")
+@shared_options()
+@click.pass_obj
+def _plan(session: Session) -> None:
+    """Print what the broker would do now, and why; nothing is done."""
+    answer = session.client.memory.show()
+    rows = [asdict(one) for one in answer.moves]
+    if session.format == "table" and not session.quiet:
+        click.echo(_headline(answer))
+        if not rows:
+            click.echo("It would move nothing.")
+            return
+    print_rows(session, rows, PLAN_COLUMNS, name="machine")
+
+
+@memory_command.command("moves")
+@click.option(
+    "--since", type=span(3600, "ask for less"), default="1m", metavar="SPAN", help="90s, 5m, 1h at most (1m)."
+)
+@shared_options()
+@click.pass_obj
+def _moves(session: Session, since: int) -> None:
+    """List what the broker moved, why, and what came of it."""
+    rows = [asdict(one) for one in session.client.memory.moves(since)]
+    print_rows(session, rows, MOVE_COLUMNS, name="machine")
+
+
+@memory_command.command("set")
+@click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
+@click.option("--dry-run", is_flag=True, help="Check, and say what would change.")
+@shared_options()
+@click.pass_obj
+def _set(session: Session, settings: Sequence[str], dry_run: bool) -> None:
+    """Set what the broker is to do, in effect at once.
+
+    \b
+        budget=SIZE   what machines may have in all; none: what the host can give
+        broker=false  it moves nothing any more; what guests have given stays given
+    """
+    answer = session.client.memory.set([parse(text) for text in settings], dry_run=dry_run)
+    if session.format == "table" and not answer.changes and not session.quiet:
+        click.echo("nothing changes: it is so already")
+        return
+    print_rows(session, [asdict(one) for one in answer.changes], CHANGE_COLUMNS, name="field")
+
+
+def print_why_memory(session: Session, answer: MemoryWhy) -> None:
+    """The answer to `nagaya why NAME --memory`."""
+    rows = [asdict(move) for move in answer.moves]
+    if session.format == "csv":
+        print_rows(session, rows, MOVE_COLUMNS)
+    elif session.format != "table":
+        print_value(session, asdict(answer))
+    elif session.quiet:
+        for name in dict.fromkeys(name for row in rows for name in row["whom"]):
+            click.echo(name)
+    else:
+        print_answer(session, answer, rows, MOVE_COLUMNS)
+
+
+def print_answer(
+    session: Session,
+    answer: WhyAnswer | MemoryWhy,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[Column],
+) -> None:
+    """An answer to `nagaya why`, as people read it: words, rows, and what would change it."""
+    first, *rest = answer.words
+    click.echo(first)
+    for line in rest:
+        click.echo(f"  {line}")
+    if rows:
+        click.echo()
+        print_rows(session, rows, columns)
+    if answer.advice:
+        click.echo("\nWhat would change it:")
+    for advice in answer.advice:
+        click.echo(f"  {advice.command}\n      {advice.effect}")
+
+
+def _headline(answer: MemoryAnswer) -> str:
+    state = "short" if answer.short else "sufficient"
+    off = "" if answer.broker else "; the broker is off"
+    return (
+        f"Memory is {state}: machines may have {human_size(answer.budget)}, {human_size(answer.left)} "
+        f"are left, {human_size(answer.reserve)} of it in reserve{off}"
+    )

@@ -1,0 +1,44 @@
+"""`/v1/memory` and `/v1/machines/NAME/why/memory`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from nagaya.daemon import memorywhy
+from nagaya.daemon.api.machines import Name
+from nagaya.daemon.api.settings import SettingsBody
+from nagaya.daemon.daemon import Daemon
+from nagaya.models.memory import MemoryAnswer, MemoryMove, MemoryWhy
+from nagaya.models.shares import ChangesAnswer
+
+Since = Annotated[int, Query(ge=1, le=3600, description="seconds")]
+
+
+def router(daemon: Daemon) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=["memory"])
+    memory = daemon.supervisor.memory
+
+    @routes.get("/memory")
+    async def show() -> MemoryAnswer:
+        """Memory of the machines that run, and the moves that the broker would make now."""
+        return await memory.show()
+
+    @routes.patch("/memory")
+    async def change(body: SettingsBody, dry_run: bool = False) -> ChangesAnswer:
+        """Set `broker` (whether it acts) or `budget` (what machines may have in all), in effect at once."""
+        return await memory.set(body.pairs(), dry_run=dry_run)
+
+    @routes.get("/memory/moves")
+    async def moves(since: Since = 60) -> list[MemoryMove]:
+        """What the broker moved, oldest first; the last 1000 moves are kept."""
+        return memory.moves(since)
+
+    @routes.get("/machines/{name}/why/memory")
+    async def why(name: Name, since: Since = 60) -> MemoryWhy:
+        """Why it has the memory that it has."""
+        return await memorywhy.why(daemon.supervisor, name, since)
+
+    return routes

@@ -1,0 +1,293 @@
+"""The memory broker at work: it looks at host and guests, asks `nagaya.resources.broker`, and does it.
+
+Balloons keep their sizes in the plane, so a daemon that comes back reads them there and goes on. What is lost
+with a daemon is the record of moves, and for how long a machine has been idle: it counts as busy at first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nagaya import validation
+from nagaya.daemon.state import State
+from nagaya.daemon.supervised import UP, Supervised
+from nagaya.daemon.writer import Writer
+from nagaya.errors import NagayaError, SpecError
+from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryMove
+from nagaya.models.shares import Change, ChangesAnswer
+from nagaya.plane.balloons import BalloonStatus
+from nagaya.resources import admission
+from nagaya.resources.broker import Action, Broker, HostMemory, Plan
+from nagaya.resources.workingset import GuestStats, MachineMemory
+from nagaya.spec import Size
+
+if TYPE_CHECKING:
+    from nagaya.daemon.supervisor import Supervisor
+
+IDLE_S = 5.0  # between rounds while every machine could have all of its memory
+CALM_S = 1.0  # while not
+URGENT_S = 0.25  # while a machine is in need, or memory is short
+EFFECT_S = 5.0  # after a move its effect is written down, at the latest
+MOVES_KEPT = 1000
+_FACT = "memory"
+
+log = logging.getLogger("nagaya.daemon")
+
+
+class MemorySettings(BaseModel):
+    """What people set of the broker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    broker: bool = Field(True, description="whether it moves memory between machines")
+    budget: Size | None = Field(
+        None, gt=0, description="what machines may have in all; none: what the host can give"
+    )
+
+
+@dataclass(slots=True)
+class _Record:
+    """A move, and what was the case before it; `open` until its effect is written down."""
+
+    move: MemoryMove
+    began: float
+    actual: int
+    resident: int | None
+    open: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is the case at one moment."""
+
+    at: float
+    host: HostMemory
+    machines: Sequence[MachineMemory]
+    balloons: dict[str, BalloonStatus]
+
+
+class Memory:
+    """The broker of one daemon, its settings and its record of moves."""
+
+    def __init__(self, supervisor: Supervisor, writer: Writer) -> None:
+        self._supervisor = supervisor
+        self._writer = writer
+        self._broker = Broker()
+        self.settings = MemorySettings.model_validate_json(writer.state.fact(_FACT) or "{}")
+        self._records: deque[_Record] = deque(maxlen=MOVES_KEPT)
+        self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()
+
+    async def mind(self) -> None:
+        """Round after round: seldom while memory suffices, quickly while a machine is in need."""
+        while True:
+            pause = IDLE_S
+            try:
+                pause = await self.round()
+            except (NagayaError, OSError) as error:
+                log.warning("the memory broker cannot look: %s", error)
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def round(self) -> float:
+        """One round; returns the seconds until the next."""
+        async with self._turn:
+            return await self._round()
+
+    async def _round(self) -> float:
+        look = await self._look()
+        self._settle(look)
+        if not look.balloons or not self.settings.broker:
+            return IDLE_S
+        plan = self._broker.decide(look.at, look.host, look.machines)
+        for action in plan.actions:
+            await self._carry_out(action, look)
+        pause = _pause(plan, look)
+        await self._ask_for_statistics(look, pause)
+        return pause
+
+    async def show(self) -> MemoryAnswer:
+        """Memory of all machines, and what the broker would do now; nothing is done."""
+        look = await self._look()
+        plan = self._broker.copy().decide(look.at, look.host, look.machines)
+        return MemoryAnswer(
+            broker=self.settings.broker,
+            budget=plan.budget,
+            left=plan.left,
+            reserve=plan.reserve,
+            short=plan.short,
+            machines=[_info(one, look.balloons.get(one.name), plan) for one in look.machines],
+            moves=[_move(action) for action in plan.actions],
+        )
+
+    def moves(self, since: float) -> list[MemoryMove]:
+        """What was moved in the last `since` seconds, oldest first."""
+        now = time.monotonic()
+        return [record.move for record in self._records if now - record.began <= since]
+
+    async def set(self, changed: Sequence[tuple[str, object]], *, dry_run: bool = False) -> ChangesAnswer:
+        """Set `broker` or `budget`, in effect at once. Raises `SpecError`."""
+        began = time.monotonic()
+        before = self.settings.model_dump(mode="json")
+        wanted = {**before, **{field: None if value == "none" else value for field, value in changed}}
+        try:
+            after = MemorySettings.model_validate(
+                {key: one for key, one in wanted.items() if one is not None}
+            )
+        except ValidationError as error:
+            problems = validation.problems(error, MemorySettings)
+            raise SpecError("\n".join(map(str, problems))) from error
+        now = after.model_dump(mode="json")
+        changes = [
+            Change(field, before[field], now[field], "live") for field in now if before[field] != now[field]
+        ]
+        if changes and not dry_run:
+            await self._writer.call(State.set_fact, _FACT, json.dumps(now))
+            self.settings = after
+            self._changed.set()
+        return ChangesAnswer("memory", changes, dry_run, time.monotonic() - began)
+
+    async def _look(self) -> _Look:
+        parts = self._supervisor.parts
+        running = [one for one in self._supervisor.all() if one.row.state in UP]
+        rows, counters = await asyncio.gather(parts.plane.balloons(), parts.plane.counters())
+        used = await asyncio.to_thread(lambda: [parts.usage(one.row.id)[1] for one in running])
+        balloons = {row.id.partition("/")[0]: row for row in rows}
+        reads: dict[str, int] = {}
+        for counter in counters:
+            machine = counter.id.partition("/")[0]
+            reads[machine] = reads.get(machine, 0) + counter.read_bytes
+        machines = [
+            _machine(one, balloons.get(one.row.id), resident, reads.get(one.row.id))
+            for one, resident in zip(running, used, strict=True)
+        ]
+        by_name = {one.name: balloons[one.row.id] for one in running if one.row.id in balloons}
+        return _Look(time.monotonic(), self._host(), machines, by_name)
+
+    def _host(self) -> HostMemory:
+        _, pool = admission.pools(self._supervisor.capacity.policy)
+        limit = int(pool.limit)
+        budget = limit if self.settings.budget is None else min(limit, self.settings.budget)
+        return HostMemory(budget, admission.available_memory(), ballast=int(pool.kept))
+
+    async def _carry_out(self, action: Action, look: _Look) -> None:
+        one = next(one for one in look.machines if one.name == action.machine)
+        try:
+            await self._supervisor.parts.plane.set_balloon(look.balloons[one.name].id, action.balloon)
+        except (NagayaError, KeyError) as error:
+            log.warning("%s: memory could not be moved: %s", action.machine, error)
+            return
+        move = _move(action)
+        self._records.append(_Record(move, look.at, one.actual, one.resident))
+        log.info("%s %d MiB: %s: %s", action.kind, action.bytes >> 20, action.machine, action.reason)
+        self._supervisor.events.publish({"event": "memory", **asdict(move)})
+
+    def _settle(self, look: _Look) -> None:
+        """Write down what came of earlier moves: when all has come, or after a while."""
+        now = {one.name: one for one in look.machines}
+        for record in self._records:
+            one, past = now.get(record.move.machine), look.at - record.began
+            if not record.open:
+                continue
+            if one is None:
+                record.open = False
+                continue
+            came = min(_came(record, one), record.move.bytes)
+            if came == record.move.bytes or past >= EFFECT_S:
+                fell = None if None in (record.resident, one.resident) else (record.resident or 0) - one.holds
+                record.move = replace(record.move, came=came, resident=fell, after=round(past, 3))
+                record.open = False
+
+    async def _ask_for_statistics(self, look: _Look, pause: float) -> None:
+        """As often as there are rounds, and only told when that changes."""
+        period = round(pause * 1000)
+        for balloon in look.balloons.values():
+            if balloon.stats_ms != period and balloon.driver:
+                await self._supervisor.parts.plane.set_balloon(balloon.id, None, stats_ms=period)
+
+
+def _pause(plan: Plan, look: _Look) -> float:
+    if plan.urgent or plan.short or plan.actions:
+        return URGENT_S
+    all_of_it = sum(one.most for one in look.machines)
+    return IDLE_S if all_of_it <= plan.budget and not any(one.balloon for one in look.machines) else CALM_S
+
+
+def _machine(
+    one: Supervised, balloon: BalloonStatus | None, resident: int | None, reads: int | None
+) -> MachineMemory:
+    memory = one.spec.memory
+    return MachineMemory(
+        one.name,
+        memory.size,
+        floor=min(memory.reservation, memory.size),
+        weight=memory.weight,
+        limit=None if memory.limit is None else max(0, memory.limit - admission.OVERHEAD),
+        resident=resident,
+        balloon=balloon.size if balloon else 0,
+        actual=min(balloon.actual, memory.size) if balloon else 0,
+        stats=_stats(balloon),
+        reads=reads,
+    )
+
+
+def _stats(balloon: BalloonStatus | None) -> GuestStats | None:
+    if balloon is None or balloon.stats is None or balloon.stats_at is None:
+        return None
+    said = balloon.stats
+    return GuestStats(
+        at=balloon.stats_at / 1e9,
+        free=said.free,
+        available=said.available,
+        caches=said.caches,
+        swap_in=said.swap_in,
+        swap_out=said.swap_out,
+        major_faults=said.major_faults,
+    )
+
+
+def _info(one: MachineMemory, balloon: BalloonStatus | None, plan: Plan) -> MachineMemoryInfo:
+    target = plan.targets[one.name]
+    return MachineMemoryInfo(
+        name=one.name,
+        size=one.size,
+        floor=one.floor,
+        limit=one.limit,
+        weight=one.weight,
+        resident=one.resident,
+        balloon=one.balloon,
+        actual=one.actual,
+        reported=balloon.reported if balloon else 0,
+        available=one.stats.available if one.stats else None,
+        active=target.active,
+        target=target.bytes,
+        need=target.need,
+        driver=balloon.driver if balloon else False,
+        refuses=target.refuses,
+    )
+
+
+def _move(action: Action) -> MemoryMove:
+    return MemoryMove(
+        time.time(), action.machine, action.kind, action.bytes, action.reason, list(action.whom)
+    )
+
+
+def _came(record: _Record, one: MachineMemory) -> int:
+    if record.move.kind == "page-out":
+        return max(0, (record.resident or 0) - one.holds)
+    moved = one.actual - record.actual
+    return max(0, moved if record.move.kind == "take" else -moved)

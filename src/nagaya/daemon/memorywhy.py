@@ -1,0 +1,91 @@
+"""`why --memory`: what was moved from and to a machine, in words, and which knob would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from nagaya.daemon.waits import MOST_WEIGHT, span
+from nagaya.errors import ConflictError
+from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryMove, MemoryWhy
+from nagaya.models.waits import Advice
+from nagaya.units import format_size, human_size
+
+if TYPE_CHECKING:
+    from nagaya.daemon.supervisor import Supervisor
+
+_DONE = {"take": "taken from it", "give": "given back to it", "page-out": "paged out"}
+
+
+async def why(supervisor: Supervisor, name: str, since: int) -> MemoryWhy:
+    """Why a machine that runs has the memory that it has. Raises `NotFoundError` and `ConflictError`."""
+    one = supervisor.get(name)
+    now = await supervisor.memory.show()
+    mine = next((row for row in now.machines if row.name == one.name), None)
+    if mine is None:
+        raise ConflictError(
+            f"{one.name} is {one.row.state}, it has no memory",
+            hint=f"nagaya start {one.name}",
+            machine=one.name,
+        )
+    moves = [move for move in supervisor.memory.moves(since) if move.machine == one.name]
+    words = [*_now(mine), *_host(now), *_past(mine.name, moves, since)]
+    return MemoryWhy(one.name, since, moves, words, list(_advice(mine, now)))
+
+
+def _now(one: MachineMemoryInfo) -> Iterator[str]:
+    has = one.size - one.actual
+    part = human_size(has) if one.actual else "all"
+    gave = f": its guest gave {human_size(one.actual)}" if one.actual else ""
+    yield f"{one.name} has {part} of its {human_size(one.size)}{gave}."
+    resident = "" if one.resident is None else f", and the host holds {human_size(one.resident)} for it"
+    yield f"It uses about {human_size(one.active)}{resident}."
+    if one.need:
+        yield f"It needs more: {one.need}."
+    if not one.driver:
+        yield "Its guest has no driver for the balloon, so it never gives memory."
+    elif one.refuses:
+        yield f"Its guest was asked for {human_size(one.balloon)} and does not give it."
+
+
+def _host(now: MemoryAnswer) -> Iterator[str]:
+    of = f"{human_size(now.left)} of {human_size(now.budget)} that machines may have are left"
+    if not now.broker:
+        yield f"The broker is off: nothing moves; {of}."
+    elif now.short:
+        yield f"Memory is short: {of}, and {human_size(now.reserve)} should be."
+    else:
+        yield f"Memory suffices: {of}."
+
+
+def _past(name: str, moves: Sequence[MemoryMove], since: int) -> Iterator[str]:
+    if not moves:
+        yield f"Nothing was moved from or to {name} in {span(since)}."
+    for kind, said in _DONE.items():
+        some = [move for move in moves if move.kind == kind]
+        if not some:
+            continue
+        times = "once" if len(some) == 1 else f"in {len(some)} moves"
+        yield (
+            f"In {span(since)} {human_size(sum(move.bytes for move in some))} were {said} {times}, "
+            f"last because {some[-1].reason}."
+        )
+
+
+def _advice(one: MachineMemoryInfo, now: MemoryAnswer) -> Iterator[Advice]:
+    if one.limit is not None and one.target >= one.limit and one.need:
+        doubled = format_size(one.limit * 2)
+        yield Advice(f"nagaya set {one.name} memory.limit={doubled}", "doubles the limit that it is at")
+    if not one.actual and not one.need:
+        return
+    if one.floor < one.active:
+        floor = format_size(min(one.size, -(-one.active >> 20) << 20))
+        yield Advice(
+            f"nagaya set {one.name} memory.reservation={floor}",
+            "it keeps what it uses, whatever the others do",
+        )
+    if one.weight < MOST_WEIGHT and one.target < one.size:
+        weight = min(MOST_WEIGHT, one.weight * 2)
+        yield Advice(f"nagaya set {one.name} memory.weight={weight}", "doubles its share beside the others'")
+    if one.need and not one.balloon:
+        yield Advice(f"nagaya stop {one.name}", f"and give it more than {human_size(one.size)}: memory.size")
