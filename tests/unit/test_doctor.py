@@ -98,8 +98,7 @@ def test_io_uring_is_tried_and_its_descriptor_closed(paths: Paths) -> None:
 
 
 def test_a_host_without_psi_is_told_how_to_get_it(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = HostPressure(None, None, None, None, None, None, None)
-    monkeypatch.setattr("nagaya.resources.pressure.host_pressure", lambda: nothing)
+    monkeypatch.setattr("nagaya.resources.pressure.host_pressure", HostPressure)
     finding = _find(paths, "pressure")
     assert finding.state == State.WARN
     assert finding.fix == "boot the host with psi=1"

@@ -121,3 +121,15 @@ def _print(session: Session, report: dict[str, Any]) -> None:
     if report["waiting"]:
         click.echo()
         print_rows(session, report["waiting"], _QUEUE_COLUMNS)
+    click.echo()
+    click.echo(_pressure(report["pressure"]))
+    for alarm in report["pressure"]["alarms"]:
+        click.echo(f"{alarm['name']}: {alarm['text']}\n    {alarm['hint']}")
+
+
+def _pressure(pressure: dict[str, Any]) -> str:
+    things = (("a CPU", "cpu"), ("memory", "memory"), ("a disk", "disk"))
+    waits = [f"{pressure[key]['some_avg10']:.0%} for {what}" for what, key in things if pressure[key]]
+    if not waits:
+        return "What work waits for is not known: nagaya doctor says why."
+    return f"Of the last 10 s some work waited {', '.join(waits)}."

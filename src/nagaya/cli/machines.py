@@ -92,7 +92,7 @@ def print_machines(session: Session, machines: Sequence[Machine]) -> None:
 def show_command(session: Session, name: str) -> None:
     """Show all about one machine: what it is, what it was asked to be, what happened to it.
 
-    With what goes through its NICs while it runs, which takes a moment to measure.
+    With what goes through its NICs while it runs, which takes a moment to measure, and what it waited for.
     """
     machine = session.client.machines.get(name)
     if session.quiet:
@@ -107,11 +107,18 @@ def show_command(session: Session, name: str) -> None:
         facts[key.removesuffix("_at")] = moment(facts.pop(key))
     facts["memory"] = format_size(facts["memory"])
     facts["nics"] = _nics(session, facts["state"], facts.pop("nics"), machine.name)
+    facts["waits"] = _waits(machine) if facts["state"] in _UP else []
     facts["spec"] = _brief(facts.pop("spec"))
     facts["history"] = [
         f"{moment(entry.at)} {entry.event} {entry.detail}".rstrip() for entry in journal[-HISTORY:]
     ]
     print_value(session, {key: value for key, value in facts.items() if value not in (None, "", [])})
+
+
+def _waits(machine: Machine) -> list[str]:
+    """What it waited for in the last minute, as `nagaya why` says it; nothing if it waited for nobody."""
+    answer = machine.why()
+    return answer.words if answer.rows else []
 
 
 def _nics(session: Session, state: str, nics: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:

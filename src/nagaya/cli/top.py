@@ -16,7 +16,10 @@ from nagaya.cli.session import Session
 if TYPE_CHECKING:
     from nagaya.top import columns
 
-ORDERS = ("name", "cpu", "memory", "iops", "rate", "received", "sent", "p99", "flight", "waited")
+ORDERS = (
+    *("name", "cpu", "cpuwait", "throttled", "memory", "memwait", "iops", "rate", "received", "sent", "p99"),
+    *("flight", "waited"),
+)
 
 
 @click.command("top")
@@ -34,8 +37,11 @@ ORDERS = ("name", "cpu", "memory", "iops", "rate", "received", "sent", "p99", "f
 def top_command(session: Session, once: bool, interval: float, order: str) -> None:
     """Show what all machines do, live: CPU, memory, disk, network, and whom they wait for.
 
-    Keys: n c m i d r t p f w sort by a column, + and - double and halve a machine's disk.weight, s sets any
-    knob, enter says why a machine waited, q ends.
+    WAIT is the part of the time in which a machine could have run and did not, with LIMIT, in which its own
+    cpu.limit held it; STALL that in which it waited for memory.
+
+    Keys: n c u h m e i d r t p f w sort by a column, + and - double and halve a machine's disk.weight, s sets
+    any knob, enter says why a machine waited, q ends.
     """
     if once or session.format != "table" or session.quiet or not sys.stdout.isatty():
         _print_once(session, interval, order)

@@ -93,6 +93,14 @@ class Capacity:
         changes = [Change(field, *values, "live") for field, values in found.items()]
         return ChangesAnswer("host", changes, dry_run, time.monotonic() - began)
 
+    def promised(self) -> list[tuple[Pool, float]]:
+        """The host's CPUs and memory, and what of each is promised now."""
+        held = [admission.asks(one.name, one.spec) for one in self._supervisor.all() if holds(one)]
+        return [
+            (pool, sum(admission.promised(pool, both[index]) for both in held))
+            for index, pool in enumerate(admission.pools(self.policy))
+        ]
+
     async def report(self) -> HostReport:
         """What the host has, what is promised, used and left. Takes as long as use is measured."""
         plane = self._supervisor.parts.plane
@@ -115,6 +123,7 @@ class Capacity:
             policy=self.policy.to_json(),
             machines=len(machines),
             machines_running=sum(one.row.state in ALIVE for one in machines),
+            pressure=await asyncio.to_thread(self._supervisor.pressure.host),
         )
 
     def _others(self, one: Supervised, ahead: Sequence[Supervised]) -> list[tuple[Ask, Ask]]:

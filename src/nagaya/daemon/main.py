@@ -91,6 +91,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             supervisor.spawn(mind_objectives(supervisor))
             supervisor.spawn(balance(supervisor))
             supervisor.spawn(demand.mind(supervisor))
+            supervisor.spawn(supervisor.pressure.mind())
             supervisor.spawn(supervisor.leases.mind())
             supervisor.spawn(supervisor.queue.mind())
             supervisor.spawn(supervisor.memory.mind())

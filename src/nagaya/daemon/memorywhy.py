@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from nagaya.daemon.waits import MOST_WEIGHT, span
+from nagaya.daemon.stallwords import MOST_WEIGHT
+from nagaya.daemon.waits import span
 from nagaya.errors import ConflictError
 from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryMove, MemoryWhy
 from nagaya.models.waits import Advice

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from nagaya.daemon import pressuremetrics
 from nagaya.models.machine import MachineState
 from nagaya.models.usage import MachineUsage, UplinkUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 WAITS_SINCE = 60  # s that the rows of waits are about
-WAIT_ROWS = 256  # of disks, and of networks: the longest; what is beyond is summed as `others`
+WAIT_ROWS = 256  # of each resource: the longest; what is beyond is summed as `others`
 
+_WAITERS = {"disk": "requests", "network": "frames", "cpu": "machines", "memory": "machines"}
 _DISK_COUNTERS = (
     ("reads", "Read requests of a virtual disk."),
     ("writes", "Write requests of a virtual disk."),
@@ -60,13 +62,15 @@ def render(usage: UsageAnswer) -> bytes:
 
 def _metrics(usage: UsageAnswer) -> Iterator[Metric]:
     yield from _machines(usage.machines)
+    yield from pressuremetrics.of_machines(usage.machines)
+    yield from pressuremetrics.of_host(usage.host)
     yield from _disks(usage.machines)
     yield from _nics(usage.machines)
     yield from _uplinks(usage.uplinks)
     yield from _arbiters(usage)
     waits, since = usage.waits, usage.since
-    yield _waits("disk", "requests", [row for row in waits if row.resource == "disk"], since)
-    yield _waits("network", "frames", [row for row in waits if row.resource == "network"], since)
+    for resource, things in _WAITERS.items():
+        yield _waits(resource, things, [row for row in waits if row.resource == resource], since)
 
 
 def _machines(machines: Iterable[MachineUsage]) -> Iterator[Metric]:

@@ -23,6 +23,7 @@ from nagaya.plane.demand import WorkerDemand
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
+from nagaya.resources.pressure import GroupPressure, HostPressure
 from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
 
 
@@ -275,7 +276,8 @@ class Parts:
     `agent` is a client of a machine's guest agent, by the name (for messages) and the paths of the machine.
     `prepare` has the helper processes run, so that the first start is quick. `balance` gets the pids of the
     running machines by id, and evens out the load of the CPUs. `usage` is what a machine's control groups
-    count: CPU time in microseconds, memory in bytes; None what nothing counts.
+    count: CPU time in microseconds, memory in bytes; None what nothing counts. `pressure` is what they tell
+    of waits, `host_pressure` the same of the host.
     """
 
     engine: Callable[[MachineSpec], Engine]
@@ -289,3 +291,5 @@ class Parts:
     prepare: Callable[[], Awaitable[None]]
     balance: Callable[[Mapping[str, int]], Awaitable[str]] | None = None
     usage: Callable[[str], tuple[int | None, int | None]] = lambda _machine: (None, None)
+    pressure: Callable[[str], GroupPressure] = lambda _machine: GroupPressure()
+    host_pressure: Callable[[], HostPressure] = HostPressure

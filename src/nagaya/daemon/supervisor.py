@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-import os
 import time
 import uuid
 from dataclasses import replace
@@ -30,15 +29,16 @@ from nagaya.daemon.leases import Leases
 from nagaya.daemon.memory import Memory
 from nagaya.daemon.networks import Networks
 from nagaya.daemon.parts import Parts
+from nagaya.daemon.pressure import Pressure
 from nagaya.daemon.shares import Shares
 from nagaya.daemon.startqueue import StartQueue
 from nagaya.daemon.state import MachineRow, NicRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
 from nagaya.daemon.tenants import Tenants
-from nagaya.daemon.uids import machine_uids
+from nagaya.daemon.uids import free_uid
 from nagaya.daemon.writer import Writer
 from nagaya.engines.engine import Engine, Machine, ProcessId
-from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, TimeoutExpiredError
+from nagaya.errors import ConflictError, NagayaError, NotFoundError, TimeoutExpiredError
 from nagaya.kernel import Kernel
 from nagaya.models.history import JournalEntry
 from nagaya.models.machine import MachineState
@@ -69,6 +69,7 @@ class Supervisor:
         self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants, self.disks, self.cabling)
         self.endings = Endings(self)
         self.memory = Memory(self, writer)
+        self.pressure = Pressure(self)
         self._writer = writer
         self._machines: dict[str, Supervised] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +138,7 @@ class Supervisor:
                 id=machine_id,
                 name=spec.name,
                 spec=spec.to_json(),
-                uid=self._free_uid(),
+                uid=free_uid(self.paths, {other.row.uid for other in self._machines.values()}),
                 created_at=now,
                 changed_at=now,
                 images=images,
@@ -458,11 +459,8 @@ class Supervisor:
             }
         )
 
-    def _free_uid(self) -> int:
-        if os.geteuid() != 0:
-            return os.geteuid()
-        used = {one.row.uid for one in self._machines.values()}
-        for uid in machine_uids(self.paths):
-            if uid not in used:
-                return uid
-        raise ResourceError(f"all {len(used)} user ids of this Nagaya are taken")
+
+def _taken(name: str) -> ConflictError:
+    return ConflictError(
+        f"the name {name!r} is taken", hint="choose another, or delete that machine first", machine=name
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Collection
 
+from nagaya.errors import ResourceError
 from nagaya.paths import Paths
 
 FIRST_UID = 0x70000000  # above all that adduser, systemd and container runtimes give away, below 2**31
@@ -15,6 +17,16 @@ def machine_uids(paths: Paths) -> range:
     """Those that machines may have."""
     first = _first(paths)
     return range(first, first + UIDS_EACH - 2)
+
+
+def free_uid(paths: Paths, used: Collection[int]) -> int:
+    """One for a new machine beside `used`; without root all have the user's own. Raises `ResourceError`."""
+    if os.geteuid() != 0:
+        return os.geteuid()
+    for uid in machine_uids(paths):
+        if uid not in used:
+            return uid
+    raise ResourceError(f"all {len(used)} user ids of this Nagaya are taken")
 
 
 def tool_uid(paths: Paths) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nagaya.daemon import waits
 from nagaya.daemon.parts import DiskCounters
+from nagaya.daemon.pressure import pressure_info
 from nagaya.models.usage import (
     ArbiterUsage,
     DiskUsage,
@@ -19,6 +20,7 @@ from nagaya.models.usage import (
 )
 from nagaya.plane.ports import PortStatus
 from nagaya.plane.shares import ArbiterStatus, NodeStatus
+from nagaya.resources.pressure import GroupPressure
 
 if TYPE_CHECKING:
     from nagaya.daemon.supervised import Supervised
@@ -27,14 +29,17 @@ if TYPE_CHECKING:
 
 async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
     """Counters of all machines now, and who waited for whom in the last `since` seconds."""
-    plane = supervisor.parts.plane
+    parts, plane = supervisor.parts, supervisor.parts.plane
     machines = supervisor.all()
-    counters, arbiters, ports, waited, used = await asyncio.gather(
+    counters, arbiters, ports, waited, used, host = await asyncio.gather(
         plane.counters(),
         plane.arbiters(),
         plane.ports(None),
         waits.matrix(supervisor, since),
-        asyncio.to_thread(lambda: [supervisor.parts.usage(one.row.id) for one in machines]),
+        asyncio.to_thread(
+            lambda: [(parts.usage(one.row.id), parts.pressure(one.row.id)) for one in machines]
+        ),
+        asyncio.to_thread(supervisor.pressure.host),
     )
     nodes, net_nodes = (_nodes(arbiters, resource) for resource in ("disk", "network"))
     disks: dict[str, list[DiskUsage]] = {}
@@ -56,27 +61,30 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
         arbiters=[_arbiter(arbiter) for arbiter in arbiters],
         waits=waited,
         uplinks=[_uplink(port, arbiters) for port in ports if port.mac is None],
+        host=host,
     )
 
 
 def _machine(
     one: Supervised,
-    used: tuple[int | None, int | None],
+    measured: tuple[tuple[int | None, int | None], GroupPressure],
     disks: Sequence[DiskUsage],
     nics: Sequence[NicUsage],
     node: NodeStatus | None,
 ) -> MachineUsage:
+    (cpu_us, memory), pressure = measured
     return MachineUsage(
         id=one.row.id,
         name=one.name,
         state=str(one.state),
         weight=one.spec.disk.weight,
-        cpu_us=used[0],
-        memory=used[1],
+        cpu_us=cpu_us,
+        memory=memory,
         memory_size=one.spec.memory.size,
         objective=node.objective if node else "none",
         disks=sorted(disks, key=lambda disk: disk.name),
         nics=sorted(nics, key=lambda nic: nic.name),
+        pressure=pressure_info(pressure),
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nagaya.models.waits import Advice, WaitInfo, WhyAnswer
-from nagaya.plane.shares import ArbiterStatus, Objective, Resource
+from nagaya.daemon import stallwords
+from nagaya.models.waits import Advice, WaitInfo, WaitResource, WhyAnswer
+from nagaya.plane.shares import ArbiterStatus, Objective, Resource, WaitRow
 from nagaya.spec import DiskKnobs, MachineSpec, NetworkKnobs, Tenant
 from nagaya.units import format_rate, format_time, human_time
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from nagaya.daemon.supervised import Supervised
     from nagaya.daemon.supervisor import Supervisor
 
-MOST_WEIGHT = 10000
-KINDS: tuple[Resource, ...] = ("disk", "network")
+KINDS: tuple[Resource, ...] = ("disk", "network")  # those with requests and an arbiter
+STALLS: tuple[WaitResource, ...] = ("cpu", "memory")
 _NOTICED = 0.05  # of the waiting: what is less gets no advice
 
 Cause = Literal["machine", "device", "limit"]
@@ -25,7 +26,8 @@ Cause = Literal["machine", "device", "limit"]
 async def matrix(supervisor: Supervisor, since: int) -> list[WaitInfo]:
     """Who waited for whom in the last `since` seconds, all machines, the longest first."""
     name = supervisor.shares.names()
-    rows = await supervisor.parts.plane.waits(since)
+    rows: list[WaitRow | WaitInfo] = [*await supervisor.parts.plane.waits(since)]
+    rows += await supervisor.pressure.rows(since)
     found = [
         WaitInfo(name(row.waiter), row.cause, name(row.whom), row.wait_us, row.requests, row.resource)
         for row in rows
@@ -33,10 +35,13 @@ async def matrix(supervisor: Supervisor, since: int) -> list[WaitInfo]:
     return sorted(found, key=lambda row: -row.wait_us)
 
 
-async def why(supervisor: Supervisor, machine: str, since: int) -> WhyAnswer:
-    """What one machine waited for. Raises `NotFoundError`."""
+async def why(
+    supervisor: Supervisor, machine: str, since: int, resource: WaitResource | None = None
+) -> WhyAnswer:
+    """What one machine waited for, at one resource or at all. Raises `NotFoundError`."""
     one = supervisor.get(machine)
-    waited = [row for row in await matrix(supervisor, since) if row.waiter.partition("/")[0] == one.name]
+    rows = [row for row in await matrix(supervisor, since) if row.waiter.partition("/")[0] == one.name]
+    waited = [row for row in rows if resource in (None, row.resource)]
     rows = merged(waited, one.name)
     arbiters = await supervisor.parts.plane.arbiters()
     total, requests = sum(row.wait_us for row in rows), sum(row.requests for row in rows)
@@ -49,13 +54,16 @@ async def why(supervisor: Supervisor, machine: str, since: int) -> WhyAnswer:
         objective=objective,
         rows=waited,
         words=[*_words(supervisor, one, rows, since), *_objective_words(one.spec, objective)],
-        advice=[advice for kind in KINDS for advice in _advice(supervisor, one, kind, _of(rows, kind))],
+        advice=[
+            *(advice for kind in KINDS for advice in _advice(supervisor, one, kind, _of(rows, kind))),
+            *(advice for kind in STALLS for advice in stallwords.advice(one, _noticed(_of(rows, kind)))),
+        ],
     )
 
 
 def merged(rows: Sequence[WaitInfo], name: str) -> list[WaitInfo]:
     """One row for each cause and machine, whichever of its parts it was about; the longest first."""
-    sums: dict[tuple[Cause, str, Resource], tuple[int, int]] = {}
+    sums: dict[tuple[Cause, str, WaitResource], tuple[int, int]] = {}
     for row in rows:
         whom = row.whom if row.whom.startswith("%") else row.whom.partition("/")[0]
         key = (row.cause, whom, row.resource)
@@ -74,13 +82,18 @@ def span(seconds: int) -> str:
     return f"the last {seconds} seconds"
 
 
-def _of(rows: Sequence[WaitInfo], kind: Resource) -> list[WaitInfo]:
+def _of(rows: Sequence[WaitInfo], kind: WaitResource) -> list[WaitInfo]:
     return [row for row in rows if row.resource == kind]
+
+
+def _noticed(rows: Sequence[WaitInfo]) -> list[WaitInfo]:
+    total = sum(row.wait_us for row in rows)
+    return [row for row in rows if row.wait_us >= total * _NOTICED]
 
 
 def _words(supervisor: Supervisor, one: Supervised, rows: Sequence[WaitInfo], since: int) -> Iterator[str]:
     if not any(row.wait_us for row in rows):
-        yield f"{one.name} waited for nobody at its disks and networks in {span(since)}."
+        yield f"{one.name} waited for nobody in {span(since)}."
     for kind in KINDS:
         here = _of(rows, kind)
         total, requests = sum(row.wait_us for row in here), sum(row.requests for row in here)
@@ -96,6 +109,8 @@ def _words(supervisor: Supervisor, one: Supervised, rows: Sequence[WaitInfo], si
         limits = _limits(supervisor, one, kind)
         for row in here:
             yield f"{human_time(row.wait_us)} ({row.wait_us / total:.0%}) {_because(row, limits)}"
+    for stall in STALLS:
+        yield from stallwords.words(one, _of(rows, stall), since, span(since))
 
 
 def _because(row: WaitInfo, limits: Sequence[_Limit]) -> str:
@@ -159,8 +174,8 @@ def _against(supervisor: Supervisor, one: Supervised, other: Supervised, kind: R
     theirs, whom = _knobs(other.spec, kind), other.name
     if other.spec.tenant and one.spec.tenant != other.spec.tenant:
         theirs, whom = _knobs(tenants.get(other.spec.tenant), kind), f"@{other.spec.tenant}"
-    if knobs.weight < MOST_WEIGHT:
-        weight = min(MOST_WEIGHT, knobs.weight * 2)
+    if knobs.weight < stallwords.MOST_WEIGHT:
+        weight = min(stallwords.MOST_WEIGHT, knobs.weight * 2)
         yield Advice(f"nagaya set {name} {kind}.weight={weight}", f"doubles its share beside {whom}'s")
     if theirs.reservation or (isinstance(theirs, DiskKnobs) and theirs.reservation_iops):
         yield Advice(f"nagaya set {whom} {kind}.reservation=none", f"{whom} is then served by weight alone")

@@ -30,6 +30,7 @@ from nagaya.plane.demand import WorkerDemand
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
+from nagaya.resources.pressure import GroupPressure, group_pressure, host_pressure
 from nagaya.spec import MachineSpec
 
 if TYPE_CHECKING:
@@ -63,11 +64,17 @@ def real_parts(paths: Paths) -> Parts:
         prepare=prepare,
         balance=uml.balance,
         usage=lambda machine_id: _usage(jails.group(machine_id)),
+        pressure=lambda machine_id: _pressure(jails.group(machine_id)),
+        host_pressure=host_pressure,
     )
 
 
 def _usage(group: Cgroup | None) -> tuple[int | None, int | None]:
     return (None, None) if group is None else (group.usage_us(), group.memory_bytes())
+
+
+def _pressure(group: Cgroup | None) -> GroupPressure:
+    return GroupPressure() if group is None else group_pressure(group)
 
 
 def _counters(status: DeviceStatus) -> DiskCounters:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from nagaya.models.answer import Answer
+from nagaya.models.pressure import HostPressureInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class StartWait(Answer):
 
 @dataclass(frozen=True, slots=True)
 class HostReport(Answer):
-    """What the host has, what of it is promised, what is used and what is left."""
+    """What the host has, what of it is promised, used and left, and what work waits for."""
 
     hostname: str
     resources: list[ResourceReport]
@@ -77,6 +78,7 @@ class HostReport(Answer):
     policy: dict[str, Any]  # as `nagaya host set` sets it
     machines: int
     machines_running: int
+    pressure: HostPressureInfo = field(default_factory=HostPressureInfo)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
@@ -87,7 +89,8 @@ class HostReport(Answer):
             "waiting": StartWait,
         }
         built = {key: [kind.from_json(row) for row in body[key]] for key, kind in parts.items()}
-        return super(HostReport, cls).from_json({**body, **built})
+        pressure = HostPressureInfo.from_json(body["pressure"])
+        return super(HostReport, cls).from_json({**body, **built, "pressure": pressure})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from nagaya.models.answer import Answer
+from nagaya.models.pressure import HostPressureInfo, PressureInfo
 from nagaya.models.waits import WaitInfo
 
 
@@ -77,13 +78,16 @@ class MachineUsage(Answer):
     objective: Literal["none", "met", "missed"]  # disk.latency_p99
     disks: list[DiskUsage]
     nics: list[NicUsage] = field(default_factory=list)
+    pressure: PressureInfo = field(default_factory=PressureInfo)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
         """Build it from a decoded answer."""
         known = {name: body[name] for name in cls.__dataclass_fields__}
-        disks = [DiskUsage.from_json(disk) for disk in body["disks"]]
-        return cls(**{**known, "disks": disks, "nics": [NicUsage.from_json(nic) for nic in body["nics"]]})
+        known["disks"] = [DiskUsage.from_json(disk) for disk in body["disks"]]
+        known["nics"] = [NicUsage.from_json(nic) for nic in body["nics"]]
+        known["pressure"] = PressureInfo.from_json(body["pressure"])
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class UsageAnswer(Answer):
     arbiters: list[ArbiterUsage]
     waits: list[WaitInfo]
     uplinks: list[UplinkUsage] = field(default_factory=list)
+    host: HostPressureInfo = field(default_factory=HostPressureInfo)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
@@ -124,4 +129,5 @@ class UsageAnswer(Answer):
             [ArbiterUsage.from_json(one) for one in body["arbiters"]],
             [WaitInfo.from_json(one) for one in body["waits"]],
             [UplinkUsage.from_json(one) for one in body["uplinks"]],
+            HostPressureInfo.from_json(body["host"]),
         )

@@ -1,4 +1,4 @@
-"""Who waited for whom at disks and networks, and what would change it."""
+"""Who waited for whom at disks, networks, CPUs and for memory, and what would change it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any, Literal, Self
 
 from nagaya.models.answer import Answer
 
+WaitResource = Literal["disk", "network", "cpu", "memory"]
+
 
 @dataclass(frozen=True, slots=True)
 class WaitInfo(Answer):
     """How long requests of `waiter` waited in all, on `cause`, and because of `whom` ("" but for "machine").
 
     Both are names: `db`, `db/disk0`, `@acme`; host work is `%merge of db/disk0` and the like; `others` are
-    the shortest. Requests of a network are frames.
+    the shortest. Requests of a network are frames. For CPU and memory the waiter is a machine, without
+    requests; `%host` is what runs on the host and is no machine.
     """
 
     waiter: str
@@ -22,7 +25,7 @@ class WaitInfo(Answer):
     whom: str
     wait_us: int
     requests: int
-    resource: Literal["disk", "network"] = "disk"
+    resource: WaitResource = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Advice(Answer):
 
 @dataclass(frozen=True, slots=True)
 class WhyAnswer(Answer):
-    """What a machine waited for at disks and networks in the last `since` seconds: rows, words and advice.
+    """What a machine waited for in the last `since` seconds: rows, words and advice.
 
     Requests wait beside one another, so that `wait_us` of a second may be more than a second.
     """

@@ -160,6 +160,13 @@ class Cgroup:
                     return int(line.split()[1])
         return None
 
+    def cpus(self) -> frozenset[int]:
+        """The CPUs that its tasks may run on; none where no controller tells."""
+        for name in ("cpuset.effective_cpus", "cpuset.cpus.effective"):
+            with contextlib.suppress(KeyError, OSError, ValueError):
+                return parse_cpus((self.groups["cpuset"] / name).read_text())
+        return frozenset()
+
     def memory_bytes(self) -> int | None:
         """Memory charged to the group, in bytes; None without the controller."""
         for name in ("memory.usage_in_bytes", "memory.current"):
@@ -208,6 +215,15 @@ class Cgroup:
                 (directory / name).write_text(value)
                 return True
         return False
+
+
+def parse_cpus(text: str) -> frozenset[int]:
+    """A list as the kernel writes it: `0-3,8`. Raises `ValueError`."""
+    found: set[int] = set()
+    for part in text.strip().split(",") if text.strip() else []:
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
 
 
 def find_base(tag: str, proc: Path = Path("/proc/self")) -> CgroupBase:

@@ -10,7 +10,7 @@ microseconds since the host or the group began, and only grow.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,8 @@ from nagaya.resources.cgroups import Cgroup
 
 Source = Literal["psi", "schedstat", ""]
 
-_TICKS_PER_SECOND = 100  # USER_HZ, on every architecture that we run on
-_STEAL = 7  # position in a line of /proc/stat (proc_stat(5))
+_TICK_US = 10_000  # USER_HZ is 100 on every architecture that we run on
+_IDLE, _STEAL = 3, 7  # positions in a line of /proc/stat (proc_stat(5)); waiting for I/O follows idle
 _MOST_TASKS = 4096  # a guest decides how many there are; more are not looked at
 
 
@@ -37,17 +37,20 @@ class Stall:
 class HostPressure:
     """Of the whole host; None: the kernel does not tell.
 
-    `steal_us` is CPU time that a host which is itself a guest did not get. `swapped_in` and `swapped_out`
-    count pages, `major_faults` faults that had to read from a disk.
+    `steal_us` is CPU time that a host which is itself a guest did not get, `busy_us` what each CPU worked.
+    `swapped_in` and `swapped_out` count pages, `major_faults` faults that had to read from a disk;
+    `memory_available` is bytes that can be had without swapping.
     """
 
-    cpu: Stall | None
-    memory: Stall | None
-    io: Stall | None
-    steal_us: int | None
-    swapped_in: int | None
-    swapped_out: int | None
-    major_faults: int | None
+    cpu: Stall | None = None
+    memory: Stall | None = None
+    io: Stall | None = None
+    steal_us: int | None = None
+    swapped_in: int | None = None
+    swapped_out: int | None = None
+    major_faults: int | None = None
+    memory_available: int | None = None
+    busy_us: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +71,23 @@ class GroupPressure:
     limit_hits: int | None = None
     swap: int | None = None  # bytes that are out
     cpu_source: Source = ""
+    cpus: frozenset[int] = frozenset()  # it may run on these; none: not known
 
 
 def host_pressure(proc: Path = Path("/proc")) -> HostPressure:
     """What the kernel says of the whole host, now."""
     cpu, memory, io = (_stall(proc / "pressure" / name) for name in ("cpu", "memory", "io"))
-    vm = counts(_read(proc / "vmstat"))
+    vm, stat = counts(_read(proc / "vmstat")), _read(proc / "stat")
     return HostPressure(
         cpu,
         memory,
         io,
-        steal_us=_steal_us(_read(proc / "stat")),
+        steal_us=_steal_us(stat),
         swapped_in=vm.get("pswpin"),
         swapped_out=vm.get("pswpout"),
         major_faults=vm.get("pgmajfault"),
+        memory_available=_available(_read(proc / "meminfo")),
+        busy_us=_busy_us(stat),
     )
 
 
@@ -107,6 +113,7 @@ def group_pressure(group: Cgroup, proc: Path = Path("/proc")) -> GroupPressure:
         limit_hits=_limit_hits(memory),
         swap=_swap(memory, stat),
         cpu_source=source,
+        cpus=group.cpus(),
     )
 
 
@@ -187,7 +194,27 @@ def _steal_us(text: str) -> int | None:
     name, *ticks = text.partition("\n")[0].split() or [""]
     ticks = ticks if name == "cpu" else []
     steal = _number(ticks[_STEAL]) if len(ticks) > _STEAL else None
-    return None if steal is None else steal * 1_000_000 // _TICKS_PER_SECOND
+    return None if steal is None else steal * _TICK_US
+
+
+def _busy_us(text: str) -> dict[int, int]:
+    """Of each CPU: time in which it ran something, interrupts too; not what its own host took."""
+    found: dict[int, int] = {}
+    for line in text.splitlines():
+        name, *ticks = line.split() or [""]
+        cpu = _number(name.removeprefix("cpu")) if name.startswith("cpu") else None
+        times = [_number(tick) or 0 for tick in ticks[:_STEAL]]
+        if cpu is not None and len(times) == _STEAL:
+            found[cpu] = (sum(times) - times[_IDLE] - times[_IDLE + 1]) * _TICK_US
+    return found
+
+
+def _available(text: str) -> int | None:
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            kib = _number(line.partition(":")[2].removesuffix("kB").strip())
+            return None if kib is None else kib * 1024
+    return None
 
 
 def _part(fields: Mapping[str, str]) -> float:

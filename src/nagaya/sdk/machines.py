@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nagaya.models.login import LoginAnswer
     from nagaya.models.memory import MemoryWhy
     from nagaya.models.shares import ChangesAnswer
-    from nagaya.models.waits import WhyAnswer
+    from nagaya.models.waits import WaitResource, WhyAnswer
     from nagaya.sdk.client import Client
     from nagaya.sdk.tenants import Settings
     from nagaya.spec import MachineSpec
@@ -173,11 +173,12 @@ class Machine:
 
         return patch(self._client, self._path(), settings, dry_run)
 
-    def why(self, since: int = 60) -> WhyAnswer:
-        """Its waits at disks and networks in the last `since` seconds (an hour is kept), and for whom."""
+    def why(self, since: int = 60, resource: WaitResource | None = None) -> WhyAnswer:
+        """Its waits in the last `since` seconds (an hour is kept), of one resource or all, and for whom."""
         from nagaya.models.waits import WhyAnswer
 
-        return WhyAnswer.from_json(self._client.request("GET", self._path("why"), query={"since": since}))
+        query = {"since": since, "resource": resource}
+        return WhyAnswer.from_json(self._client.request("GET", self._path("why"), query=query))
 
     def demand(self) -> DemandAnswer:
         """What it asked of the host: percentiles of each hour of two weeks, and samples of the last hour."""

@@ -31,6 +31,10 @@ def _count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
 def _rate(value: float) -> str:
     return f"{human_size(value)}/s"
 
@@ -42,8 +46,11 @@ def _waited(value: float) -> str:
 COLUMNS = (
     Column("name", "NAME", "n", lambda row: row.name, right=False),
     Column("state", "STATE", "", lambda row: row.state, right=False),
-    Column("cpu", "CPU", "c", lambda row: row.cpu, lambda value: f"{value:.0%}"),
+    Column("cpu", "CPU", "c", lambda row: row.cpu, _percent),
+    Column("cpuwait", "WAIT", "u", lambda row: row.cpu_wait, _percent),
+    Column("throttled", "LIMIT", "h", lambda row: row.throttled, _percent),
     Column("memory", "MEMORY", "m", lambda row: row.memory, human_size),
+    Column("memwait", "STALL", "e", lambda row: row.memory_wait, _percent),
     Column("iops", "IOPS", "i", lambda row: row.iops, _count),
     Column("rate", "DISK", "d", lambda row: row.rate, _rate),
     Column("received", "RECV", "r", lambda row: row.received, _rate),

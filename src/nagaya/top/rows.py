@@ -9,6 +9,8 @@ from nagaya.models.usage import DiskUsage, MachineUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
 
 _OPERATIONS = ("reads", "writes", "flushes", "discards")
+_STALLS = {"cpu_wait": "cpu_wait_us", "throttled": "throttled_us", "memory_wait": "memory_stall_us"}
+_THINGS = {"disk": "the disk", "network": "the uplink", "cpu": "the CPU", "memory": "memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,9 @@ class Row:
     """One machine. Rates are per second between the two answers; what is not known is None.
 
     `waited` is time spent waiting in a second of time, summed over requests that wait beside one another;
-    `whom` is what was waited for most: a machine's name, "the disk", "the uplink", "its limit" or "".
+    `whom` is what was waited for most: a machine's name, "%host", "the disk", "the uplink", "the CPU",
+    "memory", "its limit" or "". `cpu_wait` is the part of the time in which it could have run and did not,
+    with `throttled`, in which its own limit held it; `memory_wait` that in which it waited for memory.
     """
 
     id: str
@@ -36,6 +40,9 @@ class Row:
     objective: str
     waited: float
     whom: str
+    cpu_wait: float | None = None
+    throttled: float | None = None
+    memory_wait: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +108,27 @@ def _row(
         objective=new.objective,
         waited=sum(row.wait_us for row in waits) / 1e6 / since,
         whom=most_waited_for(waits),
+        **_stalls(old, new, seconds),
     )
 
 
+def _stalls(old: MachineUsage | None, new: MachineUsage, seconds: float) -> dict[str, float | None]:
+    """Parts of the time between two answers, 0 to 1; the kernel's sums lag and may claim more."""
+    found: dict[str, float | None] = {}
+    for name, counter in _STALLS.items():
+        before = getattr(old.pressure, counter) if old else None
+        part = _rate(before, getattr(new.pressure, counter), seconds * 1e6)
+        found[name] = None if part is None else min(1.0, part)
+    return found
+
+
 def most_waited_for(waits: Iterable[WaitInfo]) -> str:
-    """A machine's name, "the disk", "the uplink", "its limit", or "" if nothing was waited for."""
+    """A machine's name, "%host", one of `_THINGS`, "its limit", or "" if nothing was waited for."""
     sums: dict[str, int] = {}
     for row in waits:
-        device = "the uplink" if row.resource == "network" else "the disk"
-        whom = {"device": device, "limit": "its limit"}.get(row.cause, row.whom.partition("/")[0])
+        whom = {"device": _THINGS[row.resource], "limit": "its limit"}.get(
+            row.cause, row.whom.partition("/")[0]
+        )
         sums[whom] = sums.get(whom, 0) + row.wait_us
     return max(sums, key=lambda whom: (sums[whom], whom), default="")
 

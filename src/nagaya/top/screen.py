@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Static
 
 from nagaya.errors import NagayaError
+from nagaya.models.pressure import HostPressureInfo
 from nagaya.models.usage import ArbiterUsage, UsageAnswer
 from nagaya.models.waits import WhyAnswer
 from nagaya.settings import parse
@@ -249,7 +250,15 @@ def summary(
     keys = " ".join(SORT_KEYS)
     lines = [f"{len(found)} machines, {running} running, {cpu:.2f} CPUs; by {order} (keys {keys} sort)"]
     disks = [_arbiter(arbiter) for arbiter in answer.arbiters if arbiter.resource == "disk"]
-    return [*lines, *disks, *map(_uplink, uplinks)]
+    return [*lines, *_host(answer.host), *disks, *map(_uplink, uplinks)]
+
+
+def _host(host: HostPressureInfo) -> list[str]:
+    """What of the last 10 s some work waited for what, and what is the matter."""
+    known = (("a CPU", host.cpu), ("memory", host.memory), ("a disk", host.disk))
+    waits = [f"{stall.some_avg10:.0%} for {what}" for what, stall in known if stall is not None]
+    line = [f"host: some work waits {', '.join(waits)}"] if waits else []
+    return [*line, *(f"! {alarm.text}" for alarm in host.alarms)]
 
 
 def _arbiter(arbiter: ArbiterUsage) -> str:

@@ -54,3 +54,8 @@ def test_a_start_waits_for_room_and_says_what_for(invoke: Invoke, daemon_paths: 
     other.start()
     assert invoke("start", "b", "--queue").out == "b runs\n"
     other.join()
+
+
+def test_what_work_waits_for_is_said_below(invoke: Invoke) -> None:
+    assert invoke("host").out.endswith("What work waits for is not known: nagaya doctor says why.\n")
+    assert invoke("host", "--format", "json").json["pressure"]["alarms"] == []

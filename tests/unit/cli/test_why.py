@@ -30,7 +30,7 @@ def test_it_is_said_in_words_in_a_table_and_with_what_to_do(waited: Invoke) -> N
     out = waited("why", "db").out
     assert out.startswith("db waited 1.5 s at its disks in the last minute: 300 requests, 5 ms each.\n")
     assert "  1.5 s (100%) because web was served.\n" in out
-    assert ["db/disk0", "machine", "web/disk0", "1.5", "s", "300", "5", "ms"] in [
+    assert ["db/disk0", "disk", "machine", "web/disk0", "1.5", "s", "300", "5", "ms"] in [
         line.split() for line in out.splitlines()
     ]
     assert "  nagaya set db disk.weight=200\n" in out
@@ -41,12 +41,19 @@ def test_programs_get_all_of_it(waited: Invoke) -> None:
     assert (answer["since"], answer["wait_us"], answer["rows"][0]["whom"]) == (300, 1_500_000, "web/disk0")
     assert waited("why", "db", "-q").out == "web\n"
     assert (
-        waited("why", "db", "--format", "csv").out.splitlines()[1].startswith("db/disk0,machine,web/disk0,")
+        waited("why", "db", "--format", "csv")
+        .out.splitlines()[1]
+        .startswith("db/disk0,disk,machine,web/disk0,")
     )
 
 
+def test_one_resource_alone_can_be_asked_for(waited: Invoke) -> None:
+    assert waited("why", "db", "--cpu").out == "db waited for nobody in the last minute.\n"
+    assert waited("why", "db", "--disk", "--format", "json").json["wait_us"] == 1_500_000
+
+
 def test_who_waited_for_nobody_is_told_so(waited: Invoke) -> None:
-    assert waited("why", "web").out == "web waited for nobody at its disks and networks in the last minute.\n"
+    assert waited("why", "web").out == "web waited for nobody in the last minute.\n"
 
 
 @pytest.mark.parametrize("since", ["0s", "2h", "soon", "5ms"])
@@ -60,7 +67,10 @@ def test_top_prints_once_where_there_is_no_terminal(waited: Invoke) -> None:
         "NAME",
         "STATE",
         "CPU",
+        "WAIT",
+        "LIMIT",
         "MEMORY",
+        "STALL",
         "IOPS",
         "DISK",
         "RECV",

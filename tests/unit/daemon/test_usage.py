@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from nagaya.daemon import metrics
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.usage import usage
+from nagaya.models.pressure import AlarmInfo, HostPressureInfo, PressureInfo, StallInfo
 from nagaya.models.usage import ArbiterUsage, DiskUsage, MachineUsage, NicUsage, UplinkUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
 from nagaya.spec import MachineSpec
@@ -19,15 +20,33 @@ from nagaya.testing import Stage, fake_parts
 DISK = DiskUsage("disk0", 7, 8, 2, 1, 28672, 32768, 0, 3, 1, 1500)
 NIC = NicUsage("net0", "back", True, 10, 1000, 20, 3000, {"storm": 7, "spoofed": 0}, 5)
 UPLINK = UplinkUsage("back", 125_000_000, 20, 3000, 10, 1000, {"storm": 1}, 5)
-DB = MachineUsage("0a", "db", "running", 100, 2_500_000, 64 << 20, 128 << 20, "missed", [DISK], [NIC])
+HELD = PressureInfo(2_500_000, 1_000_000, 500_000, None, 7, 3, 4096)
+DB = MachineUsage("0a", "db", "running", 100, 2_500_000, 64 << 20, 128 << 20, "missed", [DISK], [NIC], HELD)
 WEB = MachineUsage("0b", "web", "stopped", 100, None, None, 64 << 20, "none", [])
 ARBITER = ArbiterUsage("disk-8:0", 16, 2000, 3, 1, 20000, 400 << 20)
 LINK = ArbiterUsage("net-back", 0, 0, 0, 5, 0, 125_000_000, "network")
 WAIT = WaitInfo("db/disk0", "machine", "web/disk0", 1_250_000, 12)
-NOW = UsageAnswer(1.0, 60, [DB, WEB], [ARBITER, LINK], [WAIT], [UPLINK])
+CPU_WAIT = WaitInfo("db", "machine", "%host", 750_000, 0, "cpu")
+ALARM = AlarmInfo("memory stalls", "some work waited", "stop one")
+HOST = HostPressureInfo(StallInfo(9_000_000, 0, 0.3, 0), None, None, 2_000_000, 1, 2, 3, 5 << 20, [ALARM])
+NOW = UsageAnswer(1.0, 60, [DB, WEB], [ARBITER, LINK], [WAIT, CPU_WAIT], [UPLINK], HOST)
 
 
-LABELS = ("machine", "disk", "nic", "network", "reason", "state", "worker", "waiter", "cause", "whom")
+LABELS = (
+    "resource",
+    "work",
+    "alarm",
+    "machine",
+    "disk",
+    "nic",
+    "network",
+    "reason",
+    "state",
+    "worker",
+    "waiter",
+    "cause",
+    "whom",
+)
 
 
 def samples(answer: UsageAnswer) -> dict[tuple[str, ...], float]:
@@ -49,6 +68,18 @@ def test_prometheus_reads_machines_disks_arbiters_and_waits() -> None:
         ("nagaya_machine_memory_bytes", "db"): 64 << 20,
         ("nagaya_machine_memory_size_bytes", "web"): 64 << 20,
         ("nagaya_machine_latency_objective_met", "db"): 0,
+        ("nagaya_machine_cpu_wait_seconds_total", "db"): 2.5,
+        ("nagaya_machine_cpu_throttled_seconds_total", "db"): 1,
+        ("nagaya_machine_memory_stall_seconds_total", "db"): 0.5,
+        ("nagaya_machine_major_faults_total", "db"): 7,
+        ("nagaya_machine_memory_limit_hits_total", "db"): 3,
+        ("nagaya_machine_swap_bytes", "db"): 4096,
+        ("nagaya_host_stall_seconds_total", "cpu", "some"): 9,
+        ("nagaya_host_steal_seconds_total",): 2,
+        ("nagaya_host_memory_available_bytes",): 5 << 20,
+        ("nagaya_host_alarm", "memory stalls"): 1,
+        ("nagaya_host_alarm", "memory short"): 0,
+        ("nagaya_cpu_wait_seconds", "db", "machine", "%host"): 0.75,
         ("nagaya_disk_reads_total", "db", "disk0"): 7,
         ("nagaya_disk_written_bytes_total", "db", "disk0"): 32768,
         ("nagaya_disk_in_flight_requests", "db", "disk0"): 3,
@@ -79,7 +110,7 @@ def test_waits_at_disks_and_at_networks_are_not_added_up() -> None:
         WaitInfo("db", "machine", "others", 250_000, 1, "network"),
     ]
     found = samples(replace(NOW, waits=rows))
-    assert {key: value for key, value in found.items() if "wait_seconds" in key[0]} == {
+    assert {key: value for key, value in found.items() if key[0].endswith("wait_seconds")} == {
         ("nagaya_disk_wait_seconds", "db/disk0", "limit", ""): 1,
         ("nagaya_disk_wait_seconds", "db", "machine", "others"): 0.5,
         ("nagaya_network_wait_seconds", "db/net0", "machine", "web/net0"): 2,

@@ -63,17 +63,24 @@ def test_counts_are_read_back(numbers: dict[str, int]) -> None:
 
 def test_a_host_with_psi(tmp_path: Path) -> None:
     write(tmp_path / "pressure", cpu=PSI.format(1, 30, 0), memory=PSI.format(1, 20, 10))
-    write(tmp_path, stat="cpu  1 2 3 4 5 6 7 250 9 10\ncpu0 1 2 3\n", vmstat="pswpin 3\npgmajfault 8\n")
+    write(
+        tmp_path,
+        stat="cpu  1 2 3 4 5 6 7 250 9 10\ncpu0 1 2 3\ncpu1 1 2 3 4 5 6 7 250\n",
+        vmstat="pswpin 3\npgmajfault 8\n",
+    )
+    write(tmp_path, meminfo="MemTotal:  8 kB\nMemAvailable:       4 kB\n")
     pressure = host_pressure(tmp_path)
     assert pressure.memory == Stall(20, 10, 0.01, 0.005)
     assert pressure.io is None
     assert pressure.steal_us == 2_500_000
+    assert pressure.busy_us == {1: 190_000}
+    assert pressure.memory_available == 4096
     assert (pressure.swapped_in, pressure.swapped_out, pressure.major_faults) == (3, None, 8)
 
 
 def test_a_host_that_tells_nothing(tmp_path: Path) -> None:
     write(tmp_path, stat="intr 5\n")
-    assert host_pressure(tmp_path) == HostPressure(None, None, None, None, None, None, None)
+    assert host_pressure(tmp_path) == HostPressure()
 
 
 def test_a_group_on_v2(tmp_path: Path) -> None:
@@ -88,7 +95,10 @@ def test_a_group_on_v2(tmp_path: Path) -> None:
     write(directory / "x")
     (directory / "memory.swap.current").write_text("4096\n")
     group = Cgroup(dict.fromkeys(("unified", "cpu", "memory"), directory))
-    assert group_pressure(group) == GroupPressure(300, 500, 250, 70, None, 4, 6, 4096, "psi")
+    (directory / "cpuset.cpus.effective").write_text("0-1,4\n")
+    group.groups["cpuset"] = directory
+    expected = GroupPressure(300, 500, 250, 70, None, 4, 6, 4096, "psi", frozenset({0, 1, 4}))
+    assert group_pressure(group) == expected
 
 
 def test_a_group_on_v1_with_a_v2_hierarchy_beside(tmp_path: Path) -> None:

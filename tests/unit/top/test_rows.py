@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from nagaya.cli.top import ORDERS
+from nagaya.models.pressure import PressureInfo
 from nagaya.models.usage import DiskUsage, MachineUsage, NicUsage, UplinkUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
 from nagaya.top.columns import COLUMNS, SORT_KEYS, ordered
@@ -15,17 +16,24 @@ from nagaya.top.rows import UplinkRow, most_waited_for, rows, uplink_rows
 DISK = DiskUsage("disk0", 100, 50, 0, 0, 1 << 20, 1 << 20, 0, 3, 1, 1500)
 NIC = NicUsage("net0", "default", True, 10, 1000, 20, 3000, {}, 0)
 UPLINK = UplinkUsage("default", 125_000_000, 20, 3000, 10, 1000, {}, 4)
-DB = MachineUsage("0a", "db", "running", 100, 1_000_000, 64 << 20, 128 << 20, "met", [DISK], [NIC])
+CALM = PressureInfo(0, 0, 0)
+DB = MachineUsage("0a", "db", "running", 100, 1_000_000, 64 << 20, 128 << 20, "met", [DISK], [NIC], CALM)
 WEB = MachineUsage("0b", "web", "stopped", 200, None, None, 64 << 20, "none", [])
 WAITS = [
     WaitInfo("db/disk0", "machine", "web/disk0", 2_000_000, 4),
     WaitInfo("db/disk0", "device", "", 500_000, 4),
 ]
+HELD = PressureInfo(2_100_000, 500_000, 0)
 FIRST = UsageAnswer(10.0, 5, [DB, WEB], [], [])
 LATER = replace(DISK, reads=1100, writes=1050, flushes=10, read_bytes=5 << 20)
 MORE = replace(NIC, rx_bytes=1000 + (2 << 20), tx_bytes=5048)
 SECOND = UsageAnswer(
-    12.0, 5, [replace(DB, cpu_us=2_000_000, disks=[LATER], nics=[MORE]), WEB], [], WAITS, [UPLINK]
+    12.0,
+    5,
+    [replace(DB, cpu_us=2_000_000, disks=[LATER], nics=[MORE], pressure=HELD), WEB],
+    [],
+    WAITS,
+    [UPLINK],
 )
 
 
@@ -73,6 +81,13 @@ def test_what_was_waited_for_at_a_network_is_named_too() -> None:
     )
 
 
+def test_what_was_waited_for_at_the_cpus_is_named_too() -> None:
+    wait = WaitInfo("db", "machine", "%host", 9_000_000, 0, "cpu")
+    assert most_waited_for([*WAITS, wait]) == "%host"
+    assert most_waited_for([*WAITS, replace(wait, cause="device", whom="")]) == "the CPU"
+    assert most_waited_for([*WAITS, replace(wait, cause="limit", whom="")]) == "its limit"
+
+
 def test_rows_are_ordered_with_the_largest_first_and_the_unknown_last() -> None:
     found = rows(FIRST, SECOND)
     assert [row.name for row in ordered(reversed(found), "name")] == ["db", "web"]
@@ -87,7 +102,10 @@ def test_each_column_is_text() -> None:
             "db",
             "running",
             "50%",
+            "100%",
+            "25%",
             "64 MiB",
+            "0%",
             "1005",
             "2.0 MiB/s",
             "1.0 MiB/s",
@@ -100,7 +118,7 @@ def test_each_column_is_text() -> None:
         )
     ]
     assert [column.text(web) for column in COLUMNS] == [
-        *("web", "stopped", "", "", "", "", "", "", "", "0", "200", "", "")
+        *("web", "stopped", "", "", "", "", "", "", "", "", "", "", "0", "200", "", "")
     ]
 
 

@@ -19,6 +19,7 @@ from nagaya.cli.daemon import end
 from nagaya.paths import Paths
 from nagaya.sdk import Client, ensure_daemon
 from nagaya.testing.scratch import make_directory
+from nagaya.top.columns import BY_NAME
 from nagaya.top.screen import Top, WhyScreen
 
 Scene = Callable[[Top, Pilot[None]], Awaitable[None]]
@@ -68,6 +69,11 @@ def table(app: Top) -> list[list[str]]:
     return [[str(cell) for cell in shown.get_row_at(at)] for at in range(shown.row_count)]
 
 
+def cell(app: Top, row: int, column: str) -> str:
+    """One of its cells, by the name of the column."""
+    return table(app)[row][list(BY_NAME).index(column)]
+
+
 def message(app: Top) -> str:
     """The line below the table."""
     return str(app.query_one("#message", Static).content)
@@ -80,7 +86,7 @@ def test_machines_and_their_rates_appear_by_name(client: Client) -> None:
             ["db", "running"],
             ["web", "running"],
         ]
-        await until(pilot, lambda: table(app)[1][4] and table(app)[1][5].endswith("/s"))
+        await until(pilot, lambda: cell(app, 1, "iops") and cell(app, 1, "rate").endswith("/s"))
         summary = str(app.query_one("#summary", Static).content).splitlines()
         assert summary[0].startswith("3 machines, 2 running")
         assert "disk-0:0: 0 in flight of 8" in summary[1]
@@ -93,11 +99,11 @@ def test_machines_and_their_rates_appear_by_name(client: Client) -> None:
 def test_the_weight_of_the_chosen_machine_is_doubled_and_halved(client: Client) -> None:
     async def scene(app: Top, pilot: Pilot[None]) -> None:
         await pilot.press("down", "plus")
-        await until(pilot, lambda: table(app)[1][10] == "200")
+        await until(pilot, lambda: cell(app, 1, "weight") == "200")
         assert client.machines.get("db").info.spec["disk"]["weight"] == 200
         assert message(app) == "db: disk.weight 100 -> 200"
         await pilot.press("minus")
-        await until(pilot, lambda: table(app)[1][10] == "100")
+        await until(pilot, lambda: cell(app, 1, "weight") == "100")
 
     play(client, scene)
 
@@ -105,7 +111,7 @@ def test_the_weight_of_the_chosen_machine_is_doubled_and_halved(client: Client) 
 def test_any_knob_is_set_at_the_prompt_and_a_refusal_is_shown(client: Client) -> None:
     async def scene(app: Top, pilot: Pilot[None]) -> None:
         await pilot.press("down", "s", *"disk.weight=7", "enter")
-        await until(pilot, lambda: table(app)[1][10] == "7")
+        await until(pilot, lambda: cell(app, 1, "weight") == "7")
         await pilot.press("s", *"disk.weight=0", "enter")
         await until(pilot, lambda: "must be at least 1" in message(app))
         await pilot.press("s", *"heavy", "enter")
@@ -124,7 +130,7 @@ def test_enter_says_why_and_the_table_goes_on_below(client: Client) -> None:
         await until(pilot, lambda: len(app.screen.query(Static)) > 0)
         assert "db waited for nobody" in str(app.screen.query(Static).first().content)
         client.machines.named("web").set({"disk.weight": 300})
-        await until(pilot, lambda: table(app)[2][10] == "300")
+        await until(pilot, lambda: cell(app, 2, "weight") == "300")
         await pilot.press("escape")
         await until(pilot, lambda: not isinstance(app.screen, WhyScreen))
         client.machines.named("web").set({"disk.weight": 100})
