@@ -23,9 +23,11 @@ from pydantic import (
 
 from nagaya.traffic import MAC_PATTERN, PortForward, parse_address, parse_forward, parse_rule, parse_subnet
 from nagaya.units import (
+    format_cpus,
     format_rate,
     format_size,
     format_time,
+    parse_cpus,
     parse_iops,
     parse_rate,
     parse_size,
@@ -74,6 +76,9 @@ class CpuKnobs(_Part):
     reservation: float = Field(0, ge=0, le=4096, description="CPUs it gets whatever the others do")
     limit: float | None = Field(None, gt=0, le=4096, description="CPUs it never exceeds")
     weight: Weight = 100
+    pin: Annotated[str, AfterValidator(lambda text: text and format_cpus(parse_cpus(text)))] = Field(
+        "", max_length=256, description="CPUs of the host that it may run on, `0-3,8`; empty: any"
+    )
 
 
 class Memory(_Part):
@@ -390,6 +395,12 @@ class MachineSpec(_Part):
         for field, knobs in (("cpu", self.cpu), ("memory", self.memory)):
             if knobs.limit is not None and knobs.reservation > knobs.limit:
                 raise ValueError(f"{field}: reservation {knobs.reservation} is above limit {knobs.limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _cpus_suffice(self) -> MachineSpec:
+        if self.cpu.reservation > self.cpus:
+            raise ValueError(f"cpu: reservation {self.cpu.reservation:g} is more than its cpus, {self.cpus}")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ of 1024, decimal ones (kB, MB, GB, TB) powers of 1000; a bare number is bytes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 
 _SIZES = {
@@ -32,6 +33,7 @@ _QUANTITY = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 _IOPS = re.compile(r"\s*([0-9]{1,10})\s*iops\s*", re.IGNORECASE)
 _TIME = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(us|µs|ms|s)\s*")
 _SPAN = re.compile(r"\s*([0-9]{1,6})\s*(s|m|min|h|)\s*")
+CPUS_MAX = 4096  # as many as a Linux kernel can be built for
 _MAX_SIZE = 2**63 - 1  # what an off_t holds
 
 
@@ -121,3 +123,28 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """CPUs of a list as the kernel writes it, `0-3,8`. Raises `ValueError` that shows what is allowed."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"{text!r} is not a list of CPUs; write for example 0-3,8")
+        begin, end = int(first), int(last or first)
+        if end < begin or end >= CPUS_MAX:
+            raise ValueError(f"{part!r}: CPUs are counted from 0 up, below {CPUS_MAX}")
+        found.update(range(begin, end + 1))
+    return tuple(sorted(found))
+
+
+def format_cpus(cpus: Iterable[int]) -> str:
+    """The shortest list: 0, 1, 2, 3, 8 is `0-3,8`."""
+    runs: list[list[int]] = []
+    for cpu in sorted(set(cpus)):
+        if runs and cpu == runs[-1][1] + 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

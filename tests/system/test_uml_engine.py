@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nagaya.engines.launch import ZygoteClient, ensure_zygote
 from nagaya.engines.uml import UmlEngine
 from nagaya.errors import UnavailableError
 from nagaya.resources.cgroups import Cgroup
-from nagaya.resources.placement import move_to_cpu
+from nagaya.resources.placement import move_to_cpus
 from nagaya.testing.yard import Yard, end_of, said, wait_until
 
 Run = Callable[[Callable[[Yard], Any]], Any]
@@ -179,10 +180,10 @@ def test_all_processes_of_a_machine_share_one_cpu_and_move_together(yard: Run) -
         await said(machine, "COUNT 2")
         group = _group(machine)
         for cpu in sorted(os.sched_getaffinity(0)):
-            move_to_cpu(group, cpu)
+            move_to_cpus(group, [cpu])
             assert {frozenset(os.sched_getaffinity(pid)) for pid in group.pids()} == {frozenset({cpu})}
         affinity_only = Cgroup({name: path for name, path in group.groups.items() if name != "cpuset"})
-        assert affinity_only.set_cpu(0) is False
+        assert affinity_only.set_cpus([0]) is False
 
     yard(test)
 
@@ -220,11 +221,33 @@ def test_cpu_weights_share_a_cpu(yard: Run) -> None:
             await yard.engine.start(machine)
             await said(machine, "GUEST-READY")
             groups.append(_group(machine))
-            move_to_cpu(groups[-1], min(os.sched_getaffinity(0)))
+            move_to_cpus(groups[-1], [min(os.sched_getaffinity(0))])
         before = [group.usage_us() or 0 for group in groups]
         await asyncio.sleep(4)
         light, heavy = ((group.usage_us() or 0) - used for group, used in zip(groups, before, strict=True))
         assert 2.4 < heavy / light < 3.6, f"weights 100 and 300 got {light} and {heavy} us of one CPU"
+
+    yard(test)
+
+
+def test_a_reservation_of_cpu_time_holds_beside_a_heavier_machine_and_moves_live(yard: Run) -> None:
+    async def test(yard: Yard) -> None:
+        pin = str(min(os.sched_getaffinity(0)))
+        light = yard.machine("burn", cpu={"reservation": 0.6, "weight": 10, "pin": pin})
+        heavy = yard.machine("burn", cpu={"weight": 900, "pin": pin})
+        for machine in (light, heavy):
+            await yard.engine.start(machine)
+            await said(machine, "GUEST-READY")
+        groups = [_group(machine) for machine in (light, heavy)]
+        before = [group.usage_us() or 0 for group in groups]
+        await asyncio.sleep(3)
+        mine, others = ((group.usage_us() or 0) - used for group, used in zip(groups, before, strict=True))
+        assert 0.55 < mine / (mine + others) < 0.65, f"of one CPU it got {mine} us, the other {others} us"
+        weight = yard.engine.cpus.weight_of(light.id)
+        assert weight == pytest.approx(1350)
+        knobs = light.spec.cpu.model_copy(update={"reservation": 0.0})
+        await yard.engine.adjust(replace(light, spec=light.spec.model_copy(update={"cpu": knobs})))
+        assert yard.engine.cpus.weight_of(light.id) == 10
 
     yard(test)
 
@@ -254,8 +277,8 @@ def test_one_of_two_busy_machines_on_a_cpu_is_moved(yard: Run) -> None:
         processes = {machine.id: (await yard.engine.start(machine)).pid for machine in machines}
         for machine in machines:
             await said(machine, "GUEST-READY")
-            move_to_cpu(_group(machine), cpus[0])
-            yard.engine._placement.place(machine.id, cpus[0])
+            move_to_cpus(_group(machine), [cpus[0]])
+            yard.engine.cpus.placement.place(machine.id, cpus[0])
         groups = [_group(machine) for machine in machines]
         yard.engine._meter = _MachinesOnly(groups, cpus)  # type: ignore[assignment]
         done = ""

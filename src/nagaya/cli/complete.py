@@ -29,7 +29,7 @@ def setting_names(_ctx: click.Context, _param: click.Parameter, incomplete: str)
     """Fields that are set often, with their `=`."""
     disk = ("weight", "reservation", "limit", "latency_p99")
     fields = [f"{where}.{knob}" for where in ("disk", "disks[0].share") for knob in disk]
-    fields += ["cpu.weight", "cpu.limit", "tenant", "restart", "autostart"]
+    fields += ["cpu.weight", "cpu.limit", "cpu.reservation", "cpu.pin", "tenant", "restart", "autostart"]
     return [f"{field}=" for field in fields if field.startswith(incomplete)]
 
 

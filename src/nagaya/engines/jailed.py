@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nagaya.engines.cpus import Cpus
 from nagaya.engines.engine import Machine, ProcessId
 from nagaya.engines.exits import Status, read_status, read_tail
 from nagaya.engines.launch import NoZygoteError, ZygoteClient, ZygoteInfo, ensure_zygote
@@ -17,6 +18,7 @@ from nagaya.engines.plan import LaunchPlan
 from nagaya.errors import ResourceError, TimeoutExpiredError, UnavailableError, UnsupportedError
 from nagaya.paths import MachinePaths, Paths
 from nagaya.resources.cgroups import Cgroup, Limits
+from nagaya.resources.placement import move_to_cpus
 
 KILL_TIMEOUT_S = 10.0
 STATUS_TIMEOUT_S = 1.0  # from the end of a process to the zygote's exit file
@@ -37,6 +39,7 @@ class Jails:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
+        self.cpus = Cpus()
         self._zygote: ZygoteInfo | None = None
 
     @property
@@ -66,9 +69,13 @@ class Jails:
         made = plan(group)
         try:
             await asyncio.to_thread(_make_group, machine, group, limits)
+            self.cpus.hold(machine, group, limits.cpus or self.cpus.host)
         except OSError as error:
             raise ResourceError(f"{machine.spec.name}: its control group cannot be made: {error}") from error
-        return await ZygoteClient(self._paths).launch(made)
+        process = await ZygoteClient(self._paths).launch(made)
+        if limits.cpus is not None and "cpuset" not in group.groups:
+            await asyncio.to_thread(move_to_cpus, group, limits.cpus)
+        return process
 
     async def kill(self, machine: Machine, process: ProcessId) -> None:
         """End all processes of the machine now, paused or not. Returns when they are gone. Idempotent."""
@@ -83,8 +90,8 @@ class Jails:
                 hint="it waits for the host in the kernel: look at its /proc/PID/stack",
             )
 
-    async def adjust(self, machine: Machine) -> None:
-        """Set weight and limit of a running machine's CPU time. Raises `UnsupportedError`."""
+    async def adjust(self, machine: Machine, cpus: frozenset[int]) -> None:
+        """Set weight, limit, reservation and CPUs of a machine that runs. Raises `UnsupportedError`."""
         group = self.group(machine.id)
         if group is None or "cpu" not in group.groups:
             raise UnsupportedError(
@@ -92,11 +99,21 @@ class Jails:
                 hint="nagaya doctor says which control groups there are",
                 field="cpu",
             )
-        limits = Limits(cpu_weight=machine.spec.cpu.weight, cpu_limit=machine.spec.cpu.limit)
         try:
-            await asyncio.to_thread(group.apply, limits)
+            await asyncio.to_thread(group.set_cpu_limit, machine.spec.cpu.limit)
+            self.cpus.hold(machine, group, cpus)
+            await asyncio.to_thread(move_to_cpus, group, cpus)
         except OSError as error:
             raise ResourceError(f"{machine.spec.name}: its control group cannot be set: {error}") from error
+
+    def adopt(self, machine: Machine, process: ProcessId) -> frozenset[int]:
+        """Know a machine that an earlier daemon may have started; where it runs."""
+        cpus = self.cpus.found(machine, process.pid)
+        group = self.group(machine.id)
+        if group is not None and cpus:
+            with contextlib.suppress(OSError):  # it is ending just now
+                self.cpus.hold(machine, group, cpus)
+        return cpus
 
     async def wait(self, machine: Machine, process: ProcessId) -> Ended:
         """Wait until the process has ended. Works for an adopted process too."""
@@ -118,6 +135,7 @@ class Jails:
                 if left is not None:
                     await self.kill(machine, left)
         await asyncio.to_thread(_remove_group, machine)
+        self.cpus.release(machine.id)
         _killed_mark(machine.paths).unlink(missing_ok=True)
 
     def group(self, machine_id: str) -> Cgroup | None:

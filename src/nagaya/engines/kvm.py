@@ -69,6 +69,7 @@ class KvmEngine:
 
     def check(self, spec: MachineSpec) -> None:
         """Raise `UnsupportedError` naming the field, or what KVM lacks on this host."""
+        self.jails.cpus.check(spec)
         with Kvm() as kvm:
             most = min(kvm.max_vcpus, MAX_VCPUS)
         size = spec.memory.size
@@ -95,6 +96,7 @@ class KvmEngine:
             cpu_weight=machine.spec.cpu.weight,
             cpu_limit=machine.spec.cpu.limit,
             pids=machine.spec.cpus + THREADS,
+            cpus=self.jails.cpus.several(machine),
         )
         return await self.jails.launch(
             machine, limits, lambda group: launch_plan(machine, group, kernel, fast=fast)
@@ -119,7 +121,7 @@ class KvmEngine:
 
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""
-        await self.jails.adjust(machine)
+        await self.jails.adjust(machine, self.jails.cpus.several(machine))
 
     async def plug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """Put the vhost-user disk or NIC `device` into one of the machine's four slots."""
@@ -156,6 +158,7 @@ class KvmEngine:
 
     async def wait(self, machine: Machine, process: ProcessId) -> Exit:
         """Wait until the process has ended and say why. Works for an adopted process too."""
+        self.jails.adopt(machine, process)
         ended = await self.jails.wait(machine, process)
         return classify_kvm(
             ended.status,

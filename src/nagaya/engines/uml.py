@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 
@@ -19,7 +18,7 @@ from nagaya.engines.plan import LaunchPlan
 from nagaya.errors import MachineFailedError, UnavailableError, UnsupportedError
 from nagaya.paths import Paths
 from nagaya.resources.cgroups import Cgroup, Limits
-from nagaya.resources.placement import CpuMeter, Placement, move_to_cpu
+from nagaya.resources.placement import CpuMeter
 from nagaya.spec import EngineName, MachineSpec
 from nagaya.units import human_size
 
@@ -35,11 +34,12 @@ class UmlEngine:
     def __init__(self, paths: Paths, jails: Jails | None = None) -> None:
         """`jails` is what engines of one daemon share."""
         self._jails = jails or Jails(paths)
-        self._placement = Placement()
+        self.cpus = self._jails.cpus
         self._meter = CpuMeter()
 
     def check(self, spec: MachineSpec) -> None:
         """Raise `UnsupportedError` naming the field, its value and what is allowed."""
+        self.cpus.check(spec)
         size = spec.memory.size
         refuse(
             spec,
@@ -56,22 +56,22 @@ class UmlEngine:
 
     async def start(self, machine: Machine) -> ProcessId:
         """Launch the jailed process; its vhost-user sockets listen already. Returns when it has executed."""
-        cpu = self._placement.choose(machine.id)
+        cpus = self.cpus.one(machine)
         limits = Limits(
             memory=host_memory(machine),
             cpu_weight=machine.spec.cpu.weight,
             cpu_limit=machine.spec.cpu.limit,
             pids=max_pids(machine),
-            cpu=cpu,
+            cpus=cpus,
         )
 
         def plan(group: Cgroup) -> LaunchPlan:
-            return launch_plan(machine, group, None if "cpuset" in group.groups else cpu)
+            return launch_plan(machine, group, None if "cpuset" in group.groups else min(cpus))
 
         try:
             return await self._jails.launch(machine, limits, plan)
         except BaseException:
-            self._placement.forget(machine.id)
+            self.cpus.release(machine.id)
             raise
 
     async def request_shutdown(self, machine: Machine, process: ProcessId) -> None:
@@ -113,7 +113,7 @@ class UmlEngine:
 
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""
-        await self._jails.adjust(machine)
+        await self._jails.adjust(machine, self.cpus.one(machine))
 
     async def state(self, machine: Machine, process: ProcessId) -> GuestState:
         """What the machine does now."""
@@ -130,7 +130,6 @@ class UmlEngine:
 
     async def cleanup(self, machine: Machine) -> None:
         """End what is left of the machine, known or not, and remove its control groups. Idempotent."""
-        self._placement.forget(machine.id)
         await self._jails.cleanup(machine)
 
     async def balance(self, processes: Mapping[str, int]) -> str:
@@ -138,24 +137,23 @@ class UmlEngine:
 
         To be called every few seconds. Returns what was done in words, "" for nothing.
         """
-        return await asyncio.to_thread(self._balance, processes)
-
-    def _balance(self, processes: Mapping[str, int]) -> str:
-        groups = {one: self._jails.group(one) for one in processes}
-        known = {one: group for one, group in groups.items() if group is not None}
-        usage = {one: group.usage_us() for one, group in known.items()}
-        move = self._placement.decide(
+        usage = await asyncio.to_thread(self._usage, processes)
+        move = self.cpus.placement.decide(
             {one: used for one, used in usage.items() if used is not None}, self._meter.loads()
         )
         if move is None:
             return ""
-        move_to_cpu(known[move.machine], move.cpu)
+        await self.cpus.move(move.machine, [move.cpu])
         return f"moved machine {move.machine} to CPU {move.cpu}"
 
+    def _usage(self, processes: Mapping[str, int]) -> Mapping[str, int | None]:
+        groups = {one: self._jails.group(one) for one in processes}
+        return {one: group.usage_us() for one, group in groups.items() if group is not None}
+
     def _adopt(self, machine: Machine, process: ProcessId) -> None:
-        if self._placement.cpu_of(machine.id) is None:
-            with contextlib.suppress(OSError):
-                self._placement.place(machine.id, min(os.sched_getaffinity(process.pid)))
+        cpus = self._jails.adopt(machine, process)
+        if cpus and self.cpus.placement.cpu_of(machine.id) is None:
+            self.cpus.placement.place(machine.id, min(cpus), self.cpus.need(machine.spec))
 
     async def _freezer(
         self, machine: Machine, process: ProcessId, done: str, act: Callable[[Cgroup], bool]

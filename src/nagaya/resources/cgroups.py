@@ -15,9 +15,11 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from nagaya.units import format_cpus
 
 V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids", "freezer")
 V2_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
@@ -31,10 +33,10 @@ class Limits:
     """What a machine's group is held to. None: no limit."""
 
     memory: int | None = None  # bytes
-    cpu_weight: int = 100  # 1 to 10000, 100 is the default share
+    cpu_weight: float = 100  # 1 to 10000, 100 is the default share
     cpu_limit: float | None = None  # CPUs
     pids: int | None = None
-    cpu: int | None = None  # the one CPU that all tasks run on
+    cpus: frozenset[int] | None = None  # those that all tasks run on
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +105,31 @@ class Cgroup:
             self._write("memory", ("memory.limit_in_bytes", "memory.max"), str(limits.memory))
         if limits.pids is not None:
             self._write("pids", ("pids.max",), str(limits.pids))
-        self._write("cpu", ("cpu.weight",), str(limits.cpu_weight)) or self._write(
-            "cpu", ("cpu.shares",), str(max(2, round(limits.cpu_weight * 1024 / 100)))
+        self.set_cpu_weight(limits.cpu_weight)
+        self.set_cpu_limit(limits.cpu_limit)
+        if limits.cpus is not None:
+            self.set_cpus(limits.cpus)
+
+    def set_cpu_weight(self, weight: float) -> bool:
+        """Set the group's share of CPU time, beside those of its siblings. False without a cpu controller."""
+        return self._write("cpu", ("cpu.weight",), str(max(1, round(weight)))) or self._write(
+            "cpu", ("cpu.shares",), str(max(2, round(weight * 1024 / 100)))
         )
-        quota = None if limits.cpu_limit is None else max(1000, round(limits.cpu_limit * CPU_PERIOD_US))
-        self._write("cpu", ("cpu.max",), f"{quota or 'max'} {CPU_PERIOD_US}") or self._write(
+
+    def set_cpu_limit(self, limit: float | None) -> bool:
+        """Set how many CPUs it never exceeds, None for no limit. False without a cpu controller."""
+        quota = None if limit is None else max(1000, round(limit * CPU_PERIOD_US))
+        return self._write("cpu", ("cpu.max",), f"{quota or 'max'} {CPU_PERIOD_US}") or self._write(
             "cpu", ("cpu.cfs_quota_us",), str(quota or -1)
         )
-        if limits.cpu is not None:
-            self.set_cpu(limits.cpu)
 
-    def set_cpu(self, cpu: int) -> bool:
-        """Move all tasks to `cpu` at once. False without a cpuset controller: use affinity then."""
-        return self._write("cpuset", ("cpuset.cpus",), str(cpu))
+    def set_cpus(self, cpus: Iterable[int]) -> bool:
+        """Move all tasks to `cpus` at once. False without a cpuset controller: use affinity then."""
+        return self._write("cpuset", ("cpuset.cpus",), format_cpus(cpus))
+
+    def parent(self) -> Cgroup:
+        """The groups that this one is in: those of all machines."""
+        return Cgroup({controller: directory.parent for controller, directory in self.groups.items()})
 
     def pids(self) -> list[int]:
         """The processes in the group, as this pid namespace numbers them."""

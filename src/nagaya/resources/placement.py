@@ -1,5 +1,6 @@
 """Which CPU a single-vCPU machine runs on. All its processes share one CPU, which makes its system calls five
-times cheaper (docs/engines.md), so a machine moves as a whole, and seldom.
+times cheaper (docs/engines.md), so a machine moves as a whole, and seldom. What machines reserve on one CPU
+is never more than that CPU has.
 """
 
 from __future__ import annotations
@@ -11,13 +12,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nagaya.errors import ResourceError
 from nagaya.resources.cgroups import Cgroup
 
 THRESHOLD = 0.25  # of a CPU: less than this between the busiest and the idlest is not worth a move
 MIN_LOAD = 0.05  # of a CPU: a machine that uses less changes nothing by moving
 GAIN = 0.75  # a move must leave at most this part of the difference
 REST_S = 10.0  # a machine that moved stays this long
+CPU_MOST = 0.95  # of one CPU that machines on it may reserve: the plane and the kernel run there too
+_SLACK = 1e-9
 _AFFINITY_PASSES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a machine asks of its CPU. `cpus`: where it may be, None for anywhere; `reservation`: 0 to 1."""
+
+    reservation: float = 0.0
+    cpus: frozenset[int] | None = None
+
+
+ANYWHERE = Need()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,7 @@ class Placed:
     machine: str
     cpu: int
     load: float
+    may: frozenset[int] | None = None  # CPUs that it may be on; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +66,11 @@ def rebalance(loads: Mapping[int, float], machines: Sequence[Placed]) -> Move | 
     gap = loads[busiest] - loads[idlest]
     if gap < THRESHOLD:
         return None
-    candidates = [one for one in machines if one.cpu == busiest and one.load >= MIN_LOAD]
+    candidates = [
+        one
+        for one in machines
+        if one.cpu == busiest and one.load >= MIN_LOAD and (one.may is None or idlest in one.may)
+    ]
     best = min(candidates, key=lambda one: (abs(gap - 2 * one.load), one.machine), default=None)
     if best is None or abs(gap - 2 * best.load) > GAIN * gap:
         return None
@@ -64,24 +84,34 @@ class Placement:
         self._cpus = tuple(sorted(cpus)) or tuple(sorted(os.sched_getaffinity(0)))
         self._clock = clock
         self._where: dict[str, int] = {}
+        self._needs: dict[str, Need] = {}
         self._moved: dict[str, float] = {}
         self._usage: dict[str, int] = {}
         self._measured = clock()
 
-    def choose(self, machine: str) -> int:
-        """The CPU with the fewest machines, now also with this one; for a machine that has one, that."""
-        if machine not in self._where:
-            counts = Counter(self._where.values())
-            self._where[machine] = min(self._cpus, key=lambda cpu: (counts[cpu], cpu))
+    def choose(self, machine: str, need: Need = ANYWHERE) -> int:
+        """The CPU with the fewest machines on which it may run, now also with this one.
+
+        A machine that has one already keeps it if it may. Raises `ResourceError` if no CPU has left what it
+        reserves.
+        """
+        allowed = self._allowed(machine, need)
+        if not allowed:
+            raise self._no_cpu(machine, need)
+        if self._where.get(machine) not in allowed:
+            counts = Counter(cpu for other, cpu in self._where.items() if other != machine)
+            self._where[machine] = min(allowed, key=lambda cpu: (counts[cpu], cpu))
+        self._needs[machine] = need
         return self._where[machine]
 
-    def place(self, machine: str, cpu: int) -> None:
+    def place(self, machine: str, cpu: int, need: Need = ANYWHERE) -> None:
         """`machine` is on `cpu`: an adopted one, or one that has been moved."""
         self._where[machine] = cpu
+        self._needs[machine] = need
 
     def forget(self, machine: str) -> None:
         """It has ended."""
-        for table in (self._where, self._moved, self._usage):
+        for table in (self._where, self._needs, self._moved, self._usage):
             table.pop(machine, None)
 
     def cpu_of(self, machine: str) -> int | None:
@@ -93,7 +123,12 @@ class Placement:
         now = self._clock()
         elapsed_us = max(1.0, (now - self._measured) * 1e6)
         machines = [
-            Placed(machine, self._where[machine], min(1.0, (used - self._usage[machine]) / elapsed_us))
+            Placed(
+                machine,
+                self._where[machine],
+                min(1.0, (used - self._usage[machine]) / elapsed_us),
+                frozenset(self._allowed(machine, self._needs.get(machine, ANYWHERE))),
+            )
             for machine, used in usage_us.items()
             if machine in self._usage
             and machine in self._where
@@ -105,6 +140,39 @@ class Placement:
             self._where[move.machine] = move.cpu
             self._moved[move.machine] = now
         return move
+
+    def _allowed(self, machine: str, need: Need) -> list[int]:
+        """Where it may be, and what it reserves is left."""
+        reserved = self._reserved(machine)
+        return [
+            cpu
+            for cpu in self._cpus
+            if (need.cpus is None or cpu in need.cpus)
+            and (not need.reservation or reserved[cpu] + need.reservation <= CPU_MOST + _SLACK)
+        ]
+
+    def _reserved(self, but: str) -> Mapping[int, float]:
+        reserved = dict.fromkeys(self._cpus, 0.0)
+        for machine, cpu in self._where.items():
+            if machine != but and cpu in reserved:
+                reserved[cpu] += self._needs.get(machine, ANYWHERE).reservation
+        return reserved
+
+    def _no_cpu(self, machine: str, need: Need) -> ResourceError:
+        reserved = self._reserved(machine)
+        left = {cpu: max(0.0, CPU_MOST - reserved[cpu]) for cpu in self._cpus}
+        words = ", ".join(
+            f"{left[cpu]:.2g} of CPU {cpu}" for cpu in sorted(left, key=lambda cpu: -left[cpu])[:8]
+        )
+        return ResourceError(
+            f"it reserves {need.reservation:g} of one CPU, and {words} are left",
+            hint="reserve less, or let another machine reserve less (nagaya set)",
+            room="cpu",
+            need=need.reservation,
+            free=max(left.values(), default=0.0),
+            most=CPU_MOST,
+            machine=machine,
+        )
 
 
 class CpuMeter:
@@ -134,12 +202,13 @@ class CpuMeter:
         return found
 
 
-def move_to_cpu(group: Cgroup, cpu: int) -> None:
-    """Move all tasks of a machine to `cpu`: by cpuset at once, else by affinity until none is left."""
-    if group.set_cpu(cpu):
+def move_to_cpus(group: Cgroup, cpus: Iterable[int]) -> None:
+    """Move all tasks of a machine to `cpus`: by cpuset at once, else by affinity until none is left."""
+    wanted = set(cpus)
+    if group.set_cpus(wanted):
         return
     for _ in range(_AFFINITY_PASSES):
-        if not sum(_pin(task, cpu) for pid in group.pids() for task in _tasks(pid)):
+        if not sum(_pin(task, wanted) for pid in group.pids() for task in _tasks(pid)):
             return
 
 
@@ -150,12 +219,12 @@ def _tasks(pid: int) -> list[int]:
         return []
 
 
-def _pin(task: int, cpu: int) -> bool:
+def _pin(task: int, cpus: set[int]) -> bool:
     """Whether it had to be moved."""
     try:
-        if os.sched_getaffinity(task) == {cpu}:
+        if os.sched_getaffinity(task) == cpus:
             return False
-        os.sched_setaffinity(task, {cpu})
+        os.sched_setaffinity(task, cpus)
     except ProcessLookupError:
         return False
     return True

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_CPUS = 4096  # as many as a Linux kernel can be built for
+from nagaya.units import parse_cpus
+
 _NODES = Path("/sys/devices/system/node")
 
 
@@ -25,31 +25,6 @@ def nodes(root: Path = _NODES) -> list[Node]:
     """The nodes that are online; a host without NUMA has one, with all CPUs."""
     found = [_node(directory) for directory in root.glob("node[0-9]*") if directory.is_dir()]
     return sorted(found, key=lambda node: node.id) or [_only_node()]
-
-
-def parse_cpus(text: str) -> tuple[int, ...]:
-    """CPUs of a list as the kernel writes it, `0-3,8`. Raises `ValueError` that shows what is allowed."""
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"{text!r} is not a list of CPUs; write for example 0-3,8")
-        begin, end = int(first), int(last or first)
-        if end < begin or end >= MOST_CPUS:
-            raise ValueError(f"{part!r}: CPUs are counted from 0 up, below {MOST_CPUS}")
-        found.update(range(begin, end + 1))
-    return tuple(sorted(found))
-
-
-def format_cpus(cpus: Iterable[int]) -> str:
-    """The shortest list: 0, 1, 2, 3, 8 is `0-3,8`."""
-    runs: list[list[int]] = []
-    for cpu in sorted(set(cpus)):
-        if runs and cpu == runs[-1][1] + 1:
-            runs[-1][1] = cpu
-        else:
-            runs.append([cpu, cpu])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _node(directory: Path) -> Node:

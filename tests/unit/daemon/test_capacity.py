@@ -20,9 +20,9 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def small_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A host of 1 GiB, of which 256 MiB stay with it, and 4 CPUs, of which 0.2 do."""
+    """A host of 1 GiB, of which 256 MiB stay with it, and 1 CPU, of which 0.1 do."""
     monkeypatch.setattr("nagaya.resources.admission.host_memory", lambda: 1024 * MIB)
-    monkeypatch.setattr("nagaya.resources.admission.host_cpus", lambda: 4)
+    monkeypatch.setattr("nagaya.resources.admission.host_cpus", lambda: 1)
     yield
 
 
@@ -89,11 +89,11 @@ def test_reservations_are_admitted_when_they_are_set_and_when_two_are_set_at_onc
     async def scene(daemon: Daemon) -> None:
         await made(daemon, "a", "b", memory="64MiB")
         shares = daemon.supervisor.shares
-        both = (shares.set(name, [("cpu.reservation", 2)]) for name in ("a", "b"))
+        both = (shares.set(name, [("cpu.reservation", 0.5)]) for name in ("a", "b"))
         results = await asyncio.gather(*both, return_exceptions=True)
         assert [type(result) for result in results].count(ResourceError) == 1
         held = [daemon.supervisor.get(name).spec.cpu.reservation for name in ("a", "b")]
-        assert sorted(held) == [0, 2]
+        assert sorted(held) == [0, 0.5]
 
     stage.play(scene)
 
@@ -216,11 +216,11 @@ def test_a_disk_that_has_too_much_promised_is_waited_for_too(stage: Stage) -> No
 def test_the_report_has_what_is_promised_and_left(stage: Stage) -> None:
     async def scene(daemon: Daemon) -> None:
         await made(daemon, "a", disks=[{"size": "1MiB"}], disk={"reservation": "4000iops"})
-        await made(daemon, "b", cpu={"reservation": 1.5})
+        await made(daemon, "b", cpu={"reservation": 0.5})
         report = await daemon.supervisor.capacity.report()
         cpu, memory, *disks = report.resources
-        assert (cpu.total, cpu.kept, cpu.promised, cpu.visible) == (4, 0.2, 1.5, 2)
-        assert cpu.left == pytest.approx(2.3)
+        assert (cpu.total, cpu.kept, cpu.promised, cpu.visible) == (1, 0.1, 0.5, 2)
+        assert cpu.left == pytest.approx(0.4)
         assert (memory.promised, memory.left) == (632 * MIB, 136 * MIB)
         assert (disks[0].unit, disks[0].promised, disks[0].left) == ("iops", 4000, 6000)
         assert report.machines_running == 2

@@ -140,14 +140,14 @@ def test_limits_in_the_words_of_v2(tmp_path: Path) -> None:
     for name in ("cpu.weight", "cpu.max", "memory.max", "pids.max", "cpuset.cpus"):
         (directory / name).touch()
     group = Cgroup(dict.fromkeys(("cpu", "memory", "pids", "cpuset"), directory))
-    group.apply(Limits(memory=2**28, cpu_weight=50, cpu_limit=0.25, pids=100, cpu=3))
+    group.apply(Limits(memory=2**28, cpu_weight=50, cpu_limit=0.25, pids=100, cpus=frozenset({3, 4})))
     read = {file.name: file.read_text() for file in directory.iterdir()}
     assert read == {
         "cpu.weight": "50",
         "cpu.max": "25000 100000",
         "memory.max": str(2**28),
         "pids.max": "100",
-        "cpuset.cpus": "3",
+        "cpuset.cpus": "3-4",
     }
     group.apply(Limits())
     assert (directory / "cpu.max").read_text() == "max 100000"
@@ -155,8 +155,8 @@ def test_limits_in_the_words_of_v2(tmp_path: Path) -> None:
 
 def test_absent_controllers_are_passed_over(tmp_path: Path) -> None:
     group = Cgroup({})
-    group.create(Limits(memory=1, pids=1, cpu=0))
-    assert not group.set_cpu(0)
+    group.create(Limits(memory=1, pids=1, cpus=frozenset({0})))
+    assert not group.set_cpus([0])
     assert not group.freeze()
     assert not group.frozen()
     assert group.usage_us() is None

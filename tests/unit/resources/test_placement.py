@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nagaya.resources.placement import THRESHOLD, CpuMeter, Move, Placed, Placement, rebalance
+from nagaya.resources.placement import THRESHOLD, CpuMeter, Move, Need, Placed, Placement, rebalance
 
 
 def test_one_of_two_busy_machines_on_a_cpu_moves_to_the_idle_one() -> None:
@@ -96,3 +96,21 @@ def test_the_meter_reads_busy_parts(tmp_path: Path) -> None:
     meter = CpuMeter(stat)
     stat.write_text("cpu 0\ncpu0 150 0 25 925 0 0 0 0 0 0\ncpu1 0 0 0 1060 40 0 0 0 0 0\nintr 1\n")
     assert meter.loads() == {0: 0.75, 1: 0.0}
+
+
+def test_a_machine_that_may_not_be_there_does_not_move() -> None:
+    machines = [Placed("a", 0, 0.5, frozenset({0})), Placed("b", 0, 0.5, frozenset({0, 1}))]
+    assert rebalance({0: 1.0, 1: 0.0}, machines) == Move("b", 1)
+
+
+def test_a_move_breaks_no_reservation() -> None:
+    now = [0.0]
+    placement = Placement([0, 1], lambda: now[0])
+    placement.choose("db", Need(0.6))
+    placement.choose("far", Need(0.6))
+    placement.place("web", 0, Need(0.3))
+    placement.place("batch", 0, Need(0.5))
+    placement.decide({"web": 0, "batch": 0, "db": 0}, {0: 1.0, 1: 0.0})
+    now[0] = 10.0
+    used = {"web": 3_000_000, "batch": 5_000_000, "db": 500_000}
+    assert placement.decide(used, {0: 0.9, 1: 0.0}) == Move("web", 1)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nagaya.resources.topology import Node, format_cpus, nodes, parse_cpus
+from nagaya.resources.topology import Node, nodes
+from nagaya.units import format_cpus, parse_cpus
 
 
 def host(root: Path, *cpulists: str) -> Path:
