@@ -27,6 +27,8 @@ class Plane:
         `{"driver": "rng", "id", "worker"}`, fds `[listener]`;
         `{"driver": "balloon", "id", "worker", "size": 0, "stats_ms": 0}`, fds `[listener]`: its guest is to give `size` bytes, and is
           asked for statistics every `stats_ms`, if that is not 0;
+        `{"driver": "mem", "id", "worker", "start", "size", "requested": 0}`, fds `[listener]`: virtio-mem, whose region
+          begins at guest address `start`; all are bytes, and multiples of the block size (2 MiB up to 128 GiB);
         `{"driver": "net", "id", "worker", "network", "mac", "mtu": 1500, "queues": 1, "queue_size": 256, "link": true,
           "rules": {...}}`, fds `[listener]`: a port of a network, all of whose devices share a worker; `rules` are those
           of docs/plane.md, "Networks";
@@ -113,6 +115,12 @@ class Plane:
     def query_balloons(self) -> str:
         """JSON rows `{"id", "size", "actual", "driver", "inflated", "deflated", "reported", "taken_back", "stats_ms", "stats":
         {...} | null, "stats_at": ns of CLOCK_MONOTONIC | null}`, those of `nagaya.plane.balloons.BalloonStatus`."""
+    def set_memory(self, id: str, requested: int) -> None:
+        """Ask the guest of a mem device to have so many bytes plugged. Raises `KeyError`, and `ValueError` unless they are
+        whole blocks within the region."""
+
+    def query_memory(self) -> str:
+        """JSON `[{"id", "start", "size", "block", "requested", "plugged", "connected"}]` of all mem devices, in bytes."""
 
     def event_fd(self) -> int:
         """An eventfd that is readable while `take_events` has something."""

@@ -5,7 +5,7 @@
 //! the guest's own. How large the balloon is to be is in the configuration space, which the holder serves; so is what
 //! the guest says of its size. Statistics are asked for once a period: the guest's buffer stays in the ring until then.
 
-mod discard;
+pub mod discard;
 mod state;
 mod stats;
 

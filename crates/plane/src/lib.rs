@@ -9,7 +9,7 @@
 //! - [`worker`]: one thread on one io_uring that serves the virtqueues; [`memory`]: guests' memory and how a worker
 //!   survives its loss; [`chain`]: descriptor chains, checked; [`inflight`]: what a crashed worker had taken;
 //!   [`sandbox`]: what a worker may not do; [`seccomp`]: filters from names.
-//! - The devices: [`balloon`], [`block`], [`console`], [`net`], [`rng`].
+//! - The devices: [`balloon`], [`block`], [`console`], [`mem`], [`net`], [`rng`].
 //! - [`clock`]: the time; [`uring`]: one io_uring, raw operations and futures; [`executor`]: the tasks of a thread.
 
 pub mod arbiter;
@@ -23,6 +23,7 @@ pub mod control;
 pub mod executor;
 pub mod holder;
 pub mod inflight;
+pub mod mem;
 pub mod memory;
 pub mod net;
 pub mod page;

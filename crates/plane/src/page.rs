@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::balloon::BalloonState;
 use crate::config::MAX_PORTS;
+use crate::mem::MemState;
 use crate::net::switch::DropReason;
 
 /// Room for counters of drops.
@@ -63,6 +64,8 @@ pub struct DevicePage {
     pub balloon: BalloonState,
     /// Mappings of an overlay that its file does not have yet.
     pub mappings: MappingLog,
+    /// Memory that a guest has plugged.
+    pub mem: MemState,
 }
 
 impl DevicePage {

@@ -108,6 +108,14 @@ impl Plane {
         py.detach(|| self.0.query_balloons())
     }
 
+    fn set_memory(&self, py: Python<'_>, id: &str, requested: u64) -> PyResult<()> {
+        py.detach(|| self.0.set_memory(id, requested)).map_err(error)
+    }
+
+    fn query_memory(&self, py: Python<'_>) -> String {
+        py.detach(|| self.0.query_memory())
+    }
+
     fn event_fd(&self) -> RawFd {
         self.0.event_fd()
     }

@@ -174,6 +174,65 @@ class MadtLocalX2ApicNmi(_Packed):
     )
 
 
+class Srat(_Packed):
+    """System Resource Affinity Table (5.2.16), before its entries."""
+
+    _fields_ = (("header", TableHeader), ("reserved1", _u32), ("reserved2", _u64))
+
+
+SRAT_ENABLED = 1 << 0
+SRAT_HOT_PLUGGABLE = 1 << 1
+
+
+class SratLocalApic(_Packed):
+    """Processor Local APIC affinity, type 0 (5.2.16.1): APIC ids up to 254."""
+
+    TYPE = 0
+    _fields_ = (
+        ("type", _u8),
+        ("length", _u8),
+        ("node_low", _u8),
+        ("apic_id", _u8),
+        ("flags", _u32),
+        ("sapic_eid", _u8),
+        ("node_high", _u8 * 3),
+        ("clock_domain", _u32),
+    )
+
+
+class SratMemory(_Packed):
+    """Memory affinity, type 1 (5.2.16.2)."""
+
+    TYPE = 1
+    _fields_ = (
+        ("type", _u8),
+        ("length", _u8),
+        ("node", _u32),
+        ("reserved1", _u16),
+        ("base", _u64),
+        ("size", _u64),
+        ("reserved2", _u32),
+        ("flags", _u32),
+        ("reserved3", _u64),
+    )
+
+
+class SratLocalX2Apic(_Packed):
+    """Processor Local x2APIC affinity, type 2 (5.2.16.3)."""
+
+    TYPE = 2
+    _fields_ = (
+        ("type", _u8),
+        ("length", _u8),
+        ("reserved1", _u16),
+        ("node", _u32),
+        ("x2apic_id", _u32),
+        ("flags", _u32),
+        ("clock_domain", _u32),
+        ("reserved2", _u32),
+    )
+
+
 class Mcfg(_Packed):
     """Memory-mapped configuration space, with its one segment group."""
 

@@ -13,6 +13,7 @@ VIRTIO_ID_BLOCK = 2
 VIRTIO_ID_CONSOLE = 3
 VIRTIO_ID_RNG = 4
 VIRTIO_ID_BALLOON = 5
+VIRTIO_ID_MEM = 24
 
 # Feature bits (6): what belongs to all devices
 VIRTIO_RING_F_INDIRECT_DESC = 28

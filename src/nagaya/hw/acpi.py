@@ -30,6 +30,8 @@ class AcpiConfig:
     pci_windows: Sequence[tuple[int, int]] = ()  # (address, size) for BARs; none: no PCI
     virtio_mmio: Sequence[tuple[int, int]] = ()  # (address, interrupt line) of each device
     serial_ports: int = 1
+    ram: Sequence[tuple[int, int]] = ()  # (address, size); only said where memory can be plugged
+    hot_memory: Sequence[tuple[int, int]] = ()  # (address, size) of regions in which memory is plugged
 
 
 def build(config: AcpiConfig) -> bytes:
@@ -62,6 +64,8 @@ def _tables(config: AcpiConfig, dsdt: int) -> list[bytes]:
         tables.append(_mcfg())
     if config.serial_ports:
         tables.append(_spcr())
+    if config.hot_memory:
+        tables.append(_srat(config))
     return tables
 
 
@@ -77,7 +81,7 @@ def _table(signature: bytes, revision: int, head: acpi.TableHeader | _HasHeader,
     return bytes(head) + body
 
 
-_HasHeader = acpi.Fadt | acpi.Madt | acpi.Mcfg | acpi.Spcr
+_HasHeader = acpi.Fadt | acpi.Madt | acpi.Mcfg | acpi.Spcr | acpi.Srat
 
 
 def _checksum(content: bytes) -> int:
@@ -134,6 +138,25 @@ _MadtEntry = (
     | acpi.MadtLocalApicNmi
     | acpi.MadtLocalX2ApicNmi
 )
+
+
+def _srat(config: AcpiConfig) -> bytes:
+    """One node with everything. Linux learns from it how far memory may reach (`max_possible_pfn`)."""
+    entries: list[_SratEntry] = []
+    for cpu in range(config.cpus):
+        if cpu < _APIC_IDS:
+            entries.append(acpi.SratLocalApic(apic_id=cpu, flags=acpi.SRAT_ENABLED))
+        else:
+            entries.append(acpi.SratLocalX2Apic(x2apic_id=cpu, flags=acpi.SRAT_ENABLED))
+    entries += [acpi.SratMemory(base=base, size=size, flags=acpi.SRAT_ENABLED) for base, size in config.ram]
+    hot = acpi.SRAT_ENABLED | acpi.SRAT_HOT_PLUGGABLE
+    entries += [acpi.SratMemory(base=base, size=size, flags=hot) for base, size in config.hot_memory]
+    for entry in entries:
+        entry.type, entry.length = entry.TYPE, sizeof(entry)
+    return _table(b"SRAT", 3, acpi.Srat(reserved1=1), b"".join(map(bytes, entries)))
+
+
+_SratEntry = acpi.SratLocalApic | acpi.SratLocalX2Apic | acpi.SratMemory
 
 
 def _mcfg() -> bytes:

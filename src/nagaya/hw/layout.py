@@ -8,6 +8,7 @@ All addresses are guest-physical, all sizes bytes. Nothing else in the tree hold
     VIRTIO_MMIO            virtio-mmio devices, a page each
     IOAPIC, LAPIC          in the kernel's irqchip
     HIGH_RAM     4 GiB     the rest of RAM
+    hot_start              memory that the guest plugs (virtio-mem)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ PAGE = 4 * KIB
 # RAM
 LOW_RAM_END = 3 * GIB  # RAM below 4 GiB ends here at the latest
 HIGH_RAM = 4 * GIB
+HOT_ALIGN = 2 * GIB  # Linux' largest memory block (arch/x86/mm/init_64.c)
 
 # Low memory that the boot protocols fill before the first instruction
 GDT = 0x500
@@ -62,6 +64,12 @@ SERIAL_IRQS = (4, 3)
 GED_IRQ = 9
 VIRTIO_MMIO_IRQS = (5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23)
 FIRST_MSI_GSI = 24
+
+
+def hot_start(ram: int) -> int:
+    """Where memory is plugged in a machine with `ram` bytes."""
+    address, size = ram_ranges(ram)[-1]
+    return -(-max(HIGH_RAM, address + size) // HOT_ALIGN) * HOT_ALIGN
 
 
 def ram_ranges(ram: int) -> tuple[tuple[int, int], ...]:

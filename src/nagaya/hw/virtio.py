@@ -41,6 +41,7 @@ class Kind:
     pci_class: int
     config_size: int  # bytes of configuration space that any feature needs
     written: tuple[tuple[int, range], ...] = ()  # (feature bit, bytes that a driver may write with it)
+    live: bool = False  # what the driver asks for changes configuration space: it is read anew each time
 
 
 KINDS: Final = {
@@ -67,6 +68,7 @@ KINDS: Final = {
             ),
         ),
         Kind("rng", virtio.VIRTIO_ID_RNG, 0x00FF, 0),
+        Kind("mem", virtio.VIRTIO_ID_MEM, 0x00FF, 56, live=True),
         Kind(
             "balloon",
             virtio.VIRTIO_ID_BALLOON,
@@ -232,6 +234,11 @@ class VirtioDevice:
 
     def read_config(self, offset: int, size: int) -> int:
         """A driver reads configuration space."""
+        if self.kind.live:
+            try:
+                self._config = self._read_config()
+            except NagayaError as error:
+                self.fail(f"configuration space cannot be read: {error.message}")
         return int.from_bytes(self._config[offset : offset + size], "little")
 
     def write_config(self, offset: int, size: int, value: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Transport = Literal["pci", "mmio"]
-DeviceKind = Literal["blk", "console", "rng", "balloon", "net"]
+DeviceKind = Literal["blk", "console", "rng", "balloon", "mem", "net"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class MachineConfig:
     transport: Transport = "pci"
     huge_pages: bool = False
     numa_node: int | None = None
+    hot_memory: int = 0  # bytes that the guest may plug behind it, at `layout.hot_start(memory)`
     serial: str = ""  # unix stream socket that carries the first serial port; "": standard output
     qmp: str = ""  # unix socket on which the monitor listens
     reboot: Literal["reset", "exit"] = "exit"  # what a guest's reset does

@@ -140,7 +140,12 @@ class Machine(Closing):
         self._stack = ExitStack()
         try:
             self.memory = self._stack.enter_context(
-                GuestMemory(config.memory, huge_pages=config.huge_pages, numa_node=config.numa_node)
+                GuestMemory(
+                    config.memory,
+                    hot=config.hot_memory,
+                    huge_pages=config.huge_pages,
+                    numa_node=config.numa_node,
+                )
             )
             self.vm = self._stack.enter_context(Vm(system, self.memory.regions))
             self.interrupts = KvmInterrupts(self.vm)
@@ -293,7 +298,16 @@ class Machine(Closing):
     def _boot(self) -> None:
         self.pci.power_on()
         windows = PCI_WINDOWS if self.config.transport == "pci" else ()
-        tables = _tables(AcpiConfig(self.config.cpus, windows, self._mmio_places()))
+        hot = ((layout.hot_start(self.config.memory), self.config.hot_memory),)
+        tables = _tables(
+            AcpiConfig(
+                self.config.cpus,
+                windows,
+                self._mmio_places(),
+                ram=layout.ram_ranges(self.config.memory),
+                hot_memory=hot if self.config.hot_memory else (),
+            )
+        )
         state = boot.load(self.memory, self.config, tables)
         GenerationId(self.memory, self._ged).renew(announce=False)
         boot.apply(state, self.vcpus.vcpus[0])

@@ -25,21 +25,25 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class GuestMemory(Closing):
-    """`size` bytes of RAM for one machine; implements `nagaya.hw.wires.Ram`. A context manager.
+    """`size` bytes of RAM for one machine, and `hot` that it plugs. A context manager.
+
+    Implements `nagaya.hw.wires.Ram`.
 
     The file can be neither shrunk nor grown: whoever maps it (the plane) never meets a SIGBUS. Pages come
     when they are first touched. Core dumps leave them out.
     """
 
-    def __init__(self, size: int, *, huge_pages: bool = False, numa_node: int | None = None) -> None:
-        """`size` is a multiple of 4 KiB, with `huge_pages` of 2 MiB. Raises `UsageError`, `ResourceError`."""
+    def __init__(
+        self, size: int, *, hot: int = 0, huge_pages: bool = False, numa_node: int | None = None
+    ) -> None:
+        """Sizes are multiples of 4 KiB, with `huge_pages` of 2 MiB. Raises `UsageError`, `ResourceError`."""
         unit = HUGE_PAGE if huge_pages else layout.PAGE
-        if size < unit or size % unit:
+        if size < unit or size % unit or hot % unit:
             raise UsageError(f"guest memory of {size} bytes is no multiple of {format_size(unit)}")
         self.size = size
-        self.fd = _create(size, huge_pages)
+        self.fd = _create(size + hot, huge_pages)
         try:
-            self._mapping = _map(self.fd, size, huge_pages)
+            self._mapping = _map(self.fd, size + hot, huge_pages)
         except BaseException:
             os.close(self.fd)
             self.fd = -1
@@ -47,15 +51,16 @@ class GuestMemory(Closing):
         self._bytes = memoryview(self._mapping)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
         self._mapping.madvise(mmap.MADV_DONTDUMP)
+        places = zip(layout.ram_ranges(size), (0, layout.LOW_RAM_END), strict=False)
+        parts = [(address, length, offset) for (address, length), offset in places]
+        if hot:
+            parts.append((layout.hot_start(size), hot, size))
         self.regions = tuple(
-            RamRegion(address, length, self.fd, offset, host + offset)
-            for (address, length), offset in zip(
-                layout.ram_ranges(size), (0, layout.LOW_RAM_END), strict=False
-            )
+            RamRegion(address, length, self.fd, offset, host + offset) for address, length, offset in parts
         )
         if numa_node is not None:
             try:
-                _bind_to_node(host, size, numa_node)
+                _bind_to_node(host, size + hot, numa_node)
             except BaseException:
                 self.close()
                 raise

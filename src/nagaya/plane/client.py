@@ -17,6 +17,7 @@ from nagaya.plane.balloons import BalloonStatus, balloon_from_json
 from nagaya.plane.conditions import WELL, Conditions, DiskCondition, after
 from nagaya.plane.config import CopyJob, Device, Layer
 from nagaya.plane.demand import WorkerDemand, demand_from_json
+from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.plane.ports import Flow, PortRules, PortStatus, port_from_json
 from nagaya.plane.shares import (
     ArbiterStatus,
@@ -249,6 +250,17 @@ class PlaneClient:
     async def query_balloons(self) -> list[BalloonStatus]:
         """The balloons of all machines, and what their guests say of their memory."""
         return [balloon_from_json(row) for row in _rows(await self._execute("query-balloons"))]
+
+    async def set_memory(self, device_id: str, requested: int) -> None:
+        """Ask a guest to have `requested` bytes plugged; `query_memory` tells how far it is.
+
+        Raises `NotFoundError`, and `UsageError` unless they are whole blocks within the region.
+        """
+        await self._execute("set-memory", {"id": device_id, "requested": requested})
+
+    async def query_memory(self) -> list[HotMemoryStatus]:
+        """The devices that plug memory into guests."""
+        return [HotMemoryStatus(**row) for row in _rows(await self._execute("query-memory"))]
 
     async def query_ports(self, network: str | None = None) -> list[PortStatus]:
         """The ports of a network, or of all."""

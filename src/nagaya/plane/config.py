@@ -110,6 +110,23 @@ class BalloonDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class MemDevice:
+    """A virtio-mem device: memory that a guest plugs and unplugs while it runs (virtio 1.3, 5.15).
+
+    Its frontend shares the region's memory with that of the guest.
+    """
+
+    id: str  # "<machine id>/mem0"
+    socket: str
+    uid: int
+    gid: int
+    start: int  # guest-physical address of the region, a multiple of the block size
+    size: int  # bytes of the region, likewise
+    requested: int = 0  # bytes that the guest is to have plugged, likewise
+    driver: Literal["mem"] = "mem"
+
+
+@dataclass(frozen=True, slots=True)
 class NetDevice:
     """A virtio-net device: a port of `network`, whose ports share one worker."""
 
@@ -166,4 +183,4 @@ class CopyJob:
     kind: Literal["copy"] = "copy"
 
 
-Device = BlkDevice | ConsoleDevice | RngDevice | BalloonDevice | NetDevice | UplinkDevice
+Device = BlkDevice | ConsoleDevice | RngDevice | BalloonDevice | MemDevice | NetDevice | UplinkDevice

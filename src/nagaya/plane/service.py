@@ -14,10 +14,19 @@ from typing import Protocol, TypeVar
 
 from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceError, UsageError
-from nagaya.plane import arbitration, balloons, jobs, portorders
+from nagaya.plane import arbitration, balloons, hotmem, jobs, portorders
 from nagaya.plane.arbitration import Arbitration
 from nagaya.plane.balloons import Balloons
-from nagaya.plane.config import BalloonDevice, BlkDevice, ConsoleDevice, Device, NetDevice, UplinkDevice
+from nagaya.plane.config import (
+    BalloonDevice,
+    BlkDevice,
+    ConsoleDevice,
+    Device,
+    MemDevice,
+    NetDevice,
+    UplinkDevice,
+)
+from nagaya.plane.hotmem import HotMemory
 from nagaya.plane.hub import ConsoleHub
 from nagaya.plane.jobs import Jobs
 from nagaya.plane.portorders import PortOrders
@@ -29,7 +38,7 @@ from nagaya.plane.wire import device_from_json, device_to_json, layer_to_core
 from nagaya.qmp import Command, version_info
 
 CHARS_WORKER = "chars"  # consoles and rng share one worker; their work is small
-BALLOONS_WORKER = "balloons"  # to give memory back takes milliseconds, for which no console is to wait
+BALLOONS_WORKER = "balloons"  # and mem devices: to give memory back takes milliseconds, too long for consoles
 _PORTS = (
     {"name": "", "console": True},
     {"name": "org.qemu.guest_agent.0", "console": False},  # the name that qemu-ga looks for
@@ -39,7 +48,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Core(arbitration.Core, balloons.Core, jobs.Core, portorders.Core, Protocol):
+class Core(arbitration.Core, balloons.Core, hotmem.Core, jobs.Core, portorders.Core, Protocol):
     """What the service needs of `nagaya._core.Plane`; the contract is in `_core.pyi`."""
 
     def device_add(self, config: str, fds: Sequence[int]) -> None: ...
@@ -98,7 +107,8 @@ class Service:
         self._ports = PortOrders(
             core, self._in_core, emit, find=self._find, changed=self._port_changed, finish=self._finish
         )
-        for part in (self._arbitration, Balloons(core, self._in_core), self._host_work, self._ports):
+        memory = (Balloons(core, self._in_core), HotMemory(core, self._in_core, emit, self._finish))
+        for part in (self._arbitration, *memory, self._host_work, self._ports):
             self.commands |= part.commands
 
     @property
@@ -170,6 +180,9 @@ class Service:
             config["ports"] = _PORTS[1:] if device.serial_socket else _PORTS
         elif isinstance(device, BalloonDevice):
             config |= {"worker": BALLOONS_WORKER, "stats_ms": device.stats_ms}
+        elif isinstance(device, MemDevice):
+            sizes = {"start": device.start, "size": device.size, "requested": device.requested}
+            config |= {"worker": BALLOONS_WORKER, **sizes}
         elif isinstance(device, NetDevice):
             config |= _net_config(device)
             shares = [share_to_json(node) for node in device.shares]

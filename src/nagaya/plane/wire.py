@@ -17,6 +17,7 @@ from nagaya.plane.config import (
     CopyJob,
     Device,
     Layer,
+    MemDevice,
     Model,
     NetDevice,
     RngDevice,
@@ -31,6 +32,7 @@ _DRIVERS: dict[object, type[Device]] = {
     "console": ConsoleDevice,
     "rng": RngDevice,
     "balloon": BalloonDevice,
+    "mem": MemDevice,
     "net": NetDevice,
     "uplink": UplinkDevice,
 }
@@ -49,6 +51,9 @@ _BOUNDS = {
     "log_limit": (4096, 2**30),
     "rate": (0, 2**63 - 1),
     "stats_ms": (0, 24 * 3600 * 1000),
+    "start": (0, 2**52),  # of addresses (SDM 4.1.4)
+    "size": (0, 2**52),
+    "requested": (0, 2**52),
 }
 
 

@@ -27,6 +27,7 @@ class Bare:
         *,
         devices: Sequence[DeviceConfig] = (),
         memory: int = MEMORY,
+        hot_memory: int = 0,
         cpus: int = 1,
         cpu_model: str = "host",
         initrd: str = "",
@@ -48,6 +49,7 @@ class Bare:
             cmdline=cmdline,
             devices=tuple(devices),
             transport=transport,
+            hot_memory=hot_memory,
         )
         self._system = Kvm()
         try:

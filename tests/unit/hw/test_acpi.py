@@ -14,7 +14,14 @@ from nagaya.hw import layout
 from nagaya.hw.acpi import AcpiConfig, build
 
 WINDOWS = ((layout.PCI_MMIO32, layout.PCI_MMIO32_SIZE), (1 << 40, layout.GIB))
-LARGE = AcpiConfig(300, WINDOWS, [(layout.VIRTIO_MMIO, 5)], serial_ports=2)
+LARGE = AcpiConfig(
+    300,
+    WINDOWS,
+    [(layout.VIRTIO_MMIO, 5)],
+    serial_ports=2,
+    ram=layout.ram_ranges(5 * layout.GIB),
+    hot_memory=[(layout.hot_start(5 * layout.GIB), layout.GIB)],
+)
 SMALL = AcpiConfig(1, serial_ports=0)
 
 
@@ -47,8 +54,23 @@ def whole(blob: bytes, address: int) -> bytes:
 
 
 def test_a_guest_finds_what_the_machine_has() -> None:
-    assert set(tables(build(LARGE))) == {b"XSDT", b"FACP", b"DSDT", b"APIC", b"MCFG", b"SPCR"}
+    assert set(tables(build(LARGE))) == {b"XSDT", b"FACP", b"DSDT", b"APIC", b"MCFG", b"SPCR", b"SRAT"}
     assert set(tables(build(SMALL))) == {b"XSDT", b"FACP", b"DSDT", b"APIC"}
+
+
+def test_memory_that_can_be_plugged_is_announced_beside_all_that_is_there() -> None:
+    table = tables(build(LARGE))[b"SRAT"]
+    entries, at = [], sizeof(abi.Srat)
+    while at < len(table):
+        entries.append(table[at : at + table[at + 1]])
+        at += table[at + 1]
+    memory = [abi.SratMemory.from_buffer_copy(one) for one in entries if one[0] == abi.SratMemory.TYPE]
+    assert [(one.base, one.size, one.flags) for one in memory] == [
+        (0, layout.LOW_RAM_END, abi.SRAT_ENABLED),
+        (layout.HIGH_RAM, 2 * layout.GIB, abi.SRAT_ENABLED),
+        (6 * layout.GIB, layout.GIB, abi.SRAT_ENABLED | abi.SRAT_HOT_PLUGGABLE),
+    ]
+    assert len(entries) == len(memory) + LARGE.cpus
 
 
 @pytest.mark.parametrize("config", [LARGE, SMALL], ids=["large", "small"])

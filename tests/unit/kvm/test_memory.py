@@ -40,6 +40,25 @@ def test_memory_costs_nothing_until_it_is_touched() -> None:
         assert os.fstat(memory.fd).st_blocks * 512 == layout.PAGE
 
 
+def test_memory_that_can_be_plugged_lies_behind_all_else_in_the_same_file() -> None:
+    with GuestMemory(16 * MIB, hot=layout.GIB) as memory:
+        boot, hot = memory.regions
+        assert (boot.size, memory.size) == (16 * MIB, 16 * MIB)
+        assert (hot.address, hot.size, hot.offset) == (layout.HIGH_RAM, layout.GIB, 16 * MIB)
+        memory.write(hot.address + hot.size - 4, b"last")
+        assert os.pread(memory.fd, 4, 16 * MIB + layout.GIB - 4) == b"last"
+        assert os.fstat(memory.fd).st_blocks * 512 == layout.PAGE
+    with pytest.raises(UsageError), GuestMemory(MIB, hot=5):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ram", "start"), [(MIB, 4), (3 * layout.GIB, 4), (4 * layout.GIB, 6), (5 * layout.GIB, 6)]
+)
+def test_memory_is_plugged_above_4_gib_and_all_of_ram(ram: int, start: int) -> None:
+    assert layout.hot_start(ram) == start * layout.GIB
+
+
 def test_more_than_3_gib_continue_above_4_gib() -> None:
     with GuestMemory(layout.LOW_RAM_END + MIB) as memory:
         low, high = memory.regions

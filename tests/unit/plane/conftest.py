@@ -150,6 +150,19 @@ class FakeCore:
         ]
         return json.dumps([row | counts | said for row in rows])
 
+    def set_memory(self, id: str, requested: int) -> None:  # noqa: A002
+        config, _ = self.devices[id]
+        if requested > config["size"]:
+            raise ValueError("requested is too much")
+        config["requested"] = requested
+
+    def query_memory(self) -> str:
+        mems = [one for one, _ in self.devices.values() if one["driver"] == "mem"]
+        said = {"block": 2 << 20, "plugged": 0, "connected": True}
+        return json.dumps(
+            [said | {name: one[name] for name in ("id", "start", "size", "requested")} for one in mems]
+        )
+
     def event_fd(self) -> int:
         return self._event_fd
 

@@ -18,6 +18,7 @@ from nagaya.plane.config import (
     BlkDevice,
     ConsoleDevice,
     Layer,
+    MemDevice,
     Model,
     NetDevice,
     RngDevice,
@@ -48,7 +49,8 @@ def test_a_device_survives_the_way_through_json(
     simulated = dataclasses.replace(make_disk(), layers=(Layer("", "simulated", model),))
     balloon = BalloonDevice("m/balloon0", "/tmp/s", 0, 0, stats_ms=100)
     disks = (make_disk(queues=2, serial="abc"), make_disk(shares=shares), simulated)
-    for device in (console, rng, balloon, *disks):
+    mem = MemDevice("m/mem0", "/tmp/s", 0, 0, start=1 << 32, size=1 << 30, requested=2 << 20)
+    for device in (console, rng, balloon, mem, *disks):
         assert device_from_json(json.loads(json.dumps(device_to_json(device)))) == device
 
 
@@ -73,6 +75,10 @@ def test_a_port_survives_the_way_through_json() -> None:
     [
         ({}, "driver None"),
         (RNG | {"driver": "nic"}, "driver 'nic'"),
+        (
+            RNG | {"driver": "mem", "start": 0, "size": 2**53},
+            f"size of m/rng is {2**53}, outside 0 to {2**52}",
+        ),
         (RNG | {"driver": "balloon", "stats_ms": -1}, "stats_ms of m/rng is -1, outside 0 to 86400000"),
         (RNG | {"driver": ["blk"]}, "driver ['blk']"),
         (RNG | {"speed": 9}, "'speed' is unknown"),

@@ -6,11 +6,13 @@ use crate::balloon::PAGE;
 use crate::shares::{Resource, ShareNode};
 
 pub use blk::{BlkConfig, CopyConfig, Format, Layer, MAX_LAYERS, Model, Speed};
+pub use mem::MemConfig;
 pub use net::{Mac, NetConfig, UplinkConfig, UplinkKind};
 
 use blk::{check_models, files};
 
 mod blk;
+mod mem;
 mod net;
 
 /// Largest virtqueue that we offer. User-mode Linux asks for 256, QEMU for at most 1024.
@@ -34,6 +36,8 @@ pub enum DeviceConfig {
     Rng(RngConfig),
     /// virtio-balloon.
     Balloon(BalloonConfig),
+    /// virtio-mem.
+    Mem(MemConfig),
     /// No device of a guest: host work on disks.
     Copy(CopyConfig),
     /// virtio-net.
@@ -158,6 +162,7 @@ impl DeviceConfig {
             }
             DeviceConfig::Rng(_) => {}
             DeviceConfig::Balloon(balloon) => balloon.check()?,
+            DeviceConfig::Mem(mem) => mem.check()?,
             DeviceConfig::Copy(copy) => {
                 bound("layers", copy.layers.len(), 1, MAX_LAYERS)?;
                 check_models(&copy.layers)?;
@@ -197,6 +202,7 @@ impl DeviceConfig {
             DeviceConfig::Console(console) => &console.id,
             DeviceConfig::Rng(rng) => &rng.id,
             DeviceConfig::Balloon(balloon) => &balloon.id,
+            DeviceConfig::Mem(mem) => &mem.id,
             DeviceConfig::Copy(copy) => &copy.id,
             DeviceConfig::Net(net) => &net.id,
             DeviceConfig::Uplink(uplink) => &uplink.id,
@@ -210,19 +216,21 @@ impl DeviceConfig {
             DeviceConfig::Console(console) => &console.worker,
             DeviceConfig::Rng(rng) => &rng.worker,
             DeviceConfig::Balloon(balloon) => &balloon.worker,
+            DeviceConfig::Mem(mem) => &mem.worker,
             DeviceConfig::Copy(copy) => &copy.worker,
             DeviceConfig::Net(net) => &net.worker,
             DeviceConfig::Uplink(uplink) => &uplink.worker,
         }
     }
 
-    /// "blk", "console", "rng", "balloon", "copy", "net" or "uplink".
+    /// "blk", "console", "rng", "balloon", "mem", "copy", "net" or "uplink".
     pub fn driver(&self) -> &'static str {
         match self {
             DeviceConfig::Blk(_) => "blk",
             DeviceConfig::Console(_) => "console",
             DeviceConfig::Rng(_) => "rng",
             DeviceConfig::Balloon(_) => "balloon",
+            DeviceConfig::Mem(_) => "mem",
             DeviceConfig::Copy(_) => "copy",
             DeviceConfig::Net(_) => "net",
             DeviceConfig::Uplink(_) => "uplink",
@@ -235,7 +243,9 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => files(&blk.layers) + usize::from(blk.write_log),
             DeviceConfig::Copy(copy) => files(&copy.layers) + copy.target.len() + copy.unlike.len(),
             DeviceConfig::Console(console) => console.ports.len(),
-            DeviceConfig::Rng(_) | DeviceConfig::Balloon(_) | DeviceConfig::Net(_) => 0,
+            DeviceConfig::Rng(_) | DeviceConfig::Balloon(_) | DeviceConfig::Mem(_) | DeviceConfig::Net(_) => {
+                0
+            }
             DeviceConfig::Uplink(_) => 1,
         }
     }
@@ -251,7 +261,7 @@ impl DeviceConfig {
             DeviceConfig::Blk(blk) => blk.queues.into(),
             // Receive and transmit of each port, and of the control messages (virtio 1.3, 5.3.2).
             DeviceConfig::Console(console) => 2 * (console.ports.len() + 1),
-            DeviceConfig::Rng(_) => 1,
+            DeviceConfig::Rng(_) | DeviceConfig::Mem(_) => 1,
             // Inflate, deflate, statistics, hints, reports (virtio 1.3, 5.5.2).
             DeviceConfig::Balloon(_) => 5,
             // Receive and transmit of each pair, and the control queue (virtio 1.3, 5.1.2).

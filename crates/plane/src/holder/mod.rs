@@ -31,6 +31,7 @@ mod fds;
 mod jobs;
 mod layers;
 mod link;
+mod mems;
 mod offer;
 mod ports;
 mod protocol;

@@ -14,6 +14,7 @@ use crate::balloon;
 use crate::block;
 use crate::config::{BlkConfig, DeviceConfig, Format};
 use crate::console;
+use crate::mem;
 use crate::net;
 
 /// The offer.
@@ -43,6 +44,7 @@ impl Offer {
             }
             DeviceConfig::Console(console) => (console::FEATURE_MULTIPORT, console::config_space(console)),
             DeviceConfig::Balloon(balloon) => (balloon::FEATURES, balloon::config_space(balloon)),
+            DeviceConfig::Mem(mem) => (mem::FEATURES, mem::config_space(mem, mem.requested, 0)),
             DeviceConfig::Net(net) => (net::device::features(net), net::device::config_space(net)),
             DeviceConfig::Rng(_) | DeviceConfig::Copy(_) | DeviceConfig::Uplink(_) => (0, Vec::new()),
         };

@@ -10,7 +10,6 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use crate::config::MAX_QUEUE_SIZE;
 use crate::control::Region;
-use crate::holder::events::lock;
 use crate::holder::fds;
 use crate::holder::session::{InflightFile, MAX_REGIONS, Session, refused};
 use crate::inflight;
@@ -156,7 +155,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
         // Beyond what we have, fields of a newer specification read as 0.
-        let space = lock(&self.offer.config).clone().into_iter().chain(std::iter::repeat(0));
+        let space = self.config_space().into_iter().chain(std::iter::repeat(0));
         Ok(space.skip(offset as usize).take(size as usize).collect())
     }
 

@@ -116,6 +116,7 @@ impl Session {
                 port.to_host.restart(port.to_host.last() + JUMP);
                 port.to_guest.restart(port.to_guest.last());
             }
+            shadow.page.mem.clear();
             let message = shadow.memory_message(device);
             state.tell(message);
         });

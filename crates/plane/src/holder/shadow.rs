@@ -83,6 +83,9 @@ impl Shadow {
     pub fn new(config: DeviceConfig, page: Arc<Shared>, backend: Vec<OwnedFd>) -> std::io::Result<Shadow> {
         let page_fd = Arc::new(page.as_fd().try_clone_to_owned()?);
         let Files { config, backend, witness } = Files::new(config, backend)?;
+        if let DeviceConfig::Mem(mem) = &config {
+            page.mem.requested.store(mem.requested, Relaxed);
+        }
         Ok(Shadow {
             config,
             page,

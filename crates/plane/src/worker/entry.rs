@@ -17,6 +17,7 @@ use crate::block::writelog::WriteLog;
 use crate::clock::Nanos;
 use crate::config::{BlkConfig, CopyConfig, DeviceConfig, Format, Layer};
 use crate::console::Console;
+use crate::mem::Mem;
 use crate::memory::Memory;
 use crate::net::device::Net;
 use crate::net::network::Networks;
@@ -76,6 +77,7 @@ impl Entry {
             DeviceConfig::Console(console) => Box::new(Console::new(console, fds.collect())),
             DeviceConfig::Rng(_) => Box::new(Rng::default()),
             DeviceConfig::Balloon(balloon) => Box::new(Balloon::new(balloon)),
+            DeviceConfig::Mem(mem) => Box::new(Mem::new(mem)),
             DeviceConfig::Copy(copy) => {
                 let ends = open_copy((uring, models), copy, fds.map(File::from).collect(), &page)?;
                 Box::new(Copy::new(copy, ends, leaf).ok_or(io::ErrorKind::OutOfMemory)?)
