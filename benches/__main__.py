@@ -24,6 +24,7 @@ BENCHES = {
     "network-shares": "benches.network.shares",
     "network-ports": "benches.network.ports",
     "network-packets": "benches.network.packets",
+    "plan": "benches.plan.accuracy",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",

@@ -18,6 +18,7 @@ from benches.disk.backends import await_socket, end
 
 from nagaya import _core
 from nagaya.plane import worker
+from nagaya.plane.demand import WorkerDemand, demand_from_json
 
 # A device with known service times: 8 at a time, 0.8 ms each, 10,000 a second. That takes little CPU, so that
 # it is not the clients and the worker on two CPUs that are measured.
@@ -28,11 +29,13 @@ SLICE_MS = 100
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """Reads of 4 KiB: `depth` at a time, `rate` a second at most if it is not 0."""
+    """Reads of 4 KiB, unless said otherwise: `depth` at a time, `rate` a second at most if it is not 0."""
 
     depth: int = 32
     rate: int = 0
     order: str = "random"
+    op: str = "read"
+    block: int = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,16 @@ class Got:
 class Machines:
     """Our plane with one worker; each machine has a disk on the same file, or the same simulated device."""
 
-    def __init__(self, directory: Path, file: Path | None) -> None:
+    def __init__(self, directory: Path, file: Path | None, model: Mapping[str, object] = SIMULATED) -> None:
         self._directory = directory
+        self._model = model
         self._fd = -1 if file is None else os.open(file, os.O_RDWR | os.O_DIRECT)
         self._plane = _core.Plane([sys.executable, "-I", "-S", str(worker.__file__), str(_core.__file__)])
 
     def add(self, name: str, **shares: int) -> Path:
         """A machine with these knobs; returns its socket."""
         path = self._directory / f"{name}.sock"
-        layer = {"format": "raw"} if self._fd >= 0 else {"format": "simulated", "model": SIMULATED}
+        layer = {"format": "raw"} if self._fd >= 0 else {"format": "simulated", "model": self._model}
         config = {
             "driver": "blk", "id": f"{name}/disk0", "worker": "bench", "queues": 1, "queue_size": 256,
             "read_only": False, "serial": "", "direct": True, "layers": [layer],
@@ -78,6 +82,11 @@ class Machines:
         state: dict[str, Any] = json.loads(self._plane.query_arbiter())[0]
         return state
 
+    def demand(self, *, anew: bool) -> WorkerDemand:
+        """What was asked of the device, and how it answered."""
+        (found,) = (demand_from_json(row) for row in json.loads(self._plane.query_demand(anew)))
+        return found
+
     def close(self) -> None:
         """End the plane."""
         self._plane.close()
@@ -86,10 +95,12 @@ class Machines:
 
 
 @contextmanager
-def our_plane(directory: Path, file: Path | None) -> Iterator[Machines]:
+def our_plane(
+    directory: Path, file: Path | None, model: Mapping[str, object] = SIMULATED
+) -> Iterator[Machines]:
     """An empty plane."""
     with ExitStack() as stack:
-        machines = Machines(directory, file)
+        machines = Machines(directory, file, model)
         stack.callback(machines.close)
         yield machines
     for path in directory.glob("*.sock"):
@@ -145,8 +156,9 @@ class Crowd:
         return {name: _got(json.loads(output)) for name, output in outputs.items()}
 
     def _start(self, path: Path, asks: Asks) -> subprocess.Popen[bytes]:
-        command = [str(self._vub), "bench", "--socket", str(path), "--op", "read", "--mode", "block"]
+        command = [str(self._vub), "bench", "--socket", str(path), "--op", asks.op, "--mode", "block"]
         command += ["--depth", str(asks.depth), "--rate", str(asks.rate), "--order", asks.order]
+        command += ["--block", str(asks.block)]
         command += ["--slice-ms", str(SLICE_MS)]
         command += ["--seconds", str(self.seconds), "--warm-up", str(self.warm_up)]
         return subprocess.Popen(command, stdout=subprocess.PIPE)

@@ -29,6 +29,7 @@ COMMANDS = {
     "get": ("set", "Print the knobs of a machine or a tenant."),
     "top": ("top", "Show what all machines do, live."),
     "demand": ("demand", "Show what a machine asked of the host, hour by hour."),
+    "plan": ("plan", "Say how many machines more fit, and what breaks first."),
     "why": ("why", "Say what a machine waited for, and because of whom."),
     "start": ("lifecycle", "Start machines."),
     "stop": ("lifecycle", "Ask machines to shut down; end them at the deadline."),

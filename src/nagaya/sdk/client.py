@@ -12,6 +12,7 @@ from nagaya.sdk.machines import Machines
 
 if TYPE_CHECKING:
     from nagaya.models.host import HostInfo, HostReport, VersionInfo
+    from nagaya.models.plan import ConsolidationAnswer, PlanAnswer
     from nagaya.models.shares import ChangesAnswer
     from nagaya.models.usage import UsageAnswer
     from nagaya.models.waits import WaitInfo
@@ -134,6 +135,23 @@ class Client(Connection):
         from nagaya.models.usage import UsageAnswer
 
         return UsageAnswer.from_json(self.request("GET", "/v1/usage", query={"since": since}))
+
+    def plan(self, like: str, *, most: int = 100, p99_us: int | None = None) -> PlanAnswer:
+        """How many machines more like `like` fit this host, and what breaks first; changes nothing.
+
+        `p99_us` is what any disk may take; without it each one's objective, or three times what it takes now.
+        Raises `ConflictError` if nothing has been recorded of `like`.
+        """
+        from nagaya.models.plan import PlanAnswer
+
+        query = {"like": like, "most": most} | ({} if p99_us is None else {"p99_us": p99_us})
+        return PlanAnswer.from_json(self.request("GET", "/v1/plan", query=query, within=120))
+
+    def consolidation(self) -> ConsolidationAnswer:
+        """Which machines could share one host like this one, by what they have asked for."""
+        from nagaya.models.plan import ConsolidationAnswer
+
+        return ConsolidationAnswer.from_json(self.request("GET", "/v1/plan/consolidation"))
 
     def metrics(self) -> str:
         """The same in the text format of Prometheus."""

@@ -26,6 +26,7 @@ from nagaya.daemon.api import (
     memory,
     networks,
     operations,
+    plan,
     settings,
     startqueue,
     streams,
@@ -56,7 +57,7 @@ def make_app(daemon: Daemon) -> FastAPI:
         openapi_url="/v1/openapi.json",
         separate_input_output_schemas=False,
     )
-    machine_routes = (machines, startqueue, faults, streams, settings, waits, usage, memory, demand)
+    machine_routes = (machines, startqueue, faults, streams, settings, waits, usage, memory, demand, plan)
     for module in (host, *machine_routes, disks, networks, links, images, leases, operations):
         app.include_router(module.router(daemon), prefix="/v1")
     app.add_exception_handler(NagayaError, _nagaya_error)
