@@ -37,9 +37,6 @@ def machine_of(paths: Paths, *devices: str, **fields: Any) -> Machine:
         ("cpus", {"cpus": 1024}),
         ("memory.size", {"memory": 16 * 2**20 + 512}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
-        ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
-        ("memory.weight", {"memory": {"weight": 200}}),
-        ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(own: Paths, field: str, fields: dict[str, Any]) -> None:

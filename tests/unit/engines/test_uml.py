@@ -24,9 +24,6 @@ def engine(tmp_path: Path) -> UmlEngine:
         ("cpus", {"cpus": 2}),
         ("memory.size", {"memory": "16MiB"}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
-        ("memory.reservation", {"memory": {"size": "512MiB", "reservation": "256MiB"}}),
-        ("memory.weight", {"memory": {"weight": 200}}),
-        ("cpu.reservation", {"cpu": {"reservation": 0.5}}),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
@@ -43,7 +40,8 @@ def test_what_cannot_be_done_is_refused_by_name(
         {},
         {"memory": "24MiB"},
         {"memory": {"size": "512MiB", "limit": "512MiB"}},
-        {"cpu": {"weight": 500, "limit": 0.5}},
+        {"cpu": {"weight": 500, "limit": 0.5, "reservation": 0.25}},
+        {"memory": {"size": "512MiB", "reservation": "256MiB", "weight": 200}},
         {"disks": ({"image": "debian"}, {"size": "1GiB"})},
     ],
 )
