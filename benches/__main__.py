@@ -25,6 +25,7 @@ BENCHES = {
     "network-ports": "benches.network.ports",
     "network-packets": "benches.network.packets",
     "plan": "benches.plan.accuracy",
+    "cpu-shares": "benches.cpu.shares",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",

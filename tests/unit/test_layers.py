@@ -28,6 +28,7 @@ LAYERS = (
         "qmp",
         "settings",
         "detached",
+        "oom",
         "traffic",
         "_core",
     },

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from nagaya import oom
 from nagaya.daemon import endpoint, log
 from nagaya.daemon.adoption import Adoption
 from nagaya.daemon.conditions import mind_disks
@@ -23,6 +24,7 @@ from nagaya.daemon.demand import Demand
 from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
 from nagaya.daemon.objectives import mind_objectives
+from nagaya.daemon.oomrank import mind_oom
 from nagaya.daemon.operations import Operations
 from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import State
@@ -62,6 +64,7 @@ def run(make_parts: Callable[[Paths], Parts], argv: Sequence[str] | None = None)
             if options.log_file:
                 _log_to(options.log_file)
             log.configure()
+            oom.protect_self()
             asyncio.run(_serve(paths, make_parts, listener, lambda: _tell_ready(options.ready_fd)))
     except NagayaError as error:
         print(f"nagayad: {error}", file=sys.stderr)  # noqa: T201
@@ -94,6 +97,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             supervisor.spawn(supervisor.pressure.mind())
             supervisor.spawn(supervisor.leases.mind())
             supervisor.spawn(supervisor.queue.mind())
+            supervisor.spawn(mind_oom(supervisor))
             supervisor.spawn(supervisor.memory.mind())
             yield daemon
         finally:

@@ -276,7 +276,8 @@ class Parts:
     `agent` is a client of a machine's guest agent, by the name (for messages) and the paths of the machine.
     `prepare` has the helper processes run, so that the first start is quick. `balance` gets the pids of the
     running machines by id, and evens out the load of the CPUs. `usage` is what a machine's control groups
-    count: CPU time in microseconds, memory in bytes; None what nothing counts. `pressure` is what they tell
+    count: CPU time in microseconds, memory in bytes; None what nothing counts. `rank` gives all processes
+    of a machine a score for the out-of-memory killer (`nagaya.oom`). `pressure` is what they tell
     of waits, `host_pressure` the same of the host.
     """
 
@@ -291,5 +292,6 @@ class Parts:
     prepare: Callable[[], Awaitable[None]]
     balance: Callable[[Mapping[str, int]], Awaitable[str]] | None = None
     usage: Callable[[str], tuple[int | None, int | None]] = lambda _machine: (None, None)
+    rank: Callable[[str, int], None] = lambda _machine, _score: None
     pressure: Callable[[str], GroupPressure] = lambda _machine: GroupPressure()
     host_pressure: Callable[[], HostPressure] = HostPressure

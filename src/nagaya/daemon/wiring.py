@@ -64,6 +64,7 @@ def real_parts(paths: Paths) -> Parts:
         prepare=prepare,
         balance=uml.balance,
         usage=lambda machine_id: _usage(jails.group(machine_id)),
+        rank=jails.rank,
         pressure=lambda machine_id: _pressure(jails.group(machine_id)),
         host_pressure=host_pressure,
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nagaya import oom
 from nagaya.engines.cpus import Cpus
 from nagaya.engines.engine import Machine, ProcessId
 from nagaya.engines.exits import Status, read_status, read_tail
@@ -137,6 +138,12 @@ class Jails:
         await asyncio.to_thread(_remove_group, machine)
         self.cpus.release(machine.id)
         _killed_mark(machine.paths).unlink(missing_ok=True)
+
+    def rank(self, machine_id: str, score: int) -> None:
+        """Give all processes of a machine a score for the out-of-memory killer (`nagaya.oom`)."""
+        group = self.group(machine_id)
+        if group is not None:
+            oom.rank(group.pids, score)
 
     def group(self, machine_id: str) -> Cgroup | None:
         """The control groups of a machine that was launched, by this daemon or an earlier one."""

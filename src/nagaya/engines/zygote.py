@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nagaya import oom
 from nagaya.abi import linux
 from nagaya.engines import jail
 from nagaya.engines.enginelog import EngineLog
@@ -277,6 +278,7 @@ def _fork(cgroup: str) -> int:
 def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:
     signal.set_wakeup_fd(-1)
     try:
+        oom.set_score("self", oom.WITHIN)
         call = _entry(plan.call) if plan.call else None
         fds = jail.enter(plan, mount_point, log_fd, report_fd)
         if call is not None:
@@ -350,6 +352,7 @@ def main() -> int:
         os._exit(0)
     if options.detach:
         os.setsid()
+    oom.protect_self()
     paths = Paths.default()
     paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
     lock = os.open(paths.run / "zygote.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

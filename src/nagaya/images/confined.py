@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nagaya import oom
 from nagaya.abi import linux
 from nagaya.errors import ResourceError
 from nagaya.images.tools import find_tool
@@ -87,6 +88,7 @@ async def run(plan: Plan, on_output: Callable[[bytes], None] | None = None) -> O
         env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONPATH": str(Path(__file__).parents[2])},
         start_new_session=True,
     )
+    oom.set_score(process.pid, oom.ORDINARY)
     outcome = Outcome(-1)
     try:
         async with asyncio.TaskGroup() as group:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from nagaya import oom
 from nagaya.errors import BuildError, NagayaError, ResourceError, UnavailableError
 from nagaya.images.workarea import Work
 
@@ -107,6 +108,7 @@ class Runner:
                     pass_fds=(self.work.lock_fd,),
                     start_new_session=True,
                 )
+            oom.set_score(process.pid, oom.ORDINARY)
             with process:
                 for line in process.stdout or ():
                     log.write(line)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nagaya import __version__
+from nagaya import __version__, oom
 from nagaya.errors import ConflictError
 from nagaya.paths import Paths
 from nagaya.plane import worker
@@ -31,6 +31,7 @@ def run(paths: Paths, ready_fd: int = -1) -> None:
     log_to_stderr()
     _leave_terminal()
     _raise_file_limit()
+    oom.protect_self()
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     with _lock(paths.run / "plane.lock"), Listener(str(paths.plane_socket), backlog=64) as listener:
         asyncio.run(serve(listener.socket, _core(), lambda: _tell_ready(ready_fd)))
