@@ -63,6 +63,7 @@ def _findings(paths: Paths) -> Iterator[Finding]:
     yield _io_uring()
     yield _cgroups()
     yield _pressure()
+    yield _core_scheduling()
     yield _user_namespaces()
     yield from _networks(paths)
     yield _room("disk space", _existing(paths.state), _LITTLE_DISK, "images and disks of machines")
@@ -221,6 +222,26 @@ def _pressure() -> Finding:
 
 
 _KNOWN_CONTROLLERS = {"cpu", "cpuset", "memory", "pids", "io", "blkio", "freezer", "devices"}
+
+
+def _core_scheduling() -> Finding:
+    from nagaya.engines.cores import Cores, probe
+
+    found = probe()
+    if found is not Cores.NONE or not _has_smt():
+        return Finding("core scheduling", State.OK, str(found))
+    return Finding(
+        "core scheduling",
+        State.WARN,
+        str(found),
+        "two machines may run on the two threads of one core, and watch its caches",
+        "a kernel with core scheduling, or nosmt on its command line, if machines do not trust one another",
+    )
+
+
+def _has_smt() -> bool:
+    active = Path("/sys/devices/system/cpu/smt/active")
+    return active.exists() and active.read_text().strip() == "1"
 
 
 def _user_namespaces() -> Finding:

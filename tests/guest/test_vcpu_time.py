@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
 
 import pytest
 
@@ -14,6 +16,8 @@ from nagaya.testing.flat import CODE_SELECTOR, IDT, Flat, Mode, assemble
 pytestmark = pytest.mark.kvm
 
 DONE = 0x99  # a port
+STEAL = 0x6040  # struct kvm_steal_time (Documentation/virt/kvm/x86/msr.rst): ns first, aligned to 64 bytes
+KVM_FEATURE_STEAL_TIME = 1 << 5
 CLOCK = 0x6000  # struct pvclock_vcpu_time_info (asm/pvclock-abi.h)
 PVCLOCK = "=IxxxxQQIbBxx"  # version, tsc_timestamp, system_time, tsc_to_system_mul, tsc_shift, flags
 GUEST_STOPPED = 1 << 1
@@ -93,3 +97,31 @@ def test_kvmclock_counts_and_tells_of_a_pause() -> None:
         flat.vcpus.pause()
         flat.run()
         flat.wait(lambda: bool(clock()[5] & GUEST_STOPPED))
+
+
+def test_a_guest_sees_the_time_that_its_cpu_was_taken_from_it() -> None:
+    code = assemble(
+        f"""
+        mov ${x86.MSR_KVM + 3:#x}, %ecx /* MSR_KVM_STEAL_TIME */
+        mov ${STEAL | 1:#x}, %eax
+        xor %edx, %edx
+        wrmsr
+        2: out %al, ${DONE:#x}
+        jmp 2b
+        """,
+        Mode.LONG,
+    )
+    before = os.sched_getaffinity(0)
+    cpu = min(before)
+    rival = subprocess.Popen(["taskset", "-c", str(cpu), "sh", "-c", "while :; do :; done"])
+    try:
+        os.sched_setaffinity(0, {cpu})  # the vCPU's thread too, which begins here
+        with Flat(code, Mode.LONG) as flat:
+            features = Leaves(flat.vcpu.get_cpuid()).word((x86.LEAF_KVM_FEATURES, 0, "eax"))
+            assert features & KVM_FEATURE_STEAL_TIME
+            flat.run()
+            flat.wait(lambda: struct.unpack("=Q", flat.memory.read(STEAL, 8))[0] > 1_000_000)
+    finally:
+        os.sched_setaffinity(0, before)
+        rival.kill()
+        rival.wait()

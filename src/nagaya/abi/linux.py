@@ -49,6 +49,10 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 SECCOMP_MODE_FILTER = 2
+PR_SCHED_CORE = 62
+PR_SCHED_CORE_GET = 0
+PR_SCHED_CORE_CREATE = 1
+PR_SCHED_CORE_SCOPE_THREAD_GROUP = 1
 
 # capabilities(7)
 CAP_DAC_OVERRIDE = 1
@@ -178,9 +182,9 @@ def pivot_root(new_root: str, put_old: str) -> None:
     _pivot_root(NR_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old))
 
 
-def prctl(option: int, argument: int = 0, argument3: int = 0) -> int:
-    """prctl(2)."""
-    result: int = _prctl(option, argument, argument3, 0, 0)
+def prctl(option: int, argument: int = 0, *more: int) -> int:
+    """prctl(2), with up to three arguments more; those that are left out are 0."""
+    result: int = _prctl(option, argument, *(*more, 0, 0, 0)[:3])
     return result
 
 

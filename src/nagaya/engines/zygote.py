@@ -36,7 +36,7 @@ from typing import Any
 
 from nagaya import oom
 from nagaya.abi import linux
-from nagaya.engines import jail
+from nagaya.engines import cores, jail
 from nagaya.engines.enginelog import EngineLog
 from nagaya.engines.plan import MAX_MESSAGE, LaunchPlan, encode
 from nagaya.engines.procs import start_time_of
@@ -279,6 +279,7 @@ def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> N
     signal.set_wakeup_fd(-1)
     try:
         oom.set_score("self", oom.WITHIN)
+        cores.separate()
         call = _entry(plan.call) if plan.call else None
         fds = jail.enter(plan, mount_point, log_fd, report_fd)
         if call is not None:
