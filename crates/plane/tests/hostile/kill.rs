@@ -13,13 +13,10 @@ use nagaya_client::stamp::{Stamper, Tally};
 use nagaya_client::{Blk, BlkOptions, Request};
 use nagaya_plane::block::qcow2::layout;
 
-use crate::house::{Access, DISK_LEN, Disk, House};
+use crate::house::{Access, DISK_LEN, Disk, House, PATIENCE};
 
 const DEPTH: u16 = 32;
 const BLOCKS: usize = (DISK_LEN / 4096) as usize;
-/// No completion for this long is a hang. The pause itself is printed, and judged by a bench on a quiet host.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// Kills of one test, and the work between two: at random, so that they meet every step of a restart.
 const KILLS: u64 = 60;
 

@@ -11,12 +11,12 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::house::{Disk, House, beside_a_neighbour};
+use crate::house::{Disk, House, PATIENCE, beside_a_neighbour};
 use crate::scene::{Answer, QUEUE_SIZE, Scene, connect};
 
 /// Wait until a violation more than `before` is counted.
 fn assert_breaks(house: &House, disk: &Disk, before: u64, what: &str) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + PATIENCE;
     while house.violations(&disk.id) == before {
         assert!(Instant::now() < end, "{what}: not noticed");
         thread::sleep(Duration::from_millis(1));

@@ -11,7 +11,7 @@ use nagaya_client::{Descriptor, Ring};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::house::{Access, DISK_LEN, Disk, House, beside_a_neighbour};
+use crate::house::{Access, DISK_LEN, Disk, House, PATIENCE, beside_a_neighbour};
 use crate::scene::{Answer, DATA_LEN, QUEUE_SIZE, Scene, WRITE, connect};
 
 /// SET_VRING_CALL and SET_VRING_KICK by number, for fds that are no eventfds.
@@ -104,7 +104,7 @@ fn rings_outside_memory_or_unaligned_are_refused() {
             let before = house.violations(&disk.id);
             if let Ok(queue) = device.start_ring(0, ring) {
                 queue.kick.write(1).unwrap();
-                let end = Instant::now() + Duration::from_secs(5);
+                let end = Instant::now() + PATIENCE;
                 while house.violations(&disk.id) == before {
                     assert!(Instant::now() < end, "{name}: neither refused nor broken");
                     thread::sleep(Duration::from_millis(1));
@@ -195,7 +195,7 @@ fn a_call_eventfd_that_is_full_blocks_nobody() {
             let ring = &scene.queue.ring;
             let used = ring.used_index().wrapping_add(1);
             scene.queue.push(0).unwrap();
-            let end = Instant::now() + Duration::from_secs(5);
+            let end = Instant::now() + PATIENCE;
             while ring.used_index() != used {
                 assert!(Instant::now() < end, "turn {turn}: no completion");
                 thread::sleep(Duration::from_millis(1));

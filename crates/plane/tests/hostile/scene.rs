@@ -14,7 +14,7 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-use crate::house::{Disk, House};
+use crate::house::{Disk, House, PATIENCE};
 
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
@@ -26,9 +26,6 @@ pub const QUEUE_SIZE: u16 = 64;
 pub const DATA_LEN: u64 = 0x2_0000;
 /// The status byte before the device writes it.
 pub const UNWRITTEN: u8 = 0xff;
-
-/// Longer than any defined answer takes on a busy host; a hang takes longer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the device ended a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +148,7 @@ impl<'a> Scene<'a> {
     pub fn told(&self) -> bool {
         let mut poll = libc::pollfd { fd: self.queue.err.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd.
-        (unsafe { libc::poll(&mut poll, 1, 1000) }) == 1
+        (unsafe { libc::poll(&mut poll, 1, PATIENCE.as_millis() as i32) }) == 1
     }
 }
 

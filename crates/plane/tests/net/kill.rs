@@ -7,13 +7,13 @@ use nagaya_client::NetOptions;
 
 use crate::street::{PATIENCE, Street, frame, mac};
 
-const KILLS: usize = 20;
+const KILLS: u32 = 20;
 
 /// Most frames on their way: fewer than the receiver has room for, so that only a kill loses any.
 const WINDOW: u32 = 32;
 
-/// What has not arrived after so long is lost.
-const LOST: Duration = Duration::from_millis(50);
+/// When nothing has come for so long, a look follows whether something is lost.
+const QUIET: Duration = Duration::from_millis(10);
 
 /// Bytes after the Ethernet header: the frame's number, and a pattern that follows from it.
 fn numbered(number: u32) -> Vec<u8> {
@@ -29,11 +29,16 @@ fn traffic_goes_on_when_the_worker_is_killed() {
     let mut a = street.guest(1, NetOptions::default());
     let mut b = street.guest(2, NetOptions { buffer_len: 512, ..NetOptions::default() });
     // `next` is the number that is to come, if nothing gets lost.
-    let (mut sent, mut next, mut twice, mut gaps) = (0_u32, 0_u32, 0_u32, 0_usize);
-    let (mut kills, mut next_kill) = (0, Instant::now() + Duration::from_millis(20));
-    let (mut progress, mut waits_since) = (Instant::now(), Instant::now());
-    while kills < KILLS || next < sent {
-        while kills < KILLS && sent - next < WINDOW && a.send(&numbered(sent)).unwrap() {
+    let (mut sent, mut next, mut twice, mut gaps) = (0_u32, 0_u32, 0_u32, 0_u32);
+    let (mut kills, mut killed, mut next_kill) = (0, 0, Instant::now() + Duration::from_millis(20));
+    // All before `settled` have been taken by workers that have since told us so, or died.
+    let (mut progress, mut settled) = (Instant::now(), 0);
+    loop {
+        let sending = kills < KILLS || sent < 50 * KILLS;
+        if !sending && next == sent {
+            break;
+        }
+        while sending && sent - next < WINDOW && a.send(&numbered(sent)).unwrap() {
             sent += 1;
         }
         a.kick().unwrap();
@@ -43,28 +48,30 @@ fn traffic_goes_on_when_the_worker_is_killed() {
             assert!(number < sent, "frame {number} was never sent");
             // Those on their way at a kill may come twice.
             twice += u32::from(number < next);
-            gaps += usize::from(number > next);
+            gaps += u32::from(number > next);
             next = next.max(number + 1);
-            (progress, waits_since) = (Instant::now(), Instant::now());
+            progress = Instant::now();
         }
         assert!(progress.elapsed() < PATIENCE, "after {kills} kills nothing arrives any more");
-        if next < sent && waits_since.elapsed() > LOST {
-            gaps += 1;
-            (next, waits_since) = (sent, Instant::now());
+        gaps += u32::from(next < settled);
+        next = next.max(settled);
+        if next < sent && progress.elapsed() > QUIET && a.unsent().unwrap() == 0 {
+            street.settle(1);
+            settled = sent;
         }
         if kills < KILLS && Instant::now() >= next_kill {
-            let (pid, _) = street.worker();
-            // SAFETY: passes no pointer; the process is a child of this one and not yet waited for.
-            unsafe { libc::kill(pid as i32, libc::SIGKILL) };
-            kills += 1;
-            next_kill = Instant::now() + Duration::from_millis(7 + 13 * (kills as u64 % 5));
+            let (pid, generation) = street.worker();
+            // The one that was killed last may not have been buried yet.
+            if generation != killed {
+                // SAFETY: passes no pointer; the process is a child of this one and not yet waited for.
+                unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+                (kills, killed) = (kills + 1, generation);
+                next_kill = Instant::now() + Duration::from_millis(7 + 13 * u64::from(kills % 5));
+            }
         }
         thread::yield_now();
     }
-    let (_, generation) = street.worker();
-    assert!(generation as usize > KILLS / 2, "only {generation} workers: the kills met nobody");
     println!("{sent} sent, {twice} came twice, {gaps} times something was lost");
-    assert!(sent > 50 * KILLS as u32, "only {sent} were sent");
-    assert!(twice <= WINDOW * KILLS as u32, "{twice} came twice");
+    assert!(twice <= WINDOW * KILLS, "{twice} came twice");
     assert!(gaps <= KILLS, "{gaps} times something was lost, by {KILLS} kills");
 }

@@ -92,32 +92,37 @@ fn numbered(number: u32) -> Vec<u8> {
     bytes
 }
 
-/// Send frames of many connections until `until` says so; by which queue each connection came last, and how many frames did.
+/// Send frames of many connections until `until` says so, and take all of them; by which queue each connection came last, and how many frames did.
 /// Each connection has its queue and its order, unless the worker is `killed` meanwhile: the next one hashes otherwise, and a
 /// ring of frames may come twice.
 fn exchange(
-    sender: &mut Net,
-    guest: &mut Guest,
+    street: &Street,
+    (sender, guest): (&mut Net, &mut Guest),
     (first, killed): (u32, bool),
     mut until: impl FnMut(u32) -> bool,
 ) -> (HashMap<u16, usize>, u32) {
     let (mut sent, mut got, mut queues) = (first, 0, HashMap::new());
     let mut last: HashMap<u16, u32> = HashMap::new();
-    let mut quiet = Instant::now();
-    let mut sending = true;
-    while sending || quiet.elapsed() < Duration::from_millis(200) {
+    let mut progress = Instant::now();
+    let (mut sending, mut settled) = (true, false);
+    while sending || !settled {
         while sending && sender.send(&numbered(sent)).expect("send") {
             sent += 1;
         }
         sender.kick().expect("kick");
+        if !sending && sender.unsent().expect("the ring") == 0 {
+            street.settle(1);
+            settled = true;
+        }
         for (queue, port, number) in guest.take() {
             let (queue_before, before) = (queues.insert(port, queue), last.insert(port, number));
             assert!(killed || queue_before.is_none_or(|before| before == queue), "{port} changes its queue");
             assert!(killed || before < Some(number), "{port}: {number} after {before:?}");
             assert!(number >= first && number < sent, "{number} was not sent");
             got += 1;
-            quiet = Instant::now();
+            progress = Instant::now();
         }
+        assert!(progress.elapsed() < PATIENCE, "nothing comes after {got} frames");
         sending = sending && !until(got);
         thread::yield_now();
     }
@@ -130,14 +135,14 @@ fn connections_are_spread_and_stay_in_order() {
         let street = Street::new();
         let mut sender = street.guest(1, NetOptions::default());
         let mut guest = Guest::new(&street.port(2, &json!({"queues": pairs})), pairs.into());
-        let (queues, got) = exchange(&mut sender, &mut guest, (0, false), |got| got > 2000);
+        let (queues, got) = exchange(&street, (&mut sender, &mut guest), (0, false), |got| got > 2000);
         assert!(got > 2000 && queues.values().all(|queue| *queue == 0), "the driver uses one pair at first");
         assert!(guest.use_pairs(pairs) && !guest.use_pairs(0) && !guest.use_pairs(pairs + 1));
-        let (queues, _) = exchange(&mut sender, &mut guest, (1 << 20, false), |got| got > 5000);
+        let (queues, _) = exchange(&street, (&mut sender, &mut guest), (1 << 20, false), |got| got > 5000);
         let used: std::collections::HashSet<usize> = queues.into_values().collect();
         assert_eq!(used.len(), usize::from(pairs), "32 connections, and a queue without any");
         assert!(guest.use_pairs(1));
-        let (queues, _) = exchange(&mut sender, &mut guest, (1 << 21, false), |got| got > 1000);
+        let (queues, _) = exchange(&street, (&mut sender, &mut guest), (1 << 21, false), |got| got > 1000);
         assert!(queues.values().all(|queue| *queue == 0));
     }
 }
@@ -148,13 +153,14 @@ fn several_pairs_outlive_workers() {
     let mut sender = street.guest(1, NetOptions::default());
     let mut guest = Guest::new(&street.port(2, &json!({"queues": 4})), 4);
     assert!(guest.use_pairs(4));
-    let (mut kills, mut next) = (0, Instant::now());
-    let (queues, got) = exchange(&mut sender, &mut guest, (0, true), |_| {
-        if Instant::now() >= next {
+    let (mut kills, mut next, mut more) = (0, Instant::now(), 0);
+    let (queues, got) = exchange(&street, (&mut sender, &mut guest), (0, true), |got| {
+        // Each worker has carried some of every connection.
+        if got >= more && Instant::now() >= next {
             let (pid, _) = street.worker();
             // SAFETY: passes no pointer; the process is a child of this one and not yet waited for.
             unsafe { libc::kill(pid as i32, libc::SIGKILL) };
-            next = Instant::now() + Duration::from_millis(30);
+            (next, more) = (Instant::now() + Duration::from_millis(30), got + 4 * CONNECTIONS);
             kills += 1;
         }
         kills > 10
@@ -162,6 +168,6 @@ fn several_pairs_outlive_workers() {
     let used: std::collections::HashSet<usize> = queues.into_values().collect();
     assert_eq!(used.len(), 4, "after a kill the pairs are as many as before");
     assert!(got > 1000, "{got} frames");
-    let (_, after) = exchange(&mut sender, &mut guest, (1 << 24, false), |got| got > 1000);
+    let (_, after) = exchange(&street, (&mut sender, &mut guest), (1 << 24, false), |got| got > 1000);
     assert!(after > 1000);
 }

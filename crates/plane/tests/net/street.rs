@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// What a frame may take to arrive: generous, for the host's sake.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// That a frame does not come is seen after so long.
 pub const SILENCE: Duration = Duration::from_millis(100);
@@ -62,9 +62,14 @@ impl Street {
     pub fn guest(&self, number: u8, options: NetOptions) -> Net {
         let guest = Net::open(&self.port(number, &json!({})), options).expect("a guest");
         // The holder has answered for the queues, perhaps before its worker had them; the worker takes what it is told in order.
+        self.settle(number);
+        guest
+    }
+
+    /// Wait until a worker has done all that it was told before, and what it had begun with frames.
+    pub fn settle(&self, number: u8) {
         let question = r#"{"type": "flows", "limit": 1}"#;
         self.plane.order_port(&format!("m{number}/net0"), question, Vec::new()).expect("an answer");
-        guest
     }
 
     /// An uplink that is a stream; our end of it.
@@ -122,19 +127,19 @@ impl Street {
         }
     }
 
-    /// Who waited for whom, of all that was told since the last call; waits until somebody did.
-    pub fn waits(&self) -> Vec<Value> {
+    /// Who waited for whom, of all that was told since the last call; waits until what is told is `enough`.
+    pub fn waits(&self, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let end = Instant::now() + PATIENCE;
+        let mut rows = Vec::new();
         loop {
             let events = self.plane.take_events();
             let events = events.iter().map(|text| serde_json::from_str::<Value>(text).expect("JSON"));
             let told = events.filter(|event| event["event"] == "ARBITER_WAITS");
-            let rows: Vec<Value> =
-                told.flat_map(|event| event["data"]["rows"].as_array().expect("rows").clone()).collect();
-            if !rows.is_empty() {
+            rows.extend(told.flat_map(|event| event["data"]["rows"].as_array().expect("rows").clone()));
+            if enough(&rows) {
                 return rows;
             }
-            assert!(Instant::now() < end, "nobody waited");
+            assert!(Instant::now() < end, "{rows:?}");
             thread::sleep(Duration::from_millis(5));
         }
     }

@@ -44,11 +44,11 @@ fn the_next_worker_shares_as_the_last_did() {
     yard.set(&json!([{"id": "m0", "weight": 300}, {"id": "m1", "parent": "@acme"}]));
     let sockets = [yard.simulated("m0/disk0"), yard.simulated("m1/disk0")];
     let clients = sockets.map(|socket| Client::start(&socket, 32));
-    completed(&clients, 400);
+    completed(&clients, 100);
     yard.kill(yard.worker(0));
-    completed(&clients, 400);
-    let done = completed(&clients, 1600);
-    assert!((1080..=1320).contains(&(done[0] * 1600 / (done[0] + done[1]))), "{done:?}: 3 to 1 were due");
+    completed(&clients, 200);
+    let done = completed(&clients, 1000);
+    assert!((675..=825).contains(&(done[0] * 1000 / (done[0] + done[1]))), "{done:?}: 3 to 1 were due");
     assert_eq!(yard.node("m1")["parent"], "@acme");
     clients.into_iter().for_each(|client| assert!(client.leave() > 0));
 }

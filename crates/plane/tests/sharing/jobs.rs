@@ -246,17 +246,17 @@ fn a_copy_that_cannot_be_says_why() {
 fn a_machine_loses_little_to_a_copy() {
     let yard = Yard::new();
     let clients = [Client::start(&yard.simulated("m0/disk0"), 32)];
-    completed(&clients, 200);
+    completed(&clients, 100);
     yard.copy_simulated(COPY, &yard.path("target"));
     // A window that has room for all of the machine's requests keeps nothing in order.
     let end = Instant::now() + PATIENCE;
     while yard.window() >= 30 {
         assert!(Instant::now() < end, "the window stays at {}", yard.window());
-        completed(&clients, 400);
+        completed(&clients, 200);
     }
     let dispatched = |id| yard.node(id)["dispatched"].as_u64().unwrap_or(0);
     let before = (dispatched("m0"), dispatched("%copy"));
-    completed(&clients, 2000);
+    completed(&clients, 1000);
     let (machine, copy) = (dispatched("m0") - before.0, dispatched("%copy") - before.1);
     // Without turns it would have half as many as the machine: it keeps 16 in flight, and the machine 32. By weight it
     // has one of 25, and more while the machine's client has no CPU to ask.

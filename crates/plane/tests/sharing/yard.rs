@@ -15,8 +15,8 @@ use nagaya_plane::shares::Resource;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// No request takes longer, unless it is lost.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// No request takes longer, unless it is lost: a busy and slow host may stop us all for seconds.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bytes of a disk.
 pub const DISK_LEN: u64 = 8 << 20;
@@ -38,15 +38,15 @@ impl Yard {
         Yard { plane, directory }
     }
 
-    /// Add a disk on the simulated device of the yard: 4 requests at once, 1 ms for 4 KiB, as the arbiter reckons 4 ms
-    /// for 64 KiB.
+    /// Add a disk on the simulated device of the yard: 4 requests at once, 4 ms for 4 KiB, as the arbiter reckons 16 ms
+    /// for 64 KiB. It is slow, so that it is the device that machines wait for, on a slow host too.
     pub fn simulated(&self, id: &str) -> PathBuf {
         self.add(id, &simulated_layer(DISK_LEN), &[])
     }
 
-    /// Add a disk on a simulated device that takes 1 ms for a request, however long it is.
+    /// Add a disk on a simulated device that takes 4 ms for a request, however long it is.
     pub fn flat(&self, id: &str) -> PathBuf {
-        let model = json!({"size": DISK_LEN, "parallel": 4, "read_us": 1000});
+        let model = json!({"size": DISK_LEN, "parallel": 4, "read_us": 4000});
         self.add(id, &json!({"format": "simulated", "model": model}), &[])
     }
 
@@ -144,14 +144,29 @@ impl Yard {
 
     /// How many requests of 4 KiB may be at the device.
     pub fn window(&self) -> u64 {
-        let workers: Value = serde_json::from_str(&self.plane.query_arbiter()).expect("JSON");
-        workers[0]["window"].as_u64().expect("window")
+        self.arbiter()["window"].as_u64().expect("window")
+    }
+
+    /// What the worker says of its arbiter, `null` if there is no worker. One that takes its time is asked again.
+    fn arbiter(&self) -> Value {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let workers: Value = serde_json::from_str(&self.plane.query_arbiter()).expect("JSON");
+            if !workers[0].is_null() || self.workers().is_empty() {
+                return workers[0].clone();
+            }
+            assert!(Instant::now() < end, "the worker does not answer");
+        }
+    }
+
+    fn workers(&self) -> Vec<Value> {
+        let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
+        state["workers"].as_array().expect("workers").clone()
     }
 
     /// What the arbiter says of a node; `null` if it does not know it.
     pub fn node(&self, id: &str) -> Value {
-        let workers: Value = serde_json::from_str(&self.plane.query_arbiter()).expect("JSON");
-        let nodes = workers[0]["nodes"].as_array().cloned().unwrap_or_default();
+        let nodes = self.arbiter()["nodes"].as_array().cloned().unwrap_or_default();
         nodes.into_iter().find(|node| node["id"] == id).unwrap_or_default()
     }
 
@@ -166,10 +181,10 @@ impl Yard {
     pub fn worker(&self, but: u64) -> u64 {
         let end = Instant::now() + PATIENCE;
         loop {
-            let state: Value = serde_json::from_str(&self.plane.query()).expect("JSON");
-            match state["workers"][0]["pid"].as_u64() {
+            let workers = self.workers();
+            match workers.first().and_then(|worker| worker["pid"].as_u64()) {
                 Some(pid) if pid != 0 && pid != but => return pid,
-                _ => assert!(Instant::now() < end, "no worker: {state}"),
+                _ => assert!(Instant::now() < end, "no worker: {workers:?}"),
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -184,7 +199,7 @@ impl Yard {
 }
 
 fn simulated_layer(size: u64) -> Value {
-    let model = json!({"size": size, "parallel": 4, "read_us": 800, "write_us": 800, "flush_us": 1000, "bytes_per_second": 20_480_000});
+    let model = json!({"size": size, "parallel": 4, "read_us": 3200, "write_us": 3200, "flush_us": 4000, "bytes_per_second": 5_120_000});
     json!({"format": "simulated", "model": model})
 }
 
