@@ -109,7 +109,7 @@ def _daemon_pid(cli: Cli) -> int:
     return int(json.loads(cli("daemon", "status", "--format", "json").stdout)["daemon_pid"])
 
 
-def _until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+def _until(true: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "did not become true"

@@ -25,7 +25,7 @@ def box(client: Client) -> Machine:
 def end(pid: int, number: signal.Signals) -> None:
     """Signal a process and wait until it is gone."""
     os.kill(pid, number)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -66,7 +66,7 @@ def test_what_the_guest_wrote_is_there_after_a_restart(box: Machine) -> None:
 def test_a_guest_that_reboots_comes_back_and_one_that_powers_off_stays_off(box: Machine) -> None:
     first = box.info.pid
     box.exec(["sh", "-c", "(sleep 0.2; reboot -f) > /dev/null 2>&1 &"])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while box.refresh().info.pid in (first, None) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert box.info.restarts == 1
@@ -88,7 +88,7 @@ def test_the_console_is_typed_into_and_logged(box: Machine) -> None:
         seen = b""
         while b"a2b" not in seen:
             seen += console.recv(timeout=20)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while b"a2b" not in box.logs() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert b"a2b" in box.logs(tail=20)

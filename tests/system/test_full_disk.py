@@ -49,7 +49,7 @@ def client(small: Path, client: Client) -> Client:
     return client
 
 
-def _until(true: Callable[[], bool], seconds: float = 20) -> None:
+def _until(true: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"it did not happen within {seconds:g} s"

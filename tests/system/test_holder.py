@@ -38,7 +38,7 @@ async def running(paths: Paths) -> AsyncIterator[tuple[int, PlaneClient]]:
 
 async def gone(pid: int) -> None:
     """Wait until a process that is not our child has ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.01)
 
@@ -106,7 +106,7 @@ async def test_after_kill_9_the_next_one_takes_over_the_stale_sockets(house: Pat
             await client.device_add(device)
         workers = (await worker_pids(client)).values()
         os.kill(pid, signal.SIGKILL)
-        await asyncio.wait_for(client.wait_closed(), 5)
+        await asyncio.wait_for(client.wait_closed(), 60)
     for process in (pid, *workers):
         await gone(process)
     assert house.plane_socket.exists()
@@ -172,8 +172,8 @@ async def test_a_killed_worker_is_replaced_at_once_and_said(house: Paths) -> Non
         await asyncio.sleep(0.05)
         killed = time.time()
         os.kill(pid, signal.SIGKILL)
-        names.append((await asyncio.wait_for(waiting, 5)).name)
-        started = await asyncio.wait_for(anext(events), 5)
+        names.append((await asyncio.wait_for(waiting, 60)).name)
+        started = await asyncio.wait_for(anext(events), 60)
         names.append(started.name)
         assert names == ["WORKER_EXITED", "WORKER_STARTED"]
         assert started.at - killed < 0.5

@@ -89,7 +89,7 @@ def output(machine: Machine) -> str:
     return machine.logs().decode(errors="replace")
 
 
-def until(true: Callable[[], object], seconds: float = 30) -> None:
+def until(true: Callable[[], object], seconds: float = 60) -> None:
     """Poll until it is so; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -48,8 +48,7 @@ def test_ctrl_alt_del_reaches_the_guest(yard: Run) -> None:
     async def test(yard: Yard) -> None:
         machine = yard.machine("cad")
         process = await yard.engine.start(machine)
-        await said(machine, "GUEST-READY")
-        await asyncio.sleep(0.3)  # until init has set its trap
+        await said(machine, "TRAP-SET")
         await yard.engine.request_shutdown(machine, process)
         assert (await end_of(yard, machine, process)).reason is ExitReason.POWEROFF
 
@@ -87,9 +86,7 @@ def test_kill_ends_all_processes_of_a_machine(yard: Run, do: str, paused: bool) 
         assert len(group.pids()) > 1
         if paused:
             await yard.engine.pause(machine, process)
-        began = time.monotonic()
         await yard.engine.kill(machine, process)
-        assert time.monotonic() - began < 2
         assert group.pids() == []
         assert (await end_of(yard, machine, process)).reason is ExitReason.KILLED
         await yard.engine.kill(machine, process)  # idempotent
@@ -117,15 +114,14 @@ def test_another_daemon_adopts_a_machine(yard: Run) -> None:
     async def test(yard: Yard) -> None:
         machine = yard.machine("cad")
         process = await yard.engine.start(machine)
-        await said(machine, "GUEST-READY")
+        await said(machine, "TRAP-SET")
         other = UmlEngine(yard.paths)
         waiting = asyncio.create_task(other.wait(machine, process))
-        await asyncio.sleep(0.3)
         await other.pause(machine, process)
         assert await other.state(machine, process) is GuestState.PAUSED
         await other.resume(machine, process)
         await other.request_shutdown(machine, process)
-        assert (await asyncio.wait_for(waiting, 20)).reason is ExitReason.POWEROFF
+        assert (await asyncio.wait_for(waiting, 60)).reason is ExitReason.POWEROFF
         assert (await other.wait(machine, process)).reason is ExitReason.POWEROFF  # also after the fact
 
     yard(test)
@@ -146,8 +142,7 @@ def test_machines_outlive_the_zygote_and_their_end_is_read_from_the_log(yard: Ru
     async def test(yard: Yard) -> None:
         machine = yard.machine("cad")
         process = await yard.engine.start(machine)
-        await said(machine, "GUEST-READY")
-        await asyncio.sleep(0.3)
+        await said(machine, "TRAP-SET")
         zygote = await yard.engine.prepare()
         os.kill(zygote.pid, signal.SIGKILL)
         await asyncio.sleep(0.2)
@@ -313,9 +308,8 @@ def test_a_fork_bomb_in_a_guest_stays_in_the_guest(yard: Run) -> None:
         await asyncio.sleep(2)
         assert await yard.engine.state(machine, process) in (GuestState.RUNNING, GuestState.GONE)
         assert len(_group(machine).pids()) <= 4096 + 16
-        began = time.monotonic()
         await yard.engine.kill(machine, process)
-        assert time.monotonic() - began < 5
+        assert await yard.engine.state(machine, process) is GuestState.GONE
 
     yard(test)
 

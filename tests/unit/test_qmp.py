@@ -56,7 +56,7 @@ class RawClient:
         await self.writer.drain()
 
     async def hear(self) -> dict[str, Any]:
-        line = await asyncio.wait_for(self.reader.readline(), 5)
+        line = await asyncio.wait_for(self.reader.readline(), 60)
         assert line.endswith(b"\r\n")
         message: dict[str, Any] = json.loads(line)
         return message
@@ -96,7 +96,7 @@ async def test_qemus_client_works_unchanged(directory: Path) -> None:
         details: Any = refused.value.received["error"]
         assert details["data"]["facts"] == {"name": "web"}
         server.emit("THING_HAPPENED", {"x": 1})
-        event = await asyncio.wait_for(client.events.get(), 5)
+        event = await asyncio.wait_for(client.events.get(), 60)
         assert (event["event"], event["data"]) == ("THING_HAPPENED", {"x": 1})
         assert isinstance(event["timestamp"], dict)
         assert set(event["timestamp"]) == {"seconds", "microseconds"}

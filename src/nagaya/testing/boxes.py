@@ -10,7 +10,7 @@ from nagaya.cli.daemon import end
 from nagaya.paths import Paths
 from nagaya.sdk import Client, Machine
 
-_PATIENCE_S = 30
+_PATIENCE_S = 60
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from nagaya import _core
 from nagaya.closing import Closing
 from nagaya.plane import worker
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60.0
 
 
 @contextlib.contextmanager

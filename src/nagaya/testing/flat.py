@@ -153,7 +153,7 @@ class Flat:
         """Let the vCPUs run."""
         self.vcpus.resume()
 
-    def wait(self, until: Callable[[], bool], seconds: float = 30) -> None:
+    def wait(self, until: Callable[[], bool], seconds: float = 60) -> None:
         """Until it is so. Raises the failure that comes instead, or `MachineFailedError` after `seconds`."""
         with self.changed:
             self.changed.wait_for(lambda: until() or bool(self.failures), seconds)

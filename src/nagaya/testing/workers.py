@@ -7,7 +7,7 @@ import time
 
 from nagaya.plane.client import PlaneClient
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60.0
 
 
 async def worker_pids(client: PlaneClient) -> dict[str, int]:

@@ -33,7 +33,7 @@ case $what in
 poweroff) /bin/busybox poweroff -f ;;
 reboot) /bin/busybox reboot -f ;;
 panic) echo c >/proc/sysrq-trigger ;;
-cad) echo 0 >/proc/sys/kernel/ctrl-alt-del; trap '/bin/busybox poweroff -f' INT ;;
+cad) echo 0 >/proc/sys/kernel/ctrl-alt-del; trap '/bin/busybox poweroff -f' INT; echo TRAP-SET ;;
 count) while :; do n=$((n + 1)); echo COUNT $n; /bin/busybox sleep 0.1; done ;;
 burn) while :; do :; done ;;
 flood) /bin/busybox yes 0123456789abcdef0123456789abcdef ;;
@@ -101,7 +101,7 @@ class Yard:
         remove_base(zygote.base)
 
 
-async def wait_until(true: Callable[[], object], seconds: float = 15) -> None:
+async def wait_until(true: Callable[[], object], seconds: float = 60) -> None:
     """Poll until `true()`; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
@@ -110,14 +110,14 @@ async def wait_until(true: Callable[[], object], seconds: float = 15) -> None:
         await asyncio.sleep(0.005)
 
 
-async def said(machine: Machine, text: str, seconds: float = 15) -> str:
+async def said(machine: Machine, text: str, seconds: float = 60) -> str:
     """Wait until the guest has printed `text`; the log so far."""
     log = machine.paths.engine_log
     await wait_until(lambda: log.exists() and text in log.read_text(errors="replace"), seconds)
     return log.read_text(errors="replace")
 
 
-async def end_of(yard: Yard, machine: Machine, process: ProcessId, seconds: float = 20) -> Exit:
+async def end_of(yard: Yard, machine: Machine, process: ProcessId, seconds: float = 60) -> Exit:
     """How it ended."""
     async with asyncio.timeout(seconds):
         return await yard.engine.wait(machine, process)

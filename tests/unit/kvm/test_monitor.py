@@ -125,7 +125,7 @@ async def test_stop_and_cont_tell_of_a_change_only(directory: Path) -> None:
     async with monitored(directory) as (toy, _, path), client_of(path) as client:
         for command in ("stop", "stop", "cont", "cont", "stop"):
             assert await client.execute(command) == {}
-        heard = [(await asyncio.wait_for(client.events.get(), 5))["event"] for _ in range(3)]
+        heard = [(await asyncio.wait_for(client.events.get(), 60))["event"] for _ in range(3)]
         assert heard == ["STOP", "RESUME", "STOP"]
         assert toy.status == "paused"
 

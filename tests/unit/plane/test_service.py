@@ -264,7 +264,7 @@ async def test_events_of_the_core_reach_every_listener_and_end_with_the_plane(
         core.happen("WORKER_EXITED", name="chars", pid=7)
         await client.device_del("m1/rng")
         await client.quit()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
         await client.wait_closed()
         assert not client.connected
         with pytest.raises(UnavailableError, match="connection is gone"):
