@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nagaya_plane::block::qcow2::layout;
 use serde_json::json;
 
-use crate::yard::{Client, DISK_LEN, PATIENCE, Yard, completed};
+use crate::yard::{Client, DISK_LEN, PATIENCE, Yard, completed, once};
 
 const COPY: &str = "%copy/test";
 
@@ -255,12 +255,14 @@ fn a_machine_loses_little_to_a_copy() {
         completed(&clients, 200);
     }
     let dispatched = |id| yard.node(id)["dispatched"].as_u64().unwrap_or(0);
-    let before = (dispatched("m0"), dispatched("%copy"));
-    completed(&clients, 1000);
-    let (machine, copy) = (dispatched("m0") - before.0, dispatched("%copy") - before.1);
+    let measure = || {
+        let before = (dispatched("m0"), dispatched("%copy"));
+        completed(&clients, 1000);
+        (dispatched("m0") - before.0, dispatched("%copy") - before.1)
+    };
     // Without turns it would have half as many as the machine: it keeps 16 in flight, and the machine 32. By weight it
     // has one of 25, and more while the machine's client has no CPU to ask.
-    assert!(copy > 0 && copy * 8 < machine, "{copy} requests of the copy beside {machine}");
+    once(measure, |(machine, copy)| *copy > 0 && copy * 8 < *machine);
     let [client] = clients;
     client.leave();
 }

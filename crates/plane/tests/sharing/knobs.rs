@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::yard::{Client, PATIENCE, Yard, completed};
+use crate::yard::{Client, PATIENCE, Yard, completed, once};
 
 /// Requests counted in one measurement: a second of the device.
 const COUNT: u64 = 1000;
@@ -18,13 +18,18 @@ fn weights(weights: [u32; 3]) -> Value {
     nodes.map(|(index, weight)| json!({"id": format!("m{index}"), "weight": weight})).collect()
 }
 
-/// Fail if `done` is not within a tenth of the proportions `weights`.
-fn assert_shares(done: &[u64], weights: [u32; 3]) {
-    let total: u64 = done.iter().sum();
-    for (done, weight) in done.iter().zip(weights) {
-        let due = total as f64 * f64::from(weight) / f64::from(weights.iter().sum::<u32>());
-        assert!((*done as f64 - due).abs() <= due / 10.0, "{done} of {total} requests, {due:.0} were due");
-    }
+/// Fail if what the clients get is not within a tenth of the proportions `weights`.
+fn assert_shares(clients: &[Client], weights: [u32; 3]) {
+    let each = |total: u64| total as f64 / f64::from(weights.iter().sum::<u32>());
+    once(
+        || completed(clients, COUNT),
+        |done| {
+            done.iter().zip(weights).all(|(got, weight)| {
+                let due = each(done.iter().sum()) * f64::from(weight);
+                (*got as f64 - due).abs() <= due / 10.0
+            })
+        },
+    );
 }
 
 #[test]
@@ -34,10 +39,10 @@ fn machines_get_shares_by_weight_and_other_shares_when_it_changes() {
     let sockets: Vec<_> = (0..3).map(|index| yard.simulated(&format!("m{index}/disk0"))).collect();
     let clients: Vec<_> = sockets.iter().map(|socket| Client::start(socket, 32)).collect();
     completed(&clients, SETTLE);
-    assert_shares(&completed(&clients, COUNT), [1, 2, 4]);
+    assert_shares(&clients, [1, 2, 4]);
     yard.set(&weights([4, 1, 2]));
     completed(&clients, SETTLE);
-    assert_shares(&completed(&clients, COUNT), [4, 1, 2]);
+    assert_shares(&clients, [4, 1, 2]);
     assert!(yard.node("m0")["dispatched"].as_u64() > Some(COUNT / 7));
     clients.into_iter().for_each(|client| assert!(client.leave() > 0));
 }
@@ -50,8 +55,7 @@ fn a_tenants_machines_share_what_the_tenant_gets() {
     let sockets: Vec<_> = (0..3).map(|index| yard.simulated(&format!("m{index}/disk0"))).collect();
     let clients: Vec<_> = sockets.iter().map(|socket| Client::start(socket, 32)).collect();
     completed(&clients, SETTLE);
-    let done = completed(&clients, COUNT);
-    assert_shares(&done, [150, 150, 400]);
+    assert_shares(&clients, [150, 150, 400]);
     clients.into_iter().for_each(|client| assert!(client.leave() > 0));
 }
 
@@ -85,10 +89,13 @@ fn a_reservation_holds_against_neighbours_of_great_weight() {
     let sockets: Vec<_> = (0..4).map(|index| yard.simulated(&format!("m{index}/disk0"))).collect();
     let clients: Vec<_> = sockets.iter().map(|socket| Client::start(socket, 32)).collect();
     completed(&clients, SETTLE);
-    let start = Instant::now();
-    let done = completed(&clients, COUNT);
-    let (reserved, seconds) = (done[0] as f64, start.elapsed().as_secs_f64());
-    assert!(reserved >= 225.0 * seconds, "{reserved} requests in {seconds} s, 250 a second are reserved");
+    let measure = || {
+        let start = Instant::now();
+        let done = completed(&clients, COUNT);
+        (done[0] as f64, start.elapsed().as_secs_f64())
+    };
+    // 250 a second are reserved.
+    once(measure, |(reserved, seconds)| *reserved >= 225.0 * seconds);
     clients.into_iter().for_each(|client| assert!(client.leave() > 0));
 }
 

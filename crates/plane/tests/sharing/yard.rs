@@ -1,5 +1,6 @@
 //! A plane with disks on one worker, and clients that keep them busy.
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -262,6 +263,20 @@ impl Client {
         self.thread.join().expect("no lost request");
         self.done.load(Ordering::Relaxed)
     }
+}
+
+/// One of five measurements is as it has to be. A host that is busy for a moment keeps a machine from asking for its share.
+#[track_caller]
+pub fn once<T: Debug>(mut measure: impl FnMut() -> T, is_right: impl Fn(&T) -> bool) {
+    let mut wrong = Vec::new();
+    while wrong.len() < 5 {
+        let measured = measure();
+        if is_right(&measured) {
+            return;
+        }
+        wrong.push(measured);
+    }
+    panic!("{wrong:?}");
 }
 
 /// Requests that each client completes until all together have completed `total` more.
