@@ -266,8 +266,8 @@ fn endless_requests_for_random_numbers_starve_nobody() {
     assert!(bytes.iter().any(|byte| *byte != 0));
     let tally = neighbour.leave();
     println!("{served} requests beside it");
-    // A worker that looked at its other rings only when it had nothing else to do served it once in 64 requests.
-    assert!((tally.reads + tally.writes) * 4 > served.into(), "{tally:?} beside {served} requests");
+    // A worker that looked at its other rings only when it had nothing else to do would serve four in 64 requests.
+    assert!((tally.reads + tally.writes) * 8 > served.into(), "{tally:?} beside {served} requests");
     house.assert_one_worker();
 }
 
