@@ -10,6 +10,7 @@ BENCHES = {
     "start": "benches.guest.start",
     "boot": "benches.guest.boot",
     "idle": "benches.guest.idle",
+    "memory-reporting": "benches.memory.reporting",
     "disk": "benches.disk.run",
     "disk-cached": "benches.disk.run --disk cached",
     "disk-null": "benches.disk.run --disk null",

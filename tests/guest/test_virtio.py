@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import time
@@ -188,6 +189,47 @@ def test_entropy(plane: _core.Plane, directory: Path) -> None:
         first = guest.finish()
     with Bare(build("rng"), devices=[DeviceConfig("rng", "rng", str(path))]) as guest:
         assert guest.finish() != first
+
+
+def test_a_balloon_gives_memory_to_the_host_and_has_it_again(plane: _core.Plane, directory: Path) -> None:
+    path, mib = directory / "balloon.sock", 1 << 20
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        config = {"driver": "balloon", "id": "balloon0", "worker": "balloons"}
+        plane.device_add(json.dumps(config), [listener.fileno()])
+    with Bare(build("balloon"), devices=[DeviceConfig("balloon0", "balloon", str(path))]) as guest:
+        device, fd = guest.machine.devices["balloon0"], guest.machine.memory.fd
+
+        def held() -> int:
+            return os.fstat(fd).st_blocks * 512
+
+        def row() -> dict[str, int]:
+            balloon: dict[str, int] = json.loads(plane.query_balloons())[0]
+            return balloon
+
+        def ask(size: int) -> None:
+            plane.set_balloon("balloon0", json.dumps({"size": size}))
+            assert select.select([device.backend.fd], [], [], 20)[0]
+            guest.machine.attend(device)
+
+        guest.said("FILLED\n")
+        full = held()
+        ask(9 * mib)
+        guest.said("GIVEN 2304\n")
+        assert held() <= full - 9 * mib
+        assert (row()["actual"], row()["inflated"], row()["driver"]) == (9 * mib, 9 * mib, True)
+        ask(0)
+        guest.said("TAKEN BACK\n")
+        assert held() >= full
+        assert (row()["actual"], row()["deflated"], row()["taken_back"]) == (0, 9 * mib, 0)
+        ask(4096)
+        guest.said("REPORTED\n")
+        assert held() <= full - 9 * mib
+        assert row()["reported"] == 9 * mib
+        ask(0)
+        guest.finish()
+        assert device.virtio.device.cause == ""
 
 
 def test_a_console(plane: _core.Plane, directory: Path) -> None:

@@ -7,8 +7,10 @@
 //! - [`device`]: the vhost-user connection, well-formed by the `vhost` crate or raw bytes.
 //! - [`blk`]: an honest virtio-blk driver on top, that checks each request completes exactly once.
 //! - [`net`]: an honest virtio-net driver.
+//! - [`balloon`]: a virtio-balloon driver that gives what it is told to.
 //! - [`stamp`]: a disk workload whose every block proves where and when it was written.
 
+pub mod balloon;
 pub mod blk;
 pub mod device;
 pub mod memory;
@@ -16,6 +18,7 @@ pub mod net;
 pub mod ring;
 pub mod stamp;
 
+pub use balloon::Balloon;
 pub use blk::{Blk, BlkOptions, Completion, Request};
 pub use device::{Device, Queue};
 pub use memory::Memory;

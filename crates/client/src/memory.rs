@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -135,6 +136,11 @@ impl Memory {
             mmap_offset: 0,
             mmap_handle: self.file.as_raw_fd(),
         }
+    }
+
+    /// Bytes that the host holds of it.
+    pub fn held(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 
     /// Cut the file below the mapping to `len` bytes: what lies behind raises SIGBUS in every process that maps it.

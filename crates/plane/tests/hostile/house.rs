@@ -109,6 +109,22 @@ impl House {
         Chars { socket: self.add_device(id, &config, std::iter::empty()), ports: Vec::new() }
     }
 
+    /// Add a balloon, whose guest is asked for statistics every `stats_ms`.
+    pub fn balloon(&self, id: &str, stats_ms: u32) -> PathBuf {
+        let config = json!({ "driver": "balloon", "id": id, "worker": "one", "stats_ms": stats_ms });
+        self.add_device(id, &config, std::iter::empty())
+    }
+
+    /// Ask something of a balloon.
+    pub fn set_balloon(&self, id: &str, wish: &Value) -> Result<(), PlaneError> {
+        self.plane.set_balloon(id, &wish.to_string())
+    }
+
+    /// What the plane tells about the only balloon.
+    pub fn query_balloon(&self) -> Value {
+        serde_json::from_str::<Value>(&self.plane.query_balloons()).expect("JSON")[0].clone()
+    }
+
     fn add_device(&self, id: &str, config: &Value, backend: impl Iterator<Item = OwnedFd>) -> PathBuf {
         let socket = self.path(&format!("{id}.sock"));
         let listener = UnixListener::bind(&socket).expect("listen");

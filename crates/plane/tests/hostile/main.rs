@@ -4,6 +4,7 @@
 //! whose every block is verified. A guest that breaks a rule gets a defined answer: an error status, or a queue
 //! that is given up, counted, told by its err eventfd, and served again after a reconnect.
 
+mod balloon;
 mod chains;
 mod chars;
 mod faults;

@@ -6,6 +6,7 @@
 #define VIRTIO_BLK 2
 #define VIRTIO_CONSOLE 3
 #define VIRTIO_RNG 4
+#define VIRTIO_BALLOON 5
 
 #define VIRTIO_F_EVENT_IDX (1ull << 29)
 #define VIRTIO_F_VERSION_1 (1ull << 32)
