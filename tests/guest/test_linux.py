@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +61,7 @@ class Linux:
 
 
 class Plane:
-    """The plane's disks, in `directory`."""
+    """The plane's devices, in `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -84,6 +86,25 @@ class Plane:
             listener.listen()
             self._core.device_add(json.dumps(config), [listener.fileno(), file.fileno()])
         return DeviceConfig(name, "blk", str(path))
+
+    def balloon(self, name: str) -> DeviceConfig:
+        """An empty balloon, whose guest is asked for statistics every second."""
+        path = self.directory / f"{name}.sock"
+        config = {"driver": "balloon", "id": name, "worker": "balloons", "stats_ms": 1000}
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            self._core.device_add(json.dumps(config), [listener.fileno()])
+        return DeviceConfig(name, "balloon", str(path))
+
+    def set_balloon(self, name: str, size: int) -> None:
+        """Ask for `size` bytes."""
+        self._core.set_balloon(name, json.dumps({"size": size}))
+
+    def balloon_status(self) -> dict[str, Any]:
+        """What the plane knows of the only balloon."""
+        (row,) = json.loads(self._core.query_balloons())
+        return dict(row)
 
     def status(self, name: str) -> dict[str, int]:
         """What the plane counted of a disk."""
@@ -134,7 +155,7 @@ def linux(kvm_kernel: Kernel, plane: Plane, root: Path) -> Iterator[Linux]:
     with Bare(
         Path(kvm_kernel.path),
         f"{CMDLINE} root=/dev/vda rw",
-        devices=[disk],
+        devices=[disk, plane.balloon("balloon0")],
         memory=MEMORY,
         cpus=2,
         cpu_model=CPU_MODEL,
@@ -193,6 +214,23 @@ def test_its_root_is_a_disk_of_the_plane(linux: Linux) -> None:
     status = linux.plane.status("disk0")
     assert status["reads"] > 0
     assert status["errors"] == 0
+
+
+def test_its_balloon_is_filled_and_emptied(linux: Linux) -> None:
+    device = linux.guest.machine.devices["balloon0"]
+    size = 4 << 20  # a thousand pages: an emulated kernel takes a while for each
+    for wanted in (size, 0):
+        linux.plane.set_balloon("balloon0", wanted)
+        assert select.select([device.backend.fd], [], [], 20)[0]
+        linux.guest.machine.attend(device)
+        end = time.monotonic() + BOOT_S
+        while linux.plane.balloon_status()["actual"] != wanted:
+            assert time.monotonic() < end, linux.plane.balloon_status()
+            time.sleep(0.05)
+    status = linux.plane.balloon_status()
+    assert (status["inflated"], status["deflated"], status["taken_back"]) == (size, size, 0)
+    assert status["stats"]["free"] < status["stats"]["total"] < MEMORY
+    assert status["reported"] > MEMORY // 2  # most of it is free
 
 
 def test_nothing_looks_wrong(linux: Linux) -> None:

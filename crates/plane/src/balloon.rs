@@ -25,10 +25,11 @@ use discard::Pages;
 pub use state::BalloonState;
 pub use stats::{NAMES as STAT_NAMES, Stats};
 
-/// Feature bits (5.5.3). VIRTIO_BALLOON_F_MUST_TELL_HOST is of no use: a page is there again when it is touched.
+/// Feature bits (5.5.3). VIRTIO_BALLOON_F_MUST_TELL_HOST is of no use: a page is there again when it is touched. Of a page that
+/// VIRTIO_BALLOON_F_FREE_PAGE_HINT names, all that is known is that it was free: Linux uses it again when it needs memory, also
+/// before the hint has been looked at. Who can tell what was written since may leave it out of a copy; nobody may take it.
 const FEATURE_STATS: u64 = 1 << 1;
 const FEATURE_DEFLATE_ON_OOM: u64 = 1 << 2;
-const FEATURE_FREE_PAGE_HINT: u64 = 1 << 3;
 const FEATURE_PAGE_POISON: u64 = 1 << 4;
 const FEATURE_PAGE_REPORTING: u64 = 1 << 5;
 
@@ -98,26 +99,21 @@ enum Role {
     Inflate,
     Deflate,
     Stats,
-    Hint,
     Report,
 }
 
 /// The role of queue `index` for a driver that took `features`. The specification gives each queue its number (5.5.2). Linux
 /// numbers those that are there without a gap; where the two differ, at most one of the numbers has a queue.
 fn role(index: u16, features: u64) -> Option<Role> {
-    let optional = [
-        (FEATURE_STATS, Role::Stats),
-        (FEATURE_FREE_PAGE_HINT, Role::Hint),
-        (FEATURE_PAGE_REPORTING, Role::Report),
-    ];
+    let optional = [(FEATURE_STATS, 2, Role::Stats), (FEATURE_PAGE_REPORTING, 4, Role::Report)];
     match index {
         0 => Some(Role::Inflate),
         1 => Some(Role::Deflate),
         _ => {
-            let place = usize::from(index) - 2;
-            let mut taken = optional.iter().filter(|(feature, _)| features & feature != 0);
-            let by_number = optional.get(place).filter(|(feature, _)| features & feature != 0);
-            taken.nth(place).or(by_number).map(|(_, role)| *role)
+            let taken = optional.iter().filter(|(feature, ..)| features & feature != 0);
+            let by_place = taken.clone().nth(usize::from(index) - 2);
+            let found = by_place.or(taken.clone().find(|(_, number, _)| *number == index));
+            found.map(|(_, _, role)| *role)
         }
     }
 }
@@ -251,7 +247,7 @@ impl Device for Balloon {
             Some(Role::Deflate) => self.deflate(context, index),
             Some(Role::Stats) => self.read_stats(context, index),
             Some(Role::Report) => self.report(context, index),
-            Some(Role::Hint) | None => {
+            None => {
                 queue.park();
                 Ok(false)
             }
@@ -299,11 +295,9 @@ mod tests {
 
     #[test]
     fn queues_have_the_numbers_of_the_specification_and_those_of_linux() {
-        let all = FEATURE_STATS | FEATURE_FREE_PAGE_HINT | FEATURE_PAGE_REPORTING;
         let roles = |features| (0..6).map(|index| role(index, features)).collect::<Vec<_>>();
         let (inflate, deflate) = (Some(Role::Inflate), Some(Role::Deflate));
-        let (stats, hint, report) = (Some(Role::Stats), Some(Role::Hint), Some(Role::Report));
-        assert_eq!(roles(all), [inflate, deflate, stats, hint, report, None]);
+        let (stats, report) = (Some(Role::Stats), Some(Role::Report));
         assert_eq!(roles(FEATURES), [inflate, deflate, stats, report, report, None]);
         assert_eq!(roles(FEATURE_PAGE_REPORTING), [inflate, deflate, report, None, report, None]);
         assert_eq!(roles(0), [inflate, deflate, None, None, None, None]);
