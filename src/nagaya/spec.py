@@ -87,9 +87,16 @@ class Memory(_Part):
     size: Annotated[Size, Field(ge=16 * MIB, le=2**46, description="what the guest sees as its RAM")] = (
         512 * MIB
     )
+    max: Size | None = Field(None, le=2**46, description="what `size` can be raised to while it runs")
     reservation: Size = Field(0, description="host memory it keeps whatever the others do")
     limit: Size | None = Field(None, description="host memory it never exceeds")
     weight: Weight = 100
+
+    @model_validator(mode="after")
+    def _fits(self) -> Memory:
+        if self.max is not None and self.max < self.size:
+            raise ValueError(f"max {format_size(self.max)} is below size {format_size(self.size)}")
+        return self
 
 
 class DiskKnobs(_Part):

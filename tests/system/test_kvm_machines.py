@@ -16,6 +16,7 @@ import pytest
 
 from nagaya.errors import NagayaError, NotFoundError, SpecError
 from nagaya.paths import Paths
+from nagaya.resources.cgroups import Cgroup
 from nagaya.sdk import Client, Machine, ensure_daemon
 from nagaya.testing.payload import build
 from nagaya.testing.scratch import make_directory
@@ -368,3 +369,37 @@ def test_a_nic_that_a_daemon_died_over_is_taken_back(
     assert [one.machine for one in client.networks.get("yard").addresses] == ["peer"]
     client.networks.connect("toy", "yard", ipv4="10.77.0.2")
     until(lambda: output(yard).count("\nPLUGGED") == 2)
+
+
+def test_memory_of_a_machine_that_runs_grows_and_shrinks(
+    client: Client, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mem = {"kernel": str(build("mem")), "cmdline": "stay=1"}
+    toy = start(IDLE, memory={"size": "64MiB", "max": "128MiB"}, boot=mem)
+    until(lambda: "PLUGGED 0\n" in output(toy))
+    toy.set([("memory.size", "96MiB")])
+    until(lambda: "PLUGGED 32\n" in output(toy))  # and it has written to all of it
+    for wrong, words in (("32MiB", "started with 64 MiB"), ("97MiB", r"whole blocks of 2\.0 MiB")):
+        with pytest.raises(NagayaError, match=words):
+            toy.set([("memory.size", wrong)])
+    limits = [_memory_limit(toy)]
+    toy.set([("memory.size", "70MiB")])
+    until(lambda: "PLUGGED 6\n" in output(toy))
+    until(lambda: _memory_limit(toy) == limits[0] - 26 * 2**20)
+    end(client.host().daemon_pid, signal.SIGTERM)
+    monkeypatch.setenv("NAGAYA_FAILPOINT", "set:recorded")
+    ensure_daemon(client.paths)
+    with pytest.raises(NagayaError):
+        toy.set([("memory.size", "128MiB")])
+    monkeypatch.delenv("NAGAYA_FAILPOINT")
+    ensure_daemon(client.paths)
+    until(lambda: "PLUGGED 64\n" in output(toy))
+    assert toy.refresh().info.memory == 128 * 2**20
+
+
+def _memory_limit(machine: Machine) -> int:
+    """Bytes that its control group may have."""
+    group = Cgroup.load(Path(machine.info.console_socket).with_name("cgroups.json"))
+    assert group is not None
+    names = (group.groups["memory"] / name for name in ("memory.limit_in_bytes", "memory.max"))
+    return int(next(name for name in names if name.exists()).read_text())

@@ -44,7 +44,8 @@ def set_command(session: Session, name: str, settings: Sequence[str], dry_run: b
     """Set fields of a machine or the knobs of a tenant, all or none.
 
     Knobs (disk, network, cpu, disks[N].share, nics[N].share, tenant) take effect at once and the guest
-    notices nothing; other fields are set while the machine is down. `none` takes a limit away. Units say
+    notices nothing; so does memory.size of a machine with a memory.max, which the guest is asked to plug.
+    Other fields are set while the machine is down. `none` takes a limit away. Units say
     what is meant:
 
     \b

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from nagaya.daemon import livedisk, livenic
+from nagaya.daemon import hotmemory, livedisk, livenic
 from nagaya.daemon.state import MachineRow, State
 from nagaya.daemon.supervised import ALIVE, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
@@ -84,6 +84,7 @@ class Adoption:
         await asyncio.gather(*(self._settle(one, rebooted) for one in self._supervisor.all()))
         await livedisk.catch_up(self._supervisor)
         await livenic.catch_up(self._supervisor)
+        await hotmemory.renew(self._supervisor)
         await self._renew_shares()
         await self._renew_rules()
 

@@ -25,9 +25,10 @@ from nagaya.errors import ConflictError, NagayaError, NotFoundError, ResourceErr
 from nagaya.images.chain import layers_of
 from nagaya.kernel import Kernel
 from nagaya.paths import MachinePaths, Paths
-from nagaya.plane.config import BalloonDevice, BlkDevice, ConsoleDevice, Device, Layer, RngDevice
+from nagaya.plane.config import BalloonDevice, BlkDevice, ConsoleDevice, Device, Layer, MemDevice, RngDevice
 from nagaya.plane.imagelock import Access
 from nagaya.plane.shares import ShareNode
+from nagaya.resources.hotmemory import hot_memory
 from nagaya.resources.leases import inode_of
 from nagaya.spec import Disk, MachineSpec
 from nagaya.units import human_size
@@ -208,6 +209,11 @@ class Launcher:
         )
         devices.append(RngDevice(f"{row.id}/rng", str(paths.device_socket("rng")), uid, gid))
         devices.append(BalloonDevice(f"{row.id}/balloon0", str(paths.device_socket("balloon0")), uid, gid))
+        hot = hot_memory(machine.spec.memory)
+        if hot is not None:
+            socket = str(paths.device_socket("mem0"))
+            place = (hot.start, hot.size, hot.requested)
+            devices.append(MemDevice(f"{row.id}/mem0", socket, uid, gid, *place))
         return devices
 
     def _has_serial(self, machine: Machine) -> bool:
@@ -220,7 +226,8 @@ class Launcher:
 def _names(row: MachineRow, spec: MachineSpec) -> tuple[str, ...]:
     disks, nets = ((kind, len(one)) for kind, one in (("disk", spec.disks), ("net", row.nics)))
     numbered = (f"{kind}{index}" for kind, count in (disks, nets) for index in range(count))
-    return (*numbered, "console", "rng", "balloon0")
+    hot = ("mem0",) if spec.memory.max is not None else ()
+    return (*numbered, "console", "rng", "balloon0", *hot)
 
 
 def _make_run(paths: MachinePaths, gid: int) -> None:

@@ -25,8 +25,10 @@ from nagaya.errors import NagayaError, SpecError
 from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryMove
 from nagaya.models.shares import Change, ChangesAnswer
 from nagaya.plane.balloons import BalloonStatus
+from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.resources import admission
 from nagaya.resources.broker import Action, Broker, HostMemory, Plan
+from nagaya.resources.hotmemory import present
 from nagaya.resources.workingset import GuestStats, MachineMemory
 from nagaya.spec import Size
 
@@ -163,7 +165,10 @@ class Memory:
     async def _look(self) -> _Look:
         parts = self._supervisor.parts
         running = [one for one in self._supervisor.all() if one.row.state in UP]
-        rows, counters = await asyncio.gather(parts.plane.balloons(), parts.plane.counters())
+        rows, counters, hot = await asyncio.gather(
+            parts.plane.balloons(), parts.plane.counters(), parts.plane.hot_memory()
+        )
+        plugs = {row.id.partition("/")[0]: row for row in hot}
         used = await asyncio.to_thread(lambda: [parts.usage(one.row.id)[1] for one in running])
         balloons = {row.id.partition("/")[0]: row for row in rows}
         reads: dict[str, int] = {}
@@ -171,7 +176,7 @@ class Memory:
             machine = counter.id.partition("/")[0]
             reads[machine] = reads.get(machine, 0) + counter.read_bytes
         machines = [
-            _machine(one, balloons.get(one.row.id), resident, reads.get(one.row.id))
+            _machine(one, balloons.get(one.row.id), plugs.get(one.row.id), resident, reads.get(one.row.id))
             for one, resident in zip(running, used, strict=True)
         ]
         by_name = {one.name: balloons[one.row.id] for one in running if one.row.id in balloons}
@@ -227,18 +232,23 @@ def _pause(plan: Plan, look: _Look) -> float:
 
 
 def _machine(
-    one: Supervised, balloon: BalloonStatus | None, resident: int | None, reads: int | None
+    one: Supervised,
+    balloon: BalloonStatus | None,
+    plug: HotMemoryStatus | None,
+    resident: int | None,
+    reads: int | None,
 ) -> MachineMemory:
     memory = one.spec.memory
+    size = memory.size if plug is None else present(memory, plug.size, plug.plugged)
     return MachineMemory(
         one.name,
-        memory.size,
-        floor=min(memory.reservation, memory.size),
+        size,
+        floor=min(memory.reservation, size),
         weight=memory.weight,
         limit=None if memory.limit is None else max(0, memory.limit - admission.OVERHEAD),
         resident=resident,
         balloon=balloon.size if balloon else 0,
-        actual=min(balloon.actual, memory.size) if balloon else 0,
+        actual=min(balloon.actual, size) if balloon else 0,
         stats=_stats(balloon),
         reads=reads,
     )

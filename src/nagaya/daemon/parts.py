@@ -20,6 +20,7 @@ from nagaya.plane.balloons import BalloonStatus
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import CopyJob, Device, Layer
 from nagaya.plane.demand import WorkerDemand
+from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
@@ -70,6 +71,12 @@ class PlaneControl(Protocol):
 
         Raises `NotFoundError`.
         """
+
+    async def hot_memory(self) -> Sequence[HotMemoryStatus]:
+        """The machines that may plug memory, and what they have plugged."""
+
+    async def set_memory(self, device_id: str, requested: int) -> None:
+        """Ask a guest to have so many bytes plugged. Raises `NotFoundError` and `UsageError`."""
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiter of each physical disk and of each network."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from nagaya import settings, validation
-from nagaya.daemon import failpoint
+from nagaya.daemon import failpoint, hotmemory
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Supervised
 from nagaya.daemon.tenants import Nodes, Tenants, share_nodes, tenant_nodes
 from nagaya.engines.engine import Machine
@@ -55,7 +55,9 @@ def is_live(field: str) -> bool:
 
 def only_knobs_differ(before: MachineSpec, after: MachineSpec) -> bool:
     """Whether a running machine with the one specification can be given the other."""
-    return all(map(is_live, differences(before.to_json(), after.to_json())))
+    found = differences(before.to_json(), after.to_json())
+    hot = before.memory.max is not None
+    return all(is_live(field) or (hot and field == hotmemory.FIELD) for field in found)
 
 
 class Shares:
@@ -104,7 +106,7 @@ class Shares:
         fixed = [field for field in found if _FIXED.fullmatch(field)]
         if fixed:
             raise UsageError(f"{', '.join(fixed)}: cannot be set", hint="it stays as it was made")
-        stuck = [field for field in found if up and not is_live(field)]
+        stuck = [field for field in found if up and not is_live(field) and field != hotmemory.FIELD]
         if stuck:
             raise ConflictError(
                 f"{', '.join(stuck)}: {one.name} is {one.row.state} and takes that only when it starts",
@@ -114,6 +116,8 @@ class Shares:
             )
         engine = self._supervisor.engine_of(one) if up else self._supervisor.parts.engine(spec)
         engine.check(spec)
+        if up and hotmemory.FIELD in found:
+            await hotmemory.check(self._supervisor, one, spec)
         changes = [Change(field, *values, "live" if up else "start") for field, values in found.items()]
         async with self._admitting:
             self._supervisor.capacity.admit_autostart(one.name, spec, one.spec)
@@ -245,6 +249,8 @@ class Shares:
     async def _apply(self, one: Supervised, fields: Sequence[str]) -> None:
         if any(field.startswith(_GROUPS) for field in fields):
             await one.require_process().engine.adjust(self._supervisor.engine_machine(one))
+        if hotmemory.FIELD in fields:
+            await hotmemory.apply(self._supervisor, one)
         for resource in _shared(fields):
             await self._supervisor.parts.plane.set_shares(self._nodes(one)[resource], resource=resource)
 

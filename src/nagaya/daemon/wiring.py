@@ -27,6 +27,7 @@ from nagaya.plane.balloons import BalloonStatus
 from nagaya.plane.conditions import Conditions
 from nagaya.plane.config import BlkDevice, CopyJob, Device, Layer
 from nagaya.plane.demand import WorkerDemand
+from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
@@ -157,6 +158,15 @@ class PlaneLink:
         client = await self._connection(start=False)
         if client is not None:
             await client.set_balloon(device_id, size, stats_ms=stats_ms)
+
+    async def hot_memory(self) -> Sequence[HotMemoryStatus]:
+        """The machines that may plug memory; none if the plane does not run."""
+        client = await self._connection(start=False)
+        return () if client is None else await client.query_memory()
+
+    async def set_memory(self, device_id: str, requested: int) -> None:
+        """Ask a guest to have so many bytes plugged."""
+        await (await self._connection()).set_memory(device_id, requested)
 
     async def arbiters(self) -> Sequence[ArbiterStatus]:
         """The arbiters; none if the plane does not run."""

@@ -89,6 +89,12 @@ class Engine(Protocol):
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""
 
+    async def hold(self, machine: Machine, memory: int) -> None:
+        """Let a machine that runs have `memory` bytes of guest memory, and what its process needs beside.
+
+        Raises `ResourceError` if it has more than that already.
+        """
+
     async def plug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """Give the guest the vhost-user disk or NIC `device`, whose socket listens.
 

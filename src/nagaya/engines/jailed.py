@@ -20,6 +20,7 @@ from nagaya.errors import ResourceError, TimeoutExpiredError, UnavailableError, 
 from nagaya.paths import MachinePaths, Paths
 from nagaya.resources.cgroups import Cgroup, Limits
 from nagaya.resources.placement import move_to_cpus
+from nagaya.units import human_size
 
 KILL_TIMEOUT_S = 10.0
 STATUS_TIMEOUT_S = 1.0  # from the end of a process to the zygote's exit file
@@ -106,6 +107,17 @@ class Jails:
             await asyncio.to_thread(move_to_cpus, group, cpus)
         except OSError as error:
             raise ResourceError(f"{machine.spec.name}: its control group cannot be set: {error}") from error
+
+    async def hold(self, machine: Machine, memory: int) -> None:
+        """Limit the host memory of a machine that runs. Raises `ResourceError` if it has more already."""
+        group = self.group(machine.id)
+        try:
+            if group is not None:
+                await asyncio.to_thread(group.set_memory, memory)
+        except OSError as error:
+            raise ResourceError(
+                f"{machine.spec.name}: its memory cannot be limited to {human_size(memory)}: {error.strerror}"
+            ) from error
 
     def adopt(self, machine: Machine, process: ProcessId) -> frozenset[int]:
         """Know a machine that an earlier daemon may have started; where it runs."""

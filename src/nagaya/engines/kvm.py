@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nagaya.engines.check import refuse
+from nagaya.engines.check import Refusal, refuse
 from nagaya.engines.engine import Exit, GuestState, Machine, ProcessId
 from nagaya.engines.exits import classify_kvm, read_tail
 from nagaya.engines.jailed import Jails
@@ -25,6 +25,7 @@ from nagaya.kvm.unpack import unpack
 from nagaya.kvm.vm import MAX_VCPUS
 from nagaya.paths import MachinePaths, Paths
 from nagaya.resources.cgroups import Cgroup, Limits
+from nagaya.resources.hotmemory import hot_memory
 from nagaya.spec import MIB, EngineName, MachineSpec
 from nagaya.units import human_size
 
@@ -48,6 +49,7 @@ _KINDS: dict[str, DeviceKind] = {
     "console": "console",
     "rng": "rng",
     "balloon": "balloon",
+    "mem": "mem",
     "net": "net",
 }
 _IDS = uuid.UUID("5f4b7c1e-9d0a-4f5e-8a53-6e61676179a1")  # namespace of our machines' UUIDs
@@ -80,6 +82,7 @@ class KvmEngine:
                 (spec.cpus > most, "cpus", spec.cpus, f"KVM on this host has {most} at most"),
                 (size < MEMORY_MIN, "memory.size", human_size(size), f"at least {human_size(MEMORY_MIN)}"),
                 (size % 4096 != 0, "memory.size", f"{size} bytes", "a multiple of 4 KiB"),
+                *_hot_refusals(spec),
             ),
         )
 
@@ -118,6 +121,10 @@ class KvmEngine:
     async def resume(self, machine: Machine, process: ProcessId) -> None:
         """Let them run again. Idempotent."""
         await self._change(machine, process, "cont", "resumed")
+
+    async def hold(self, machine: Machine, memory: int) -> None:
+        """Let it have so much guest memory."""
+        await self.jails.hold(machine, host_memory(machine.spec) - machine.spec.memory.size + memory)
 
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""
@@ -193,7 +200,8 @@ class KvmEngine:
 
 def host_memory(spec: MachineSpec) -> int:
     """Bytes of host memory that the machine's process may use, guest memory included."""
-    return spec.memory.size + spec.memory.size // OVERHEAD_SHARE + OVERHEAD
+    most = spec.memory.max or spec.memory.size  # KVM's tables are for all that the guest may ever have
+    return spec.memory.size + most // OVERHEAD_SHARE + OVERHEAD
 
 
 def launch_plan(machine: Machine, group: Cgroup, kernel: Path, *, fast: bool = True) -> LaunchPlan:
@@ -223,10 +231,12 @@ def launch_plan(machine: Machine, group: Cgroup, kernel: Path, *, fast: bool = T
 def machine_config(machine: Machine, *, fast: bool = True) -> MachineConfig:
     """The machine as its process is told."""
     spec = machine.spec
+    hot = hot_memory(spec.memory)
     return MachineConfig(
         name=spec.name,
         uuid=str(uuid.uuid5(_IDS, machine.id)),
-        memory=spec.memory.size,
+        memory=hot.boot if hot else spec.memory.size,
+        hot_memory=hot.size if hot else 0,
         cpus=spec.cpus,
         cpu_model="host" if fast else _EMULATED_MODEL,
         kernel=_KERNEL,
@@ -234,6 +244,19 @@ def machine_config(machine: Machine, *, fast: bool = True) -> MachineConfig:
         cmdline=" ".join((*(() if fast else _EMULATED_CMDLINE), *_command_line(machine))),
         devices=tuple(_device(machine.paths, name) for name in machine.devices),
         serial=str(machine.paths.device_socket(SERIAL)) if "console" in machine.devices else "",
+    )
+
+
+def _hot_refusals(spec: MachineSpec) -> tuple[Refusal, ...]:
+    hot = hot_memory(spec.memory)
+    if hot is None:
+        return ()
+    blocks = f"memory.size and whole blocks of {human_size(hot.block)}"
+    least = f"at least {human_size(MEMORY_MIN + hot.block)}"
+    shown = human_size(spec.memory.max or 0)
+    return (
+        (hot.requested % hot.block != 0 or hot.size % hot.block != 0, "memory.max", shown, blocks),
+        (hot.boot < MEMORY_MIN, "memory.max", shown, least),
     )
 
 

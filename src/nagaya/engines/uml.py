@@ -47,6 +47,12 @@ class UmlEngine:
             (
                 (spec.cpus != 1, "cpus", spec.cpus, "User-mode Linux has one vCPU: 1"),
                 (size < MEMORY_MIN, "memory.size", human_size(size), "at least 24 MiB"),
+                (
+                    spec.memory.max is not None,
+                    "memory.max",
+                    human_size(spec.memory.max or 0),
+                    "User-mode Linux plugs no memory: give it all as memory.size; memory.limit takes back",
+                ),
             ),
         )
 
@@ -110,6 +116,10 @@ class UmlEngine:
     async def unplug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """The same."""
         raise _no_hotplug(machine)
+
+    async def hold(self, machine: Machine, memory: int) -> None:
+        """Let it have so much guest memory."""
+        await self._jails.hold(machine, host_memory(machine) - machine.spec.memory.size + memory)
 
     async def adjust(self, machine: Machine) -> None:
         """Hold a running machine to the cpu knobs that its spec has now."""

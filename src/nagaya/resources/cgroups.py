@@ -102,13 +102,17 @@ class Cgroup:
     def apply(self, limits: Limits) -> None:
         """Set the limits; those whose controller is absent are left out. Raises `OSError`."""
         if limits.memory is not None:
-            self._write("memory", ("memory.limit_in_bytes", "memory.max"), str(limits.memory))
+            self.set_memory(limits.memory)
         if limits.pids is not None:
             self._write("pids", ("pids.max",), str(limits.pids))
         self.set_cpu_weight(limits.cpu_weight)
         self.set_cpu_limit(limits.cpu_limit)
         if limits.cpus is not None:
             self.set_cpus(limits.cpus)
+
+    def set_memory(self, limit: int) -> bool:
+        """Set how many bytes it never exceeds. False without a memory controller."""
+        return self._write("memory", ("memory.limit_in_bytes", "memory.max"), str(limit))
 
     def set_cpu_weight(self, weight: float) -> bool:
         """Set the group's share of CPU time, beside those of its siblings. False without a cpu controller."""

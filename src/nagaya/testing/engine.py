@@ -50,6 +50,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.adjusted: dict[str, CpuKnobs] = {}
+        self.held: dict[str, int] = {}
 
     def check(self, spec: MachineSpec) -> None:
         """Refuse what the real one refuses first."""
@@ -101,6 +102,10 @@ class FakeEngine:
 
     async def unplug(self, machine: Machine, process: ProcessId, device: str) -> None:
         """And lets go at once."""
+
+    async def hold(self, machine: Machine, memory: int) -> None:
+        """Remember it."""
+        self.held[machine.id] = memory
 
     async def adjust(self, machine: Machine) -> None:
         """Remember the knobs, or refuse a weight of 6666."""

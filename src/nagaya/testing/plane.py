@@ -20,6 +20,7 @@ from nagaya.plane.balloons import BalloonStats, BalloonStatus
 from nagaya.plane.conditions import Conditions, after
 from nagaya.plane.config import ConsoleDevice, CopyJob, Device, Layer, UplinkDevice
 from nagaya.plane.demand import WorkerDemand
+from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import (
     ArbiterStatus,
@@ -43,6 +44,7 @@ class FakePlane:
 
     def __init__(self, paths: Paths) -> None:
         self.refuse: set[str] = set()
+        self.slow: set[str] = set()
         self._captures: dict[str, int] = {}
         self._file = paths.run / "fake-plane.json"
         self._shares_files: dict[Resource, Path] = {
@@ -217,6 +219,29 @@ class FakePlane:
         one |= {} if size is None else {"size": size, "actual": size}
         one |= {} if stats_ms is None else {"stats_ms": stats_ms}
         self._balloons_file.write_text(json.dumps(known))
+
+    async def hot_memory(self) -> Sequence[HotMemoryStatus]:
+        """Guests give and take memory at once; those whose ids are in `slow` keep what they have."""
+        rows = {key: one for key, one in self.devices.items() if key.endswith("/mem0")}
+        return [
+            HotMemoryStatus(
+                id=key,
+                start=one["start"],
+                size=one["size"],
+                block=2 << 20,
+                requested=one["requested"],
+                plugged=one.get("plugged", one["requested"]),
+                connected=True,
+            )
+            for key, one in rows.items()
+        ]
+
+    async def set_memory(self, device_id: str, requested: int) -> None:
+        """The guest has done it, unless it is slow."""
+        devices = self.devices
+        one = devices[device_id]
+        plugged = one.get("plugged", one["requested"]) if device_id in self.slow else requested
+        self._save(devices | {device_id: one | {"requested": requested, "plugged": plugged}})
 
     def _balloons(self) -> dict[str, dict[str, Any]]:
         try:

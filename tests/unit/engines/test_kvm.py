@@ -9,7 +9,14 @@ import pytest
 
 from nagaya.engines.engine import Exit, ExitReason, Machine
 from nagaya.engines.exits import Status, classify_kvm
-from nagaya.engines.kvm import KvmEngine, launch_plan, machine_config
+from nagaya.engines.kvm import (
+    OVERHEAD,
+    OVERHEAD_SHARE,
+    KvmEngine,
+    host_memory,
+    launch_plan,
+    machine_config,
+)
 from nagaya.errors import UnavailableError, UnsupportedError
 from nagaya.kernel import Kernel
 from nagaya.kvm.config import DeviceConfig, MachineConfig
@@ -36,6 +43,8 @@ def machine_of(paths: Paths, *devices: str, **fields: Any) -> Machine:
     [
         ("cpus", {"cpus": 1024}),
         ("memory.size", {"memory": 16 * 2**20 + 512}),
+        ("memory.max", {"memory": {"size": "512MiB", "max": "513MiB"}}),
+        ("memory.max", {"memory": {"size": "16MiB", "max": "16MiB"}}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
     ],
 )
@@ -67,6 +76,14 @@ def test_a_machine_is_told_paths_inside_its_jail(own: Paths) -> None:
     assert config.cmdline == "pvpanic=1 root=/dev/vda rw console=ttyS0 quiet nagaya.hostname=web"
     assert config.uuid == machine_config(machine).uuid
     assert MachineConfig.from_json(config.to_json()) == config
+
+
+def test_memory_that_may_be_plugged_is_behind_what_the_machine_starts_with(own: Paths) -> None:
+    machine = machine_of(own, "mem0", memory={"size": "512MiB", "max": "2GiB"})
+    config = machine_config(machine)
+    assert (config.memory, config.hot_memory) == (512 * 2**20, 1536 * 2**20)
+    assert config.devices[0].kind == "mem"
+    assert host_memory(machine.spec) == 512 * 2**20 + 2**31 // OVERHEAD_SHARE + OVERHEAD
 
 
 def test_a_read_only_root_is_mounted_so_and_the_users_words_are_last(own: Paths) -> None:

@@ -23,6 +23,7 @@ def engine(tmp_path: Path) -> UmlEngine:
     [
         ("cpus", {"cpus": 2}),
         ("memory.size", {"memory": "16MiB"}),
+        ("memory.max", {"memory": {"size": "64MiB", "max": "128MiB"}}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
     ],
 )
