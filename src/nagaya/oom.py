@@ -1,9 +1,10 @@
 """In which order the host's out-of-memory killer would take processes, when nothing else has helped.
 
 The kernel takes the process with the most points: its memory as thousandths of all there is, plus its
-`oom_score_adj` (proc(5); mm/oom_kill.c, oom_badness). Between `WITHIN` and `BEYOND` are a thousand, more than
-memory can make up for. So machines that use more than they were promised come first, then the host's other
-work and machines within their promise, and the daemon, the zygote and the plane last of all.
+`oom_score_adj` (proc(5); mm/oom_kill.c, oom_badness). Between `WITHIN` and `BEYOND` are a thousand and more,
+which no memory makes up for, and also where nobody may go below 0 (CAP_SYS_RESOURCE) and `WITHIN` is 0. So
+machines that use more than they were promised come first, then the host's other work, machines within their
+promise, and the daemon, the zygote and the plane last of all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 HOST = -999  # daemon, zygote and plane; not -1000, which would leave a host with nothing to kill
 WITHIN = -500
 ORDINARY = 0
-BEYOND = 500
+BEYOND = 1000
 _PASSES = 5  # for processes that are forked while their parents are being told
 
 

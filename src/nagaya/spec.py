@@ -76,9 +76,11 @@ class CpuKnobs(_Part):
     reservation: float = Field(0, ge=0, le=4096, description="CPUs it gets whatever the others do")
     limit: float | None = Field(None, gt=0, le=4096, description="CPUs it never exceeds")
     weight: Weight = 100
-    pin: Annotated[str, AfterValidator(lambda text: text and format_cpus(parse_cpus(text)))] = Field(
-        "", max_length=256, description="CPUs of the host that it may run on, `0-3,8`; empty: any"
-    )
+    pin: Annotated[
+        str,
+        BeforeValidator(lambda value: str(value) if type(value) is int else value),  # `pin: 3` is one in YAML
+        AfterValidator(lambda text: text and format_cpus(parse_cpus(text))),
+    ] = Field("", max_length=256, description="CPUs of the host that it may run on, `0-3,8`; empty: any")
 
 
 class Memory(_Part):

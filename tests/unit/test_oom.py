@@ -16,13 +16,13 @@ def test_a_score_is_written_once(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/oom_score_adj").write_text("0\n")
     assert oom.set_score(7, oom.BEYOND, tmp_path)
-    assert (tmp_path / "7/oom_score_adj").read_text() == "500"
+    assert (tmp_path / "7/oom_score_adj").read_text() == "1000"
     assert not oom.set_score(7, oom.BEYOND, tmp_path)
     assert not oom.set_score(8, oom.BEYOND, tmp_path)
 
 
 def test_no_memory_makes_up_for_being_within_a_promise() -> None:
-    assert oom.BEYOND - oom.WITHIN >= 1000
+    assert oom.BEYOND - oom.WITHIN >= oom.BEYOND - oom.ORDINARY >= 1000
     assert oom.HOST < oom.WITHIN < oom.ORDINARY < oom.BEYOND
 
 

@@ -160,7 +160,8 @@ class Placement:
 
     def _no_cpu(self, machine: str, need: Need) -> ResourceError:
         reserved = self._reserved(machine)
-        left = {cpu: max(0.0, CPU_MOST - reserved[cpu]) for cpu in self._cpus}
+        wanted = [cpu for cpu in self._cpus if need.cpus is None or cpu in need.cpus]
+        left = {cpu: max(0.0, CPU_MOST - reserved[cpu]) for cpu in wanted}
         words = ", ".join(
             f"{left[cpu]:.2g} of CPU {cpu}" for cpu in sorted(left, key=lambda cpu: -left[cpu])[:8]
         )

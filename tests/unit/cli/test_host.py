@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -59,3 +63,23 @@ def test_a_start_waits_for_room_and_says_what_for(invoke: Invoke, daemon_paths: 
 def test_what_work_waits_for_is_said_below(invoke: Invoke) -> None:
     assert invoke("host").out.endswith("What work waits for is not known: nagaya doctor says why.\n")
     assert invoke("host", "--format", "json").json["pressure"]["alarms"] == []
+
+
+def test_ctrl_c_gives_up_the_place(invoke: Invoke, daemon_paths: Paths) -> None:
+    total = next(one["total"] for one in invoke("host", "--format", "json").json["resources"][1:])
+    for name in ("a", "b"):
+        invoke("create", "busybox", "--name", name, "--memory", f"{int(total * 0.6) // 2**20}MiB")
+    invoke("start", "a")
+    command = [sys.executable, "-m", "nagaya.cli", "start", "b", "--wait"]
+    environment = {**os.environ, **daemon_paths.environment()}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    waiting = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with Client(daemon_paths) as client:
+        while not client.report().waiting:
+            pass
+        waiting.send_signal(signal.SIGINT)
+        _, said = waiting.communicate(timeout=30)
+        assert "b does not wait for room any more" in said
+        assert waiting.returncode == 130
+        assert client.report().waiting == []

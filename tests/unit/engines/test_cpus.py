@@ -94,7 +94,7 @@ def test_one_cpu_never_promises_more_than_it_has(host: Host) -> None:
 
 
 def test_a_pinned_machine_is_where_it_was_told_to_be(host: Host) -> None:
-    assert where(host, host.start("a", cpu={"pin": "3"})) == {3}
+    assert where(host, host.start("a", cpu={"pin": 3})) == {3}
     assert where(host, host.start("wide", single=False, cpus=2, cpu={"pin": "1-2"})) == {1, 2}
     host.cpus.check(host.machine("ok", cpu={"pin": "0-3"}).spec)
     with pytest.raises(UnsupportedError, match="machines may run on CPUs 0-3 of this host, not on 4-5"):
