@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from nagaya.cli.app import shared_options
+from nagaya.cli.complete import name_argument
 from nagaya.cli.output import Column, field, print_rows, print_value
-from nagaya.cli.quantities import span
+from nagaya.cli.quantities import SIZE, span
 from nagaya.cli.session import Session
 from nagaya.cli.set import CHANGE_COLUMNS
 from nagaya.models.memory import MemoryAnswer, MemoryWhy
+from nagaya.models.relocation import RelocationAnswer
 from nagaya.models.waits import WhyAnswer
 from nagaya.settings import parse
 from nagaya.units import human_size
@@ -102,6 +104,58 @@ def _moves(session: Session, since: int) -> None:
     """List what the broker moved, why, and what came of it."""
     rows = [asdict(one) for one in session.client.memory.moves(since)]
     print_rows(session, rows, MOVE_COLUMNS, name="machine")
+
+
+@memory_command.command("move")
+@name_argument
+@click.option("--swap", type=SIZE, metavar="SIZE", help="This much to the host's swap, the coldest first.")
+@click.option("--resident", is_flag=True, help="All that is swapped out comes back.")
+@click.option("--huge", type=click.Choice(["on", "off"]), help="Into huge pages of 2 MiB, or out of them.")
+@click.option("--node", type=click.IntRange(0), metavar="N", help="To this NUMA node, now and from now on.")
+@shared_options()
+@click.pass_obj
+def _move(
+    session: Session, name: str, *, swap: int | None, resident: bool, huge: str | None, node: int | None
+) -> None:
+    """Move a machine's memory while it runs, and say what came of it by the host's counters.
+
+    Its guest notices nothing but that a page which is away takes longer to be read. One option at a time.
+    """
+    if (swap is not None) + resident + (huge is not None) + (node is not None) != 1:
+        raise click.UsageError("name one of --swap, --resident, --huge and --node")
+    answer = session.client.machines.named(name).relocate(
+        swap=swap, resident=resident or None, huge=None if huge is None else huge == "on", node=node
+    )
+    if session.quiet:
+        click.echo(answer.done)
+    elif session.format != "table":
+        print_value(session, asdict(answer))
+    else:
+        for line in _relocation(answer):
+            click.echo(line)
+
+
+_WORDS = {
+    "swap": "went to swap",
+    "resident": "came back from swap",
+    "huge": "went into huge pages",
+    "small": "went out of huge pages",
+    "node": "went to the node",
+}
+
+
+def _relocation(answer: RelocationAnswer) -> Iterator[str]:
+    asked = f" of {human_size(answer.asked)}" if answer.asked != answer.done else ""
+    yield (
+        f"{answer.name}: {human_size(answer.done)}{asked} {_WORDS[answer.kind]} in {answer.seconds:.2g} s "
+        f"({answer.how})"
+    )
+    place = answer.after
+    nodes = ", ".join(f"node {node} {human_size(size)}" for node, size in sorted(place.nodes.items()))
+    yield (
+        f"  now {human_size(place.resident)} in memory, {human_size(place.swapped)} in swap, "
+        f"{human_size(place.huge)} in huge pages{f'; mapped: {nodes}' if nodes else ''}"
+    )
 
 
 @memory_command.command("set")

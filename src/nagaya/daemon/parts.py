@@ -24,6 +24,7 @@ from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.plane.ports import Flow, PortRules, PortStatus
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode, WaitRow
 from nagaya.progress import Progress
+from nagaya.resources.cgroups import Cgroup
 from nagaya.resources.pressure import GroupPressure, HostPressure
 from nagaya.spec import MachineSpec, NetworkMode, NetworkSpec
 
@@ -285,7 +286,7 @@ class Parts:
     running machines by id, and evens out the load of the CPUs. `usage` is what a machine's control groups
     count: CPU time in microseconds, memory in bytes; None what nothing counts. `rank` gives all processes
     of a machine a score for the out-of-memory killer (`nagaya.oom`). `pressure` is what they tell
-    of waits, `host_pressure` the same of the host.
+    of waits, `host_pressure` the same of the host, `group` the control groups themselves.
     """
 
     engine: Callable[[MachineSpec], Engine]
@@ -302,3 +303,4 @@ class Parts:
     rank: Callable[[str, int], None] = lambda _machine, _score: None
     pressure: Callable[[str], GroupPressure] = lambda _machine: GroupPressure()
     host_pressure: Callable[[], HostPressure] = HostPressure
+    group: Callable[[str], Cgroup | None] = lambda _machine: None

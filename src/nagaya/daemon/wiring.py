@@ -68,6 +68,7 @@ def real_parts(paths: Paths) -> Parts:
         rank=jails.rank,
         pressure=lambda machine_id: _pressure(jails.group(machine_id)),
         host_pressure=host_pressure,
+        group=jails.group,
     )
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nagaya.units import format_cpus
+from nagaya.units import format_cpus, parse_cpus
 
 V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids", "freezer")
 V2_CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
@@ -178,11 +178,15 @@ class Cgroup:
                     return int(line.split()[1])
         return None
 
+    def set_memory_nodes(self, nodes: Iterable[int]) -> bool:
+        """Take memory from these NUMA nodes from now on. False without a cpuset controller."""
+        return self._write("cpuset", ("cpuset.mems",), format_cpus(nodes))
+
     def cpus(self) -> frozenset[int]:
         """The CPUs that its tasks may run on; none where no controller tells."""
         for name in ("cpuset.effective_cpus", "cpuset.cpus.effective"):
             with contextlib.suppress(KeyError, OSError, ValueError):
-                return parse_cpus((self.groups["cpuset"] / name).read_text())
+                return frozenset(parse_cpus((self.groups["cpuset"] / name).read_text()))
         return frozenset()
 
     def memory_bytes(self) -> int | None:
@@ -233,15 +237,6 @@ class Cgroup:
                 (directory / name).write_text(value)
                 return True
         return False
-
-
-def parse_cpus(text: str) -> frozenset[int]:
-    """A list as the kernel writes it: `0-3,8`. Raises `ValueError`."""
-    found: set[int] = set()
-    for part in text.strip().split(",") if text.strip() else []:
-        first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
-    return frozenset(found)
 
 
 def find_base(tag: str, proc: Path = Path("/proc/self")) -> CgroupBase:

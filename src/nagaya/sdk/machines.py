@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nagaya.models.host import StartWait
     from nagaya.models.login import LoginAnswer
     from nagaya.models.memory import MemoryWhy
+    from nagaya.models.relocation import RelocationAnswer
     from nagaya.models.shares import ChangesAnswer
     from nagaya.models.waits import WaitResource, WhyAnswer
     from nagaya.sdk.client import Client
@@ -192,6 +193,26 @@ class Machine:
 
         answer = self._client.request("GET", self._path("why/memory"), query={"since": since})
         return MemoryWhy.from_json(answer)
+
+    def relocate(
+        self,
+        *,
+        swap: int | str | None = None,
+        resident: bool | None = None,
+        huge: bool | None = None,
+        node: int | None = None,
+    ) -> RelocationAnswer:
+        """Move its memory while it runs, by one of these; what came of it.
+
+        `swap` bytes go to the host's swap, with `resident` all of it comes back, `huge` is into huge pages or
+        out of them, `node` a NUMA node. Raises `UnavailableError` or `UnsupportedError` if the host cannot.
+        """
+        from nagaya.models.relocation import RelocationAnswer
+
+        order = {"swap": swap, "resident": resident, "huge": huge, "node": node}
+        body = {key: value for key, value in order.items() if value is not None}
+        answer = self._client.request("POST", self._path("memory"), body=body, within=600)
+        return RelocationAnswer.from_json(answer)
 
     def delete(self, *, force: bool = False) -> None:
         """Remove it and its disks; `force` ends it first if it runs."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Self
 
 _BLOCK = 512  # bytes, of st_blocks
 _LEAST = 16 << 20  # bytes; a smaller file is no guest's memory
@@ -34,3 +37,49 @@ def _children(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         children += [int(child) for child in (task / "children").read_text().split()]
     return children
+
+
+class Stand:
+    """A process with `size` bytes of memory as a guest's: a sealed file without a name, `touched` in front.
+
+    A context manager; each page that is touched holds its number.
+    """
+
+    def __init__(self, size: int, touched: int) -> None:
+        ask, self._asked = os.pipe()
+        self._answer, answer = os.pipe()
+        command = [sys.executable, "-I", "-S", "-c", _STAND, str(size), str(touched), str(ask), str(answer)]
+        self._process = subprocess.Popen(command, pass_fds=(ask, answer))
+        os.close(ask)
+        os.close(answer)
+        self.pid = self._process.pid
+        os.read(self._answer, 1)
+
+    def holds(self) -> bool:
+        """Whether all pages still hold their numbers."""
+        os.write(self._asked, b"?")
+        return os.read(self._answer, 1) == b"y"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._asked)
+        os.close(self._answer)
+
+
+_STAND = """
+import mmap, os, struct, sys
+size, touched, ask, answer = map(int, sys.argv[1:])
+file = os.memfd_create("guest-ram")
+os.ftruncate(file, size)
+memory = mmap.mmap(file, size)
+for page in range(0, touched, 4096):
+    struct.pack_into("<Q", memory, page, page + 1)
+os.write(answer, b".")
+while os.read(ask, 1):
+    well = all(struct.unpack_from("<Q", memory, page)[0] == page + 1 for page in range(0, touched, 4096))
+    os.write(answer, b"y" if well else b"n")
+"""

@@ -63,3 +63,8 @@ def test_settings_are_set_and_what_is_so_already_is_said(invoke: Invoke) -> None
     refused = invoke("memory", "set", "colour=red")
     assert refused.status == 2
     assert "colour" in refused.err
+
+
+def test_one_way_to_move_memory_is_named(invoke: Invoke) -> None:
+    for words in ((), ("--resident", "--swap", "1MiB"), ("--huge", "perhaps")):
+        assert invoke("memory", "move", "db", *words).status == 2

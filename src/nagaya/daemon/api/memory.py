@@ -1,4 +1,4 @@
-"""`/v1/memory` and `/v1/machines/NAME/why/memory`."""
+"""`/v1/memory`, `/v1/machines/NAME/memory` and `/v1/machines/NAME/why/memory`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from nagaya.daemon import memorywhy
 from nagaya.daemon.api.machines import Name
 from nagaya.daemon.api.settings import SettingsBody
 from nagaya.daemon.daemon import Daemon
+from nagaya.daemon.relocation import Order, relocate
 from nagaya.models.memory import MemoryAnswer, MemoryMove, MemoryWhy
+from nagaya.models.relocation import RelocationAnswer
 from nagaya.models.shares import ChangesAnswer
 
 Since = Annotated[int, Query(ge=1, le=3600, description="seconds")]
@@ -40,5 +42,10 @@ def router(daemon: Daemon) -> APIRouter:
     async def why(name: Name, since: Since = 60) -> MemoryWhy:
         """Why it has the memory that it has."""
         return await memorywhy.why(daemon.supervisor, name, since)
+
+    @routes.post("/machines/{name}/memory")
+    async def move(name: Name, order: Order) -> RelocationAnswer:
+        """Move its memory while it runs: one of `swap`, `resident`, `huge` and `node`."""
+        return await relocate(daemon.supervisor, name, order)
 
     return routes
