@@ -63,6 +63,8 @@ def _findings(paths: Paths) -> Iterator[Finding]:
     yield _io_uring()
     yield _cgroups()
     yield _pressure()
+    yield _huge_pages()
+    yield _equal_pages()
     yield _core_scheduling()
     yield _user_namespaces()
     yield from _networks(paths)
@@ -219,6 +221,29 @@ def _pressure() -> Finding:
             "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
         )
     return Finding("pressure", State.OK, "of the host and of each machine")
+
+
+def _huge_pages() -> Finding:
+    """Whether `nagaya memory move --huge on` can do anything (docs/memory.md, "Relocation")."""
+    switch = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    name, without = "huge pages", "machines of the engine `kvm` cannot be moved into huge pages"
+    if not switch.exists():
+        return Finding(name, State.OK, "none of shared memory in this kernel", without)
+    if "[never]" in switch.read_text() or "[deny]" in switch.read_text():
+        return Finding(name, State.OK, "switched off for shared memory", without, f"echo advise > {switch}")
+    return Finding(name, State.OK, "of shared memory, by command")
+
+
+def _equal_pages() -> Finding:
+    """Whether KSM is of use to machines (docs/decisions/0020-equal-pages.md)."""
+    from nagaya.resources import ksm
+
+    if ksm.merges_guests():
+        return Finding("equal pages", State.OK, "KSM merges memory such as guests have")
+    found = "KSM merges private memory only" if ksm.merges_at_all() else "no KSM in this kernel"
+    return Finding(
+        "equal pages", State.OK, found, "guests' memory is shared with the plane: equal pages stay apart"
+    )
 
 
 _KNOWN_CONTROLLERS = {"cpu", "cpuset", "memory", "pids", "io", "blkio", "freezer", "devices"}
