@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from nagaya.engines.engine import Machine as EngineMachine
 from nagaya.errors import UnsupportedError
+from nagaya.paths import Paths
+from nagaya.resources import relocation
 from nagaya.sdk import Client, Machine
+from nagaya.testing.kvm_yard import KvmYard
 from nagaya.testing.swap import CONTROL, swap
+from nagaya.testing.yard import wait_until
 
 MIB = 2**20
 FILL = "mount -t tmpfs -o size=90% none /mnt && dd if=/dev/urandom of=/mnt/f bs=1M count=48 2>/dev/null"
@@ -67,3 +74,42 @@ def test_pages_stay_on_the_only_node_and_another_is_refused(filled: tuple[Machin
     with pytest.raises(UnsupportedError, match="no NUMA node 999"):
         machine.relocate(node=999)
     assert digest(machine) == before
+
+
+@pytest.mark.kvm
+def test_memory_of_the_kvm_engine_moves_too(paths: Paths) -> None:
+    """A guest reads 32 MiB every second or two; they go to swap, come back and go to a node."""
+
+    async def scene(yard: KvmYard) -> None:
+        machine = yard.machine("remember", memory="64MiB")
+        process = await yard.start(machine)
+        group = yard.engine.jails.group(machine.id)
+        with swap(256 * MIB):
+            out = await asyncio.to_thread(relocation.page_out, process.pid, 16 * MIB, group)
+            assert out.done >= 4 * MIB  # the guest reads, and its process has memory too
+            await goes_on(machine)
+            await asyncio.to_thread(relocation.page_out, process.pid, 8 * MIB, group)
+            back = await asyncio.to_thread(relocation.bring_back, process.pid)
+            assert back.after.swapped < MIB
+        await goes_on(machine)  # what came back is mapped again where it was read
+        moved = await asyncio.to_thread(relocation.move, process.pid, 0, group)
+        assert sum(moved.after.nodes.values()) >= 32 * MIB
+        await goes_on(machine)
+        assert "FAILED" not in machine.paths.engine_log.read_text()
+
+    async def whole() -> None:
+        yard = KvmYard(paths)
+        try:
+            await scene(yard)
+        finally:
+            await yard.close()
+
+    if not CONTROL.exists():
+        pytest.skip("needs zram in the host's kernel")
+    asyncio.run(whole())
+
+
+async def goes_on(machine: EngineMachine) -> None:
+    """Wait until its guest has read all of it again, from the beginning to the end."""
+    before = machine.paths.engine_log.read_text().count("ROUND")
+    await wait_until(lambda: machine.paths.engine_log.read_text().count("ROUND") >= before + 2, 60)

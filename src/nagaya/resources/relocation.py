@@ -25,6 +25,7 @@ HUGE = 2 * MIB  # of x86-64
 _PAGE = 4096
 _STEP = 16 * MIB  # reclaimed at once; between two the machine's limit is its own
 _CHUNK = 1 * MIB  # read at once
+_ATTEMPTS = 16  # to reclaim something: as many as the kernel makes for memory.reclaim
 _PASSING = (errno.EINVAL, errno.EAGAIN, errno.EBUSY, errno.ENOMEM)  # of one piece: the others go on
 _THP = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _MEMINFO = Path("/proc/meminfo")
@@ -193,16 +194,18 @@ def _by_limit(memory: Path, size: int) -> None:
     limit, usage = memory / "memory.limit_in_bytes", memory / "memory.usage_in_bytes"
     usual = limit.read_text().strip()
     goal = max(0, int(usage.read_text()) - size)
-    for _ in range(2 * (size // _STEP + 1)):  # a guest that takes memory meanwhile does not keep us here
+    refused = 0
+    for _ in range(2 * (size // _STEP + 1) + _ATTEMPTS):  # a guest that takes memory does not keep us here
         used = int(usage.read_text())
-        if used < goal + _PAGE:
+        if used < goal + _PAGE or refused == _ATTEMPTS:
             return
         try:
             limit.write_text(str(max(goal, used - _STEP)))
+            refused = 0
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            return
+            refused += 1  # all that it looked at was just used; it looks at more the next time
         finally:
             limit.write_text(usual)
 
