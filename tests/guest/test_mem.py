@@ -54,7 +54,7 @@ def request(plane: _core.Plane, guest: Bare, size: int) -> None:
     """Ask the guest to have `size` MiB, and be its main loop until it has heard of that."""
     plane.set_memory("mem0", size * MIB)
     device = guest.machine.devices["mem0"]
-    assert select.select([device.backend.fd], [], [], 10)[0], "the frontend is not told"
+    assert select.select([device.backend.fd], [], [], 60)[0], "the frontend is not told"
     guest.machine.attend(device)
 
 

@@ -56,7 +56,7 @@ class Eater:
         return self._process.returncode
 
     def wait(self) -> int:
-        return self._process.wait(10)
+        return self._process.wait(60)
 
 
 @pytest.fixture
@@ -68,6 +68,10 @@ def group() -> Iterator[Cgroup]:
         pytest.skip("no memory controller: nothing can be out of memory but the host")
     one = Cgroup.below(base, "all")
     one.create(Limits(memory=LIMIT * MIB))
+    # Where the host has swap, the kernel would rather use that.
+    for name in ("memory.swappiness", "memory.swap.max"):
+        if (file := one.groups["memory"] / name).exists():
+            file.write_text("0")
     yield one
     one.kill()
     one.remove(10)

@@ -39,7 +39,7 @@ async def made(daemon: Daemon, *names: str, start: bool = True, **parts: Any) ->
 
 async def settled(daemon: Daemon, name: str) -> StartWait:
     """The end of a machine's waiting."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (place := await daemon.supervisor.queue.waiting(name, 5)).state == "waiting":
             pass
     return place

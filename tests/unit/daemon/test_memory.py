@@ -70,7 +70,7 @@ def test_memory_moves_and_what_came_is_written_down(stage: Stage) -> None:
             idle, busy = await idle_beside_busy(daemon, held)
             for _ in range(4):
                 await memory.round()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 event = await anext(one async for one in news if one["event"] == "memory")
         assert (await balloon(daemon, idle)).size > 0
         assert (await balloon(daemon, busy)).size < 700 * MIB

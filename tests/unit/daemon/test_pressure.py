@@ -122,7 +122,7 @@ def test_an_alarm_is_an_event_when_it_begins_and_when_it_ends(
             for part in (0.2, 0.3, 0.0):
                 counters.host = HostPressure(memory=Stall(0, 0, part, part), memory_available=2**40)
                 await daemon.supervisor.pressure.look()
-            found = [await asyncio.wait_for(anext(news.__aiter__()), 5) for _ in range(2)]
+            found = [await asyncio.wait_for(anext(news.__aiter__()), 60) for _ in range(2)]
         assert [(one["event"], one["name"], one["raised"]) for one in found] == [
             ("pressure", "memory stalls", True),
             ("pressure", "memory stalls", False),

@@ -16,7 +16,7 @@ const BLOCKS: u64 = 6;
 /// Behind the rings, which begin where the client's memory does.
 const START: u64 = 0x1000_0000 + (8 << 20);
 const SIZE: u64 = BLOCKS * BLOCK;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const PLUG: u16 = 0;
 const UNPLUG: u16 = 1;
