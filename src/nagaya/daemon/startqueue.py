@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nagaya.daemon.supervisor import Supervisor
 
 RECHECK = 5.0  # s between two looks at disks and networks, which measure themselves again and again
+PAUSE_MOST = 60.0  # s between attempts to start one of which only the start itself finds out
 _FACT = "start_queue"
 _REMEMBERED = 256  # of those that have left it: their clients ask once more how it ended
 
@@ -40,6 +41,8 @@ class _Entry:
     deadline: float | None
     reason: str
     blocked: dict[str, object] = field(default_factory=dict)  # facts of the last refusal
+    pause: float = 0.0  # s between the last two attempts that failed
+    not_before: float = 0.0  # the next one
 
 
 class StartQueue:
@@ -115,11 +118,7 @@ class StartQueue:
         entry = _Entry(one.row.id, time.time(), deadline, error.message, dict(error.facts))
         self._entries.append(entry)
         await self._save()
-        if one.row.state is MachineState.FAILED:  # by that very refusal
-            await self._supervisor.move(one, MachineState.STOPPED, "waits for room", error.message, cause="")
-        else:
-            await self._supervisor.note(one, "waits for room", error.message)
-            self._supervisor.publish(one)
+        await self._settle(one, error)
         self._tell(one, self.place(one))
         self._kicked.set()
         return True
@@ -186,11 +185,11 @@ class StartQueue:
         if entry.deadline is not None and time.time() >= entry.deadline:
             await self._end(one, entry, "ended", f"it has waited long enough: {entry.reason}")
             return
-        if one.row.state in DOWN and await self._has_room(one, entry):
+        if one.row.state in DOWN and time.time() >= entry.not_before and await self._has_room(one, entry):
             try:
                 await self._supervisor.start(entry.machine)
             except ResourceError as error:
-                self._refused(one, entry, error)
+                await self._failed(one, entry, error)
                 return
             except (NagayaError, OSError, ValueError) as error:
                 await self._end(one, entry, "ended", f"it could not be started: {error}")
@@ -211,6 +210,26 @@ class StartQueue:
                 capacity = dict(reservations.capacities(arbiter))[unit]
                 return capacity == 0 or reservations.promised(arbiter, unit) + need <= capacity
         return True
+
+    async def _failed(self, one: Supervised, entry: _Entry, error: ResourceError) -> None:
+        """Only the start itself found out that there is no room: try again later, and ever later."""
+        if not _may_pass(error):
+            await self._end(one, entry, "ended", f"it could not be started: {error}")
+            return
+        entry.pause = min(PAUSE_MOST, 2 * entry.pause or RECHECK)
+        entry.not_before = time.time() + entry.pause
+        self._refused(one, entry, error)
+        async with one.lock:
+            await self._settle(one, error)
+        await self._save()
+
+    async def _settle(self, one: Supervised, error: ResourceError) -> None:
+        """A machine that waits is stopped, and has not failed."""
+        if one.row.state is MachineState.FAILED:  # by that very refusal
+            await self._supervisor.move(one, MachineState.STOPPED, "waits for room", error.message, cause="")
+        else:
+            await self._supervisor.note(one, "waits for room", error.message)
+            self._supervisor.publish(one)
 
     def _refused(self, one: Supervised, entry: _Entry, error: ResourceError) -> None:
         entry.blocked = dict(error.facts)

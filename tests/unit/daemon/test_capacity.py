@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from nagaya.daemon import startqueue
 from nagaya.daemon.daemon import Daemon
+from nagaya.engines.engine import Machine, ProcessId
 from nagaya.errors import ResourceError, SpecError, UsageError
 from nagaya.models.host import StartWait
 from nagaya.models.machine import MachineState
 from nagaya.spec import MachineSpec
 from nagaya.testing import Stage
+from nagaya.testing.engine import FakeEngine
 
 MIB = 2**20
 
@@ -209,6 +212,36 @@ def test_a_disk_that_has_too_much_promised_is_waited_for_too(stage: Stage) -> No
         assert daemon.supervisor.get("b").row.state is MachineState.STOPPED
         await daemon.supervisor.shares.set("a", [("disk.reservation", "1000iops")])
         assert (await settled(daemon, "b")).state == "started"
+
+    stage.play(scene)
+
+
+def test_a_start_that_fails_for_want_of_room_is_tried_again_but_not_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startqueue, "RECHECK", 0.2)
+    attempts = 0
+
+    async def start(_engine: FakeEngine, machine: Machine) -> ProcessId:
+        nonlocal attempts
+        attempts += 1
+        raise ResourceError(f"{machine.spec.name} cannot have one CPU", room="cpu", need=0.6, most=0.95)
+
+    real = FakeEngine.start
+    monkeypatch.setattr(FakeEngine, "start", start)
+
+    async def scene(daemon: Daemon) -> None:
+        await made(daemon, "a", start=False)
+        assert (await daemon.supervisor.queue.start("a", None)).reason == "a cannot have one CPU"
+        async with asyncio.timeout(10):
+            while attempts < 3:
+                daemon.supervisor.queue.kick()
+                await asyncio.sleep(0.01)
+        assert daemon.supervisor.get("a").row.state is not MachineState.FAILED
+        monkeypatch.setattr(FakeEngine, "start", real)
+        assert (await settled(daemon, "a")).state == "started"
+        tried = [one for one in await daemon.supervisor.journal("a", 100) if one.event == "starting"]
+        assert len(tried) <= 5
 
     stage.play(scene)
 
