@@ -93,7 +93,7 @@ def _machines(
     machines = []
     try:
         for name, cpu_knobs in knobs.items():
-            spec = {"name": name, "memory": "64MiB", "disks": [{"image": "busybox"}]}
+            spec = {"name": name, "memory": "64MiB", "disks": [{"image": "busybox"}], "nics": []}
             made = client.machines.create(spec | {"cpu": {"pin": str(cpu), **cpu_knobs}}, start=True)
             machines.append(made)
         for machine in machines:

@@ -192,6 +192,36 @@ def test_a_machine_whose_process_is_killed_fails_alone(start: Start) -> None:
     assert second.refresh().info.state == "running"
 
 
+def test_cpu_time_is_set_live_and_known_to_the_next_daemon(client: Client, start: Start) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    db, heavy = (start(SPIN, name, cpu={"pin": str(cpu), "weight": 100}) for name in ("db", "heavy"))
+
+    def group(one: Machine) -> Cgroup:
+        found = Cgroup.load(client.paths.machine(one.id).run / "cgroups.json")
+        assert found is not None
+        return found
+
+    def weight(one: Machine) -> float:
+        cpu_group = group(one).groups["cpu"]
+        shares = cpu_group / "cpu.shares"  # v1: 1024 for a weight of 100
+        text = shares if shares.exists() else cpu_group / "cpu.weight"
+        return int(text.read_text()) / (10.24 if shares.exists() else 1)
+
+    assert (weight(db), weight(heavy)) == (100, 100)
+    db.set({"cpu.reservation": 0.75})
+    assert weight(db) == pytest.approx(300, rel=0.01)
+    assert os.sched_getaffinity(db.info.pid or 0) == {cpu}
+    end(client.host().daemon_pid, signal.SIGKILL)
+    ensure_daemon(client.paths)
+    until(lambda: heavy.refresh().info.state == "running")
+    heavy.set({"cpu.weight": 200})
+    assert weight(db) == pytest.approx(600, rel=0.01)
+    heavy.set({"cpu.pin": None})
+    assert os.sched_getaffinity(heavy.info.pid or 0) == os.sched_getaffinity(0)
+    heavy.kill()
+    until(lambda: weight(db) == pytest.approx(100, rel=0.01))
+
+
 def test_a_daemon_that_is_killed_adopts_its_machines(client: Client, start: Start) -> None:
     running, paused = start(IDLE, "running"), start(IDLE, "paused")
     paused.pause()
