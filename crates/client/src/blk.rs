@@ -252,15 +252,15 @@ impl Blk {
     /// slept through: the specification allows it. A completion without a call is an error.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + timeout;
-        let mut left = timeout;
+        let (mut left, mut called) = (timeout, false);
         while !self.arm() && !left.is_zero() {
-            self.queue.called(left)?;
+            called = self.queue.called(left)?;
             left = deadline.saturating_duration_since(Instant::now());
         }
         self.disarm();
         let completed = self.queue.ring.used_index() != self.last_used;
         // The call may be on its way; if it does not come we would have slept for ever.
-        if completed && left.is_zero() && !self.queue.called(Duration::from_millis(100))? {
+        if completed && !called && left.is_zero() && !self.queue.called(Duration::from_millis(100))? {
             return Err(io::Error::other(format!("completed, but no call for {} ms", timeout.as_millis())));
         }
         Ok(completed)
