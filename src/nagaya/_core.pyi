@@ -199,4 +199,4 @@ def simulate(scenario: str) -> str:
     seconds of a CPU, and has the same answer for the same seed. `scenario` is JSON `{"cells", "capacity_iops": 0,
     "capacity": 0, "nodes": [as for set_shares], "patterns", "seconds", "warm_up": 0, "seed": 0}`, cells and patterns as
     `query_demand` has them. The answer is JSON `{"leaves": [{"id", "iops", "bytes", "mean_us", "p50_us", "p99_us",
-    "waited_us", "under_way"}], "window", "seconds", "load", "known_load"}`. Raises `ValueError`."""
+    "waited_us", "under_way"}], "window", "seconds", "load", "known_load", "guessed"}`. Raises `ValueError`."""

@@ -42,6 +42,7 @@ ROOM_COLUMNS = (
     Column("FITS", field("fits"), right=True),
 )
 ROW_COLUMNS = (
+    Column("DISK", field("disk")),
     Column("MORE", field("more"), right=True),
     Column("IOPS", field("iops"), lambda value: f"{value:.0f}", right=True),
     Column("P99", field("p99_us"), human_time, right=True),

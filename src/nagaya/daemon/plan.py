@@ -77,7 +77,10 @@ async def plan(daemon: Daemon, like: str, *, most: int, p99_us: int | None) -> P
             fits, slow = max(0, found), scene
     tight = next((room for room in rooms if room.fits is not None and room.fits <= fits), None)
     breaks = f"disk {slow.worker}" if slow else f"{tight.resource} {tight.name}".strip() if tight else ""
-    words = [*_words(one.name, fits, most, breaks), *_reason(slow, tight, rows, fits, p99_us)]
+    disk = slow.worker if slow else scenes[0].worker if scenes else ""
+    shown = [row for row in rows if row.disk == disk]
+    words = [*_words(one.name, fits, most, breaks), *_reason(slow, tight, shown, fits, p99_us)]
+    words += [text for scene in scenes for text in _check(one.name, scene, rows)]
     if not scenes:
         words.append("Nothing has been recorded of its disks yet: they are left out.")
     return PlanAnswer(one.name, fits, breaks, most, rooms, rows, words, LIMITS)
@@ -217,6 +220,18 @@ def _reason(
         yield (
             f"Its disks' p99 is {human_time(now.p99_us)} now and {human_time(then.p99_us)} then,"
             f" with {then.iops:.0f} IOPS in all instead of {now.iops:.0f}."
+        )
+
+
+def _check(name: str, scene: whatif.Scene, rows: Sequence[PlanRow]) -> Iterable[str]:
+    """How well the replay meets what was measured, where there are enough requests to say so."""
+    enough = [one for one in scene.like if whatif.rate(one) * whatif.SECONDS >= whatif.ANSWERS]
+    replayed = next(row.p99_us for row in rows if row.more == 0 and row.disk == scene.worker)
+    if enough and replayed:
+        measured = max(one["p99_us"] for one in enough)
+        yield (
+            f"Replayed as it was recorded, p99 of {name}'s disks is {human_time(replayed)};"
+            f" {human_time(measured)} was measured."
         )
 
 

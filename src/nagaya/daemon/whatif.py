@@ -15,6 +15,8 @@ from nagaya.plane.shares import ArbiterStatus, ShareNode
 
 SECONDS, WARM_UP = 4.0, 2.0  # of simulated time; the window is found in the warm-up
 LEAST_BOUND_US = 10_000  # a disk without an objective may take so long, or
+GUESSED = 0.01  # of the requests: with more of them guessed, p99 is a guess
+ANSWERS = 100  # a disk with fewer has no p99
 SLOWER = 3.0  # so many times what it takes now
 
 Recorded = Mapping[str, Mapping[int, tuple[str, Mapping[str, Any]]]]  # of a machine: disk, hour of the day
@@ -56,21 +58,18 @@ class Scene:
         after = now if more == 0 and now is not None else self.outcome(more)
         before = {leaf.id: leaf.p99_us for leaf in (now or after).leaves}
         mine = {one["id"] for one in self.like}
-        bounds = {
-            leaf.id: self._bound(_original(leaf.id, mine), before, bound_us)
-            for leaf in after.leaves
-            if leaf.iops
-        }
-        answered = [leaf for leaf in after.leaves if leaf.iops]
+        answered = [leaf for leaf in after.leaves if leaf.iops * after.seconds >= ANSWERS]
+        bounds = {leaf.id: self._bound(_original(leaf.id, mine), before, bound_us) for leaf in answered}
         worst = max(answered, key=lambda leaf: leaf.p99_us / bounds[leaf.id], default=None)
         return PlanRow(
+            disk=self.worker,
             more=more,
             iops=sum(leaf.iops for leaf in after.leaves),
             p99_us=max((leaf.p99_us for leaf in answered if _original(leaf.id, mine) in mine), default=0.0),
             worst=_original(worst.id, mine) if worst else "",
             worst_p99_us=worst.p99_us if worst else 0.0,
             worst_bound_us=bounds[worst.id] if worst else 0.0,
-            guessed=after.load > after.known_load * 1.25,
+            guessed=after.guessed > GUESSED,
         )
 
     def _bound(self, disk: str, before: Mapping[str, float], bound_us: int | None) -> float:
@@ -125,7 +124,7 @@ def scene_of(
     if not any(disk.partition("/")[0] == like for disk in disks) or not device.cells:
         return None
     seen = sorted({at for hours in disks.values() for at in hours})
-    hour = max(seen, key=lambda at: sum(_rate(_at(hours, at)) for hours in disks.values()))
+    hour = max(seen, key=lambda at: sum(rate(_at(hours, at)) for hours in disks.values()))
     patterns = {disk: _at(hours, hour) for disk, hours in disks.items()}
     nodes = [node for one in arbiters if one.worker == worker for node in one.nodes]
     return Scene(
@@ -141,13 +140,14 @@ def scene_of(
 
 def _at(hours: Mapping[int, Mapping[str, Any]], hour: int) -> Mapping[str, Any]:
     """Of that hour, or of the busiest that was seen."""
-    return hours[hour] if hour in hours else max(hours.values(), key=_rate)
+    return hours[hour] if hour in hours else max(hours.values(), key=rate)
 
 
-def _rate(pattern: Mapping[str, Any]) -> float:
+def rate(pattern: Mapping[str, Any]) -> float:
+    """Requests a second."""
     count: int = sum(one["count"] for one in pattern["mix"])
     recorded: int = pattern["recorded_us"]
-    return count / max(1, recorded)
+    return count * 1e6 / max(1, recorded)
 
 
 def _copied(node_id: str, number: int) -> str:

@@ -30,13 +30,14 @@ class PlanRoom(Answer):
 class PlanRow(Answer):
     """So many machines more, at the busiest hour: what disks would get. Latencies are those of the plane."""
 
+    disk: str  # of the host
     more: int
     iops: float  # of all machines
-    p99_us: float  # of the machine, or of its copies if they are slower; 0: no disk
+    p99_us: float  # of the machine, or of its copies if they are slower; 0: too few requests
     worst: str  # the disk that is closest to what it may take, or furthest beyond
     worst_p99_us: float
     worst_bound_us: float
-    guessed: bool  # more was at the disk than when it was measured
+    guessed: bool  # at more than 1% of requests more was at the disk than when it was measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,13 +52,15 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What would happen. `load` above `known_load` (in requests of 4 KiB) was guessed, not measured."""
+    """What would happen. `load` is the most at the device, `known_load` the most that was seen there before, in
+    requests of 4 KiB; of this part of all requests (`guessed`) the time was guessed, not measured."""
 
     leaves: tuple[Got, ...]
     window: int
     seconds: float
     load: float
     known_load: float
+    guessed: float
 
 
 def demand_from_json(row: Mapping[str, Any]) -> WorkerDemand:

@@ -114,7 +114,10 @@ def between(before: Totals, after: Totals, at: int) -> Sample | None:
 
 
 def merged(before: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Two recordings of one disk as one. Bounded: of busy periods the `PERIODS` with the most requests."""
+    """Two recordings of one disk as one. Bounded: of busy periods the `PERIODS` with the most requests.
+
+    The p99 is the mean of both, by their requests: latencies themselves are not kept.
+    """
     if before is None:
         before = {"recorded_us": 0, "mix": [], "periods": [], "squares": [0, 0], "p99_us": 0}
     periods = _added(before["periods"], more["periods"], lambda one: one["number"], _SUMS)
@@ -125,7 +128,7 @@ def merged(before: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[st
         "mix": _added(before["mix"], more["mix"], _class, ("count", "bytes")),
         "periods": kept,
         "squares": [one + other for one, other in zip(before["squares"], more["squares"], strict=True)],
-        "p99_us": max(before["p99_us"], more["p99_us"]),
+        "p99_us": _mean_p99(before, more),
     }
 
 
@@ -136,6 +139,12 @@ def newest_cells(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str,
         if one["count"] >= min(50, found.get(one["number"], one)["count"]):
             found[one["number"]] = one
     return [found[number] for number in sorted(found)]
+
+
+def _mean_p99(*patterns: Mapping[str, Any]) -> float:
+    counts: list[int] = [sum(row["count"] for row in one["mix"]) for one in patterns]
+    values: list[float] = [one["p99_us"] for one in patterns]
+    return sum(count * value for count, value in zip(counts, values, strict=True)) / max(1, sum(counts))
 
 
 def _class(one: Mapping[str, Any]) -> tuple[str, int]:

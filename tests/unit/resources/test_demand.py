@@ -59,6 +59,7 @@ def test_recordings_add_up_and_stay_bounded(one: list[tuple[int, int]], other: l
     whole = merged(merged(None, _pattern(one)), _pattern(other))
     assert (whole["recorded_us"], whole["squares"]) == (2000, [2.0, 4.0])
     assert whole["mix"] == [{"kind": "read", "count": 6, "bytes": 24576}]
+    assert whole["p99_us"] == 5.0
     assert len(whole["periods"]) <= PERIODS
     if len(one) + len(other) <= PERIODS:
         assert sum(row["requests"] for row in whole["periods"]) == sum(row[1] for row in one + other)

@@ -16,7 +16,7 @@ pub(super) fn cost(kind: Kind, bytes: u64) -> f64 {
 
 struct Seen {
     load: f64,
-    mean: f64,
+    count: f64,
     times: Vec<Nanos>,
 }
 
@@ -25,8 +25,6 @@ struct Known {
     kind: Kind,
     size: f64,
     seen: Vec<Seen>,
-    /// How much longer a request takes for each one more of 4 KiB, beyond what was seen.
-    slope: f64,
 }
 
 /// A device.
@@ -34,6 +32,10 @@ pub(super) struct Device {
     known: Vec<Known>,
     /// Which of them tells of a class.
     of: Vec<usize>,
+    /// Which of them was seen under the greatest load: how its time grows with the load is how all grow.
+    widest: usize,
+    /// How much longer a request takes for each one more of 4 KiB, beyond what was seen.
+    slope: f64,
     /// ns for a request of 4 KiB when the device has more than enough to do; 0 if that is not known.
     each: f64,
 }
@@ -53,16 +55,18 @@ impl Device {
             }
         }
         let known: Vec<Known> = classes.into_iter().map(|(_, cells)| Known::of(cells)).collect();
-        if known.is_empty() {
+        let places = 0..known.len();
+        let Some(widest) = places.max_by(|a, b| known[*a].range().total_cmp(&known[*b].range())) else {
             return Err("nothing has been measured of the device yet".to_owned());
-        }
-        let of = (0..=usize::from(u8::MAX)).map(|_| usize::MAX).collect();
-        Ok(Device { known, of, each: time_of_each(capacity_iops, capacity) })
+        };
+        let slope = slope(&known[widest].seen);
+        let of = vec![usize::MAX; usize::from(u8::MAX)];
+        Ok(Device { known, of, widest, slope, each: time_of_each(capacity_iops, capacity) })
     }
 
     /// The most that was seen at the device, in requests of 4 KiB.
     pub fn known_load(&self) -> f64 {
-        self.known.iter().flat_map(|known| known.seen.last()).map(|seen| seen.load).fold(0.0, f64::max)
+        self.known[self.widest].range()
     }
 
     /// How long a request takes that is started under `load`, with itself; `part` of all such requests are faster.
@@ -78,12 +82,16 @@ impl Device {
         } else {
             cost(kind, bytes) / cost(known.kind, known.size as u64)
         };
-        let least = self.each * load * if load > self.known_load_of(known) { 1.0 } else { 0.0 };
-        ((known.time(load, part) * ratio).max(least) as Nanos).max(1)
+        let seen = load.min(known.range());
+        let grown = (self.middle(load) - self.middle(seen)).max(0.0);
+        let least = if load > self.known_load() { self.each * load } else { 0.0 };
+        ((known.time(seen, part) * ratio + grown).max(least) as Nanos).max(1)
     }
 
-    fn known_load_of(&self, known: &Known) -> f64 {
-        known.seen.last().map_or(0.0, |seen| seen.load)
+    /// What half of the requests take at most under `load`, of the class that was seen under the greatest.
+    fn middle(&self, load: f64) -> f64 {
+        let widest = &self.known[self.widest];
+        widest.time(load.min(widest.range()), 0.5) + self.slope * (load - widest.range()).max(0.0)
     }
 
     /// The same kind before others, the nearest length first.
@@ -103,16 +111,17 @@ impl Known {
         cells.retain(|cell| cell.count >= ENOUGH.min(most));
         cells.sort_by(|a, b| a.load.total_cmp(&b.load));
         let size = cells.iter().map(|cell| cell.bytes as f64).sum::<f64>() / cells.len() as f64;
-        let seen: Vec<Seen> = cells
-            .iter()
-            .map(|cell| Seen {
-                load: cell.load.max(0.1),
-                mean: mean(&cell.times_ns),
-                times: cell.times_ns.clone(),
-            })
-            .collect();
-        let slope = slope(&seen);
-        Known { kind: cells[0].kind, size, seen, slope }
+        let seen = cells.iter().map(|cell| Seen {
+            load: cell.load.max(0.1),
+            count: cell.count.into(),
+            times: cell.times_ns.clone(),
+        });
+        Known { kind: cells[0].kind, size, seen: seen.collect() }
+    }
+
+    /// The greatest load that it was seen under.
+    fn range(&self) -> f64 {
+        self.seen.last().map_or(0.0, |seen| seen.load)
     }
 
     fn time(&self, load: f64, part: f64) -> f64 {
@@ -122,21 +131,23 @@ impl Known {
                 let far = (load - below.load) / (above.load - below.load).max(1e-9);
                 at(&below.times, part) * (1.0 - far) + at(&above.times, part) * far
             }
-            (Some(last), None) => at(&last.times, part) + self.slope * (load - last.load),
-            (None, Some(first)) => at(&first.times, part),
+            (Some(one), None) | (None, Some(one)) => at(&one.times, part),
             (None, None) => 0.0,
         }
     }
 }
 
-/// The slope over the upper half of the loads, but no more than if each had to wait for all others.
+/// The slope of the middle times over the upper half of the loads, by least squares, but no more than if each request
+/// had to wait for all others. Middles, because a mean is that of the few that took very long.
 fn slope(seen: &[Seen]) -> f64 {
-    let (Some(last), Some(middle)) = (seen.last(), seen.get(seen.len() / 2)) else { return 0.0 };
-    let from = if middle.load < last.load { middle } else { &seen[0] };
-    if from.load >= last.load {
-        return 0.0;
-    }
-    ((last.mean - from.mean) / (last.load - from.load)).clamp(0.0, last.mean / last.load)
+    let Some(last) = seen.last() else { return 0.0 };
+    let upper = || seen.iter().filter(|one| one.load >= last.load / 2.0);
+    let count: f64 = upper().map(|one| one.count).sum();
+    let mean = |value: &dyn Fn(&Seen) -> f64| upper().map(|one| value(one) * one.count).sum::<f64>() / count;
+    let (load, time) = (mean(&|one| one.load), mean(&|one| at(&one.times, 0.5)));
+    let varied = mean(&|one| (one.load - load).powi(2));
+    let together = mean(&|one| (one.load - load) * (at(&one.times, 0.5) - time));
+    if varied <= 0.0 { 0.0 } else { (together / varied).clamp(0.0, at(&last.times, 0.5) / last.load) }
 }
 
 /// The quicker of both ways to be busy is what a request of 4 KiB takes.
@@ -152,9 +163,4 @@ fn at(times: &[Nanos], part: f64) -> f64 {
     let (from, to) = (PARTS[above - 1], PARTS[above]);
     let far = ((part - from) / (to - from)).clamp(0.0, 1.0);
     times[above - 1] as f64 * (1.0 - far) + times[above] as f64 * far
-}
-
-fn mean(times: &[Nanos]) -> f64 {
-    let pairs = PARTS.windows(2).zip(times.windows(2));
-    pairs.map(|(parts, times)| (parts[1] - parts[0]) * (times[0] + times[1]) as f64 / 2.0).sum()
 }

@@ -90,6 +90,8 @@ pub struct Outcome {
     pub load: f64,
     /// See `load`.
     pub known_load: f64,
+    /// The part of all requests that came when more was there than had been seen: their times are a guess.
+    pub guessed: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,6 +169,8 @@ struct Simulation {
     from: Nanos,
     load: f64,
     most: f64,
+    started: u64,
+    guessed: u64,
     random: Random,
     wake: Option<Nanos>,
 }
@@ -192,6 +196,8 @@ impl Simulation {
             from: (scenario.warm_up * SECOND) as Nanos,
             load: 0.0,
             most: 0.0,
+            started: 0,
+            guessed: 0,
             random,
             wake: None,
         };
@@ -280,6 +286,8 @@ impl Simulation {
         self.load += live.cost;
         if self.now >= self.from {
             self.most = self.most.max(self.load);
+            self.started += 1;
+            self.guessed += u64::from(self.load > self.device.known_load());
         }
         let time = self.device.time(live.ask.kind, live.ask.bytes, self.load, self.random.part());
         self.at(self.now + time, Event::Done(number));
@@ -336,6 +344,7 @@ impl Simulation {
             seconds,
             load: self.most,
             known_load: self.device.known_load(),
+            guessed: self.guessed as f64 / self.started.max(1) as f64,
         }
     }
 }
