@@ -52,15 +52,14 @@ class Got:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What would happen. `load` is the most at the device, `known_load` the most that was seen there before, in
-    requests of 4 KiB; of this part of all requests (`guessed`) the time was guessed, not measured."""
+    """What would happen, and how sure that is."""
 
     leaves: tuple[Got, ...]
     window: int
     seconds: float
-    load: float
-    known_load: float
-    guessed: float
+    load: float  # the most at the device, in requests of 4 KiB
+    known_load: float  # the most when it was measured
+    guessed: float  # part of the requests that met more than that
 
 
 def demand_from_json(row: Mapping[str, Any]) -> WorkerDemand:

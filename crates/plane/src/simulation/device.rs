@@ -164,3 +164,51 @@ fn at(times: &[Nanos], part: f64) -> f64 {
     let far = ((part - from) / (to - from)).clamp(0.0, 1.0);
     times[above - 1] as f64 * (1.0 - far) + times[above] as f64 * far
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(kind: Kind, bytes: u64, load: f64, time: Nanos) -> Cell {
+        Cell { number: 0, kind, bytes, load, count: 1000, times_ns: vec![time; PARTS.len()] }
+    }
+
+    fn reads(loads: &[(f64, Nanos)]) -> Vec<Cell> {
+        loads.iter().map(|(load, time)| cell(Kind::Read, 4096, *load, *time)).collect()
+    }
+
+    #[test]
+    fn between_loads_that_were_seen_times_are_between() {
+        let mut device = Device::new(&reads(&[(2.0, 100_000), (4.0, 200_000)]), 0, 0).unwrap();
+        for (load, time) in [(1.0, 100_000), (2.0, 100_000), (3.0, 150_000), (4.0, 200_000)] {
+            assert_eq!(device.time(Kind::Read, 4096, load, 0.5), time);
+        }
+    }
+
+    #[test]
+    fn beyond_they_grow_as_before_and_the_device_does_no_more_than_it_can() {
+        let cells = reads(&[(1.0, 100_000), (4.0, 100_000), (8.0, 200_000)]);
+        let time = |iops| Device::new(&cells, iops, 0).unwrap().time(Kind::Read, 4096, 16.0, 0.5);
+        assert_eq!(time(0), 400_000);
+        assert_eq!(time(20_000), 800_000);
+    }
+
+    #[test]
+    fn a_class_that_was_seen_alone_waits_as_long_as_the_others() {
+        let mut cells = reads(&[(1.0, 100_000), (8.0, 800_000)]);
+        cells.push(cell(Kind::Flush, 0, 1.0, 5_000_000));
+        let mut device = Device::new(&cells, 0, 0).unwrap();
+        assert_eq!(device.time(Kind::Flush, 0, 8.0, 0.5), 5_700_000);
+        // Never seen at all: as the nearest, and longer for its length.
+        assert_eq!(device.time(Kind::Read, 65536, 1.0, 0.5), 400_000);
+        assert_eq!(device.known_load(), 8.0);
+    }
+
+    #[test]
+    fn a_part_of_the_requests_takes_its_part_of_the_times() {
+        let times: Vec<Nanos> = PARTS.iter().map(|part| (part * 1000.0) as Nanos).collect();
+        for part in [0.0, 0.25, 0.5, 0.75, 0.99, 1.0] {
+            assert!((at(&times, part) - part * 1000.0).abs() < 10.0);
+        }
+    }
+}
