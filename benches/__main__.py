@@ -27,6 +27,7 @@ BENCHES = {
     "network-packets": "benches.network.packets",
     "plan": "benches.plan.accuracy",
     "cpu-shares": "benches.cpu.shares",
+    "memory-broker": "benches.memory.broker",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",

@@ -7,6 +7,7 @@ with a daemon is the record of moves, and for how long a machine has been idle: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nagaya import validation
+from nagaya.daemon.heldmemory import HeldMemory
 from nagaya.daemon.state import State
 from nagaya.daemon.supervised import UP, Supervised
 from nagaya.daemon.writer import Writer
@@ -26,7 +28,7 @@ from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryMove
 from nagaya.models.shares import Change, ChangesAnswer
 from nagaya.plane.balloons import BalloonStatus
 from nagaya.plane.hotmem import HotMemoryStatus
-from nagaya.resources import admission
+from nagaya.resources import admission, relocation
 from nagaya.resources.broker import Action, Broker, HostMemory, Plan
 from nagaya.resources.hotmemory import present
 from nagaya.resources.workingset import GuestStats, MachineMemory
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 IDLE_S = 5.0  # between rounds while every machine could have all of its memory
 CALM_S = 1.0  # while not
 URGENT_S = 0.25  # while a machine is in need, or memory is short
+FASTEST = 2**30  # bytes/s by which machines grow at most: a round must come before memory is gone
 EFFECT_S = 5.0  # after a move its effect is written down, at the latest
 MOVES_KEPT = 1000
 _FACT = "memory"
@@ -86,23 +89,24 @@ class Memory:
         self._broker = Broker()
         self.settings = MemorySettings.model_validate_json(writer.state.fact(_FACT) or "{}")
         self._records: deque[_Record] = deque(maxlen=MOVES_KEPT)
+        self._held = HeldMemory()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
 
     async def mind(self) -> None:
         """Round after round: seldom while memory suffices, quickly while a machine is in need."""
-        while True:
-            pause = IDLE_S
-            try:
-                pause = await self.round()
-            except (NagayaError, OSError) as error:
-                log.warning("the memory broker cannot look: %s", error)
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(pause):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+        try:
+            while True:
+                pause = IDLE_S
+                try:
+                    pause = await self.round()
+                except (NagayaError, OSError) as error:
+                    log.warning("the memory broker cannot look: %s", error)
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), pause)
+        finally:
+            self._held.close()
 
     async def round(self) -> float:
         """One round; returns the seconds until the next."""
@@ -169,29 +173,48 @@ class Memory:
             parts.plane.balloons(), parts.plane.counters(), parts.plane.hot_memory()
         )
         plugs = {row.id.partition("/")[0]: row for row in hot}
-        used = await asyncio.to_thread(lambda: [parts.usage(one.row.id)[1] for one in running])
+        self._held.keep([one.process.id.pid for one in running if one.process])
+        used = await asyncio.to_thread(lambda: [self._used(one) for one in running])
         balloons = {row.id.partition("/")[0]: row for row in rows}
         reads: dict[str, int] = {}
         for counter in counters:
             machine = counter.id.partition("/")[0]
             reads[machine] = reads.get(machine, 0) + counter.read_bytes
         machines = [
-            _machine(one, balloons.get(one.row.id), plugs.get(one.row.id), resident, reads.get(one.row.id))
-            for one, resident in zip(running, used, strict=True)
+            replace(
+                _machine(one, balloons.get(one.row.id), plugs.get(one.row.id), both),
+                reads=reads.get(one.row.id),
+                stall_us=self._stall_us(one),
+            )
+            for one, both in zip(running, used, strict=True)
         ]
         by_name = {one.name: balloons[one.row.id] for one in running if one.row.id in balloons}
         return _Look(time.monotonic(), self._host(), machines, by_name)
+
+    def _used(self, one: Supervised) -> tuple[int | None, int | None]:
+        """CPU time in microseconds, and bytes of host memory."""
+        cpu_us, charged = self._supervisor.parts.usage(one.row.id)
+        held = self._held.of(one.process.id.pid) if one.process else None
+        return cpu_us, held if charged is None else max(charged, held or 0)
+
+    def _stall_us(self, one: Supervised) -> int | None:
+        known = self._supervisor.pressure.of(one.row.id)
+        return known.memory_stall_us if known else None
 
     def _host(self) -> HostMemory:
         _, pool = admission.pools(self._supervisor.capacity.policy)
         limit = int(pool.limit)
         budget = limit if self.settings.budget is None else min(limit, self.settings.budget)
-        return HostMemory(budget, admission.available_memory(), ballast=int(pool.kept))
+        swap = relocation.swap_free()
+        return HostMemory(budget, admission.available_memory(), ballast=int(pool.kept), swap=swap)
 
     async def _carry_out(self, action: Action, look: _Look) -> None:
         one = next(one for one in look.machines if one.name == action.machine)
         try:
-            await self._supervisor.parts.plane.set_balloon(look.balloons[one.name].id, action.balloon)
+            if action.kind == "page-out":
+                await self._page_out(action)
+            else:
+                await self._supervisor.parts.plane.set_balloon(look.balloons[one.name].id, action.balloon)
         except (NagayaError, KeyError) as error:
             log.warning("%s: memory could not be moved: %s", action.machine, error)
             return
@@ -199,6 +222,12 @@ class Memory:
         self._records.append(_Record(move, look.at, one.actual, one.resident))
         log.info("%s %d MiB: %s: %s", action.kind, action.bytes >> 20, action.machine, action.reason)
         self._supervisor.events.publish({"event": "memory", **asdict(move)})
+
+    async def _page_out(self, action: Action) -> None:
+        """Slow, by a thread; the next round waits for it."""
+        one = self._supervisor.get(action.machine)
+        pid, group = one.require_process().id.pid, self._supervisor.parts.group(one.row.id)
+        await asyncio.to_thread(relocation.page_out, pid, action.bytes, group)
 
     def _settle(self, look: _Look) -> None:
         """Write down what came of earlier moves: when all has come, or after a while."""
@@ -227,16 +256,18 @@ class Memory:
 def _pause(plan: Plan, look: _Look) -> float:
     if plan.urgent or plan.short or plan.actions:
         return URGENT_S
-    all_of_it = sum(one.most for one in look.machines)
-    return IDLE_S if all_of_it <= plan.budget and not any(one.balloon for one in look.machines) else CALM_S
+    if sum(one.most for one in look.machines) <= plan.budget and not any(
+        one.balloon for one in look.machines
+    ):
+        return IDLE_S
+    return min(CALM_S, max(URGENT_S, (plan.left - plan.reserve) / FASTEST))
 
 
 def _machine(
     one: Supervised,
     balloon: BalloonStatus | None,
     plug: HotMemoryStatus | None,
-    resident: int | None,
-    reads: int | None,
+    used: tuple[int | None, int | None],
 ) -> MachineMemory:
     memory = one.spec.memory
     size = memory.size if plug is None else present(memory, plug.size, plug.plugged)
@@ -246,11 +277,11 @@ def _machine(
         floor=min(memory.reservation, size),
         weight=memory.weight,
         limit=None if memory.limit is None else max(0, memory.limit - admission.OVERHEAD),
-        resident=resident,
+        resident=used[1],
         balloon=balloon.size if balloon else 0,
         actual=min(balloon.actual, size) if balloon else 0,
         stats=_stats(balloon),
-        reads=reads,
+        cpu_us=used[0],
     )
 
 

@@ -63,6 +63,11 @@ class Pressure:
         found = self._stalls.rows(time.monotonic(), since)
         return [WaitInfo(row.waiter, row.cause, row.whom, row.wait_us, 0, row.resource) for row in found]
 
+    def of(self, machine: str) -> GroupPressure | None:
+        """What was read of a machine last, by its id."""
+        known = self._read.get(machine)
+        return known and known[1]
+
     def host(self) -> HostPressureInfo:
         """The host's own pressure now."""
         read = self._supervisor.parts.host_pressure()

@@ -42,6 +42,7 @@ REST_S = (
     10.0  # what was given is not taken back for so long, unless somebody is in need; nor what was taken given
 )
 STUCK_ROUNDS = 5  # in which a guest gave nothing of what it was asked for
+AHEAD_S = 1.0  # by what machines grow in this time counts as gone
 CALM_S = 10.0  # memory must have sufficed for so long before it is given back
 
 Kind = Literal["take", "give", "page-out"]
@@ -126,6 +127,8 @@ class Broker:
         self._known: dict[str, _Known] = {}
         self._short = False
         self._sufficient_since = -inf
+        self._held = (0, -inf)
+        self._rate = 0.0
 
     def copy(self) -> Broker:
         """One that knows the same; what it decides changes nothing here."""
@@ -139,7 +142,9 @@ class Broker:
         held = sum(one.holds for one in machines)
         budget = max(0, min(host.budget, held + host.available - host.ballast))
         reserve = min(max(RESERVE_MIN, budget // RESERVE_SHARE), RESERVE_MAX)
-        self._judge(now, budget - held, reserve, machines)
+        left = budget - held
+        coming = left - int(self._growth(now, held) * AHEAD_S)
+        self._judge(now, coming, reserve, machines)
         targets = self._targets(max(0, budget - reserve), machines)
         moves = _Moves(
             now=now,
@@ -147,7 +152,7 @@ class Broker:
             machines=machines,
             known=self._known,
             targets=targets,
-            left=budget - held,
+            left=coming,
             reserve=reserve,
         )
         actions = [*moves.takes(self._short), *moves.gives(self._short)]
@@ -158,7 +163,14 @@ class Broker:
             else:
                 known.taken = now
         urgent = any(target.need for target in targets.values())
-        return Plan(tuple(actions), targets, budget, budget - held, reserve, self._short, urgent)
+        return Plan(tuple(actions), targets, budget, left, reserve, self._short, urgent)
+
+    def _growth(self, now: float, held: int) -> float:
+        """Bytes a second by which machines grow; what was seen once counts half the next time."""
+        (before, at), past = self._held, now - self._held[1]
+        rate = max(0.0, (held - before) / past) if past > 0 else 0.0
+        self._held, self._rate = (held, now), max(rate, self._rate / 2) if at > -inf else 0.0
+        return self._rate
 
     def _watch(self, now: float, machine: MachineMemory) -> None:
         known = self._known[machine.name]
@@ -225,25 +237,26 @@ class _Moves:
         """From those above their targets, as much as is lacking; limits hold always."""
         found = [self._take(one, one.most) for one in self._machines if one.has > one.most]
         lacking = max(0, (2 if short else 1) * self._reserve - self._left) + sum(self._pressing.values())
-        for one in sorted(self._machines, key=lambda one: self._targets[one.name].bytes - one.has):
+        for one in sorted(self._machines, key=lambda one: self._targets[one.name].bytes - _used(one)):
             if one.has > one.most or lacking <= 0:
                 continue
-            action = self._take(one, max(self._targets[one.name].bytes, one.has - lacking))
+            # A guest gives first what the host does not hold for it: that much more has to be asked for.
+            action = self._take(one, max(self._targets[one.name].bytes, _used(one) - lacking))
             if action is not None:
                 found.append(action)
-                lacking -= action.bytes
+                lacking -= max(0, action.bytes - (one.has - _used(one)))
         return [action for action in found if action is not None]
 
     def gives(self, short: bool) -> list[Action]:
-        """To those in need up to their targets, of all that is there; to others of what is left beyond."""
-        found, there = [], max(0, self._left)
+        """To those in need up to their targets, but half of the reserve; to others what is left beyond."""
+        found, there = [], max(0, self._left - self._reserve // 2)
         for name in self._pressing:
             one = next(one for one in self._machines if one.name == name)
             action = self._give(one, self._targets[name].bytes, there)
             if action is not None:
                 found.append(action)
                 there -= action.bytes
-        there -= 2 * self._reserve
+        there -= 2 * self._reserve - self._reserve // 2
         if short:
             return found
         waiting = [one for one in self._machines if one.name not in self._pressing]
@@ -269,7 +282,7 @@ class _Moves:
         if known.refuses:
             return self._page_out(one, target, why, others)
         step = max(URGENT_STEP, _step(one)) if urgent else _step(one)
-        size = -(-min(over, step) // MIB) * MIB
+        size = -(-min(over, one.has - _used(one) + step) // MIB) * MIB
         size = min(size, _reach(one, known.use) // MIB * MIB, (one.has - _least(one)) // MIB * MIB)
         if size <= 0:
             return self._page_out(one, target, why, others) if urgent else None
@@ -290,7 +303,8 @@ class _Moves:
     def _give(self, one: MachineMemory, up_to: int, there: int) -> Action | None:
         known, target = self._known[one.name], self._targets[one.name]
         under = min(one.balloon, up_to - one.has)
-        if under <= 0 or (not target.need and (under <= _band(one) and under < one.balloon)):
+        band = BAND_MIN if target.need else _band(one)
+        if under <= 0 or under <= band < one.balloon:
             return None
         if not target.need and self._now - known.taken < REST_S:
             return None
@@ -311,6 +325,11 @@ class _Moves:
         if self._host.available - self._host.ballast < self._reserve:
             return f"the host has {human_size(self._host.available)} left, and {unused}"
         return f"machines have all but {human_size(max(0, self._left))} of their budget, and {unused}"
+
+
+def _used(one: MachineMemory) -> int:
+    """What the host holds of the guest's memory: the rest it has, but never touched, or gave back."""
+    return min(one.holds, one.has)
 
 
 def _least(one: MachineMemory) -> int:

@@ -77,9 +77,13 @@ class GuestMemory(Closing):
         """Where it is now. Raises `NotFoundError` if the process has ended."""
         facts = smaps(_read(self._proc, self.span.pid, "smaps"), self.span.start)
         swapped = facts.get("Swap", 0)
-        held = os.fstat(self.fd).st_blocks * _BLOCK  # of what is swapped out too
+        held = self.held()
         nodes = numa(_read(self._proc, self.span.pid, "numa_maps"), self.span.start)
         return Where(max(0, held - swapped), swapped, facts.get("ShmemPmdMapped", 0), nodes)
+
+    def held(self) -> int:
+        """Bytes that are not holes, in the host's memory or swapped out."""
+        return os.fstat(self.fd).st_blocks * _BLOCK
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Offsets and lengths of what the file holds, swapped out or not; the rest are holes."""

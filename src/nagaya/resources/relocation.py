@@ -141,11 +141,18 @@ def move(pid: int, node: int, group: Cgroup | None = None, sysfs: Path | None = 
 
 def swap_free(meminfo: Path = _MEMINFO) -> int:
     """Bytes that the host's swap can still take; 0 without swap."""
-    for line in meminfo.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "SwapFree":
-            return int(value.split()[0]) * 1024
-    return 0
+    return _swap(meminfo).get("SwapFree", 0)
+
+
+def swap_in_use(meminfo: Path = _MEMINFO) -> bool:
+    """Whether anything is swapped out on the host."""
+    swap = _swap(meminfo)
+    return swap.get("SwapTotal", 0) > swap.get("SwapFree", 0)
+
+
+def _swap(meminfo: Path) -> dict[str, int]:
+    lines = (line.partition(":") for line in meminfo.read_text().splitlines() if line.startswith("Swap"))
+    return {name: int(value.split()[0]) * 1024 for name, _, value in lines}
 
 
 def _reclaim(guest: GuestMemory, size: int, group: Cgroup | None) -> str:

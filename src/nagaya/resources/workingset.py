@@ -13,8 +13,11 @@ from math import inf
 from nagaya.units import human_size
 
 MIB = 2**20
+CALM_S = 5.0  # a need after so long without one says that what was taken since was taken too early
 REACTION_S = 2.0  # what a guest grows by in this time it should have before it asks
 HALF_LIFE_S = 10.0  # of memory that was used and is not any more
+AT_REST = 0.1  # of a CPU: a machine that computes less hardly touches its memory
+AT_REST_FASTER = 10  # and what it used is forgotten so many times sooner
 LONGEST_HALF_LIFE_S = 640.0  # after it was needed again soon after it had been taken, again and again
 STALE_S = 30.0  # statistics older than this say nothing
 STALLED = 0.05  # of the time: less is noise
@@ -43,8 +46,8 @@ class MachineMemory:
     """One machine as the broker sees it; sizes in bytes.
 
     `resident` is what the host counts for it, None if nothing does. `balloon` is what its guest was last
-    asked to give, `actual` what it claims to have given. `stalled` is the part of the time that it waited for
-    memory, as the host sees it (0 to 1). `reads` is what it has read from its disks so far.
+    asked to give, `actual` what it claims to have given. So far it has waited for memory `stall_us`, as the
+    host sees it (that may be seldom looked at), read `reads` from its disks, and computed `cpu_us`.
     """
 
     name: str
@@ -56,8 +59,9 @@ class MachineMemory:
     balloon: int = 0
     actual: int = 0
     stats: GuestStats | None = None
-    stalled: float | None = None
+    stall_us: int | None = None
     reads: int | None = None
+    cpu_us: int | None = None
 
     @property
     def most(self) -> int:
@@ -85,13 +89,16 @@ class WorkingSet:
     half_life: float = HALF_LIFE_S
     _last: MachineMemory | None = None
     _at: float = 0.0
+    _now: float = 0.0
     _growth: float = 0.0  # bytes/s
+    _stall: tuple[float, int] | None = None  # when it was another, and what it was then
     _reached: bool = False  # the guest had given what it was asked for
-    _blamed: float = -inf  # the taking that turned out to be too early, last
+    _needed: float = -inf  # when it was last in need
+    _forgets: float = HALF_LIFE_S  # the half-life now: of one at rest it is shorter
 
     def update(self, now: float, machine: MachineMemory, taken: float) -> None:
         """Take in what is known `now`; `taken` is when memory was last taken from it."""
-        past = now - self._at
+        past, self._now = now - self._at, now
         stats = _fresh(machine.stats, now)
         busy = _busy(machine, stats)
         if self._last is not None and past > 0:
@@ -101,19 +108,29 @@ class WorkingSet:
         want = busy + _margin(machine) + int(self._growth * REACTION_S)
         if self.need:
             want = max(want, machine.has + max(machine.has // 4, 32 * MIB))
-            if self._blamed < taken and now - taken < 2 * self.half_life:
-                self.half_life, self._blamed = min(LONGEST_HALF_LIFE_S, self.half_life * 2), taken
+            calm = now - self._needed >= CALM_S and taken > self._needed
+            if calm and now - taken < 2 * self._forgets:
+                self.half_life = min(LONGEST_HALF_LIFE_S, self.half_life * 2)
+            self._needed = now
         if self._last is None:  # before its first round, also after a restart, nothing is known to be idle
             want = max(want, machine.has)
         want = min(want, machine.most)
-        left = 0.5 ** (past / self.half_life) if past < 100 * self.half_life else 0.0
+        self._forgets = self.half_life / (AT_REST_FASTER if self._rests(machine, past) else 1)
+        left = 0.5 ** min(100.0, past / self._forgets)
         self.active = min(machine.most, max(want, int(want + (self.active - want) * left)))
         self._reached = machine.actual >= machine.balloon > 0
         self._last, self._at = machine, now
 
+    def _rests(self, machine: MachineMemory, past: float) -> bool:
+        before = None if self._last is None else self._last.cpu_us
+        if machine.cpu_us is None or before is None:
+            return False
+        return machine.cpu_us - before < AT_REST * past * 1e6
+
     def _needs(self, machine: MachineMemory, stats: GuestStats | None, past: float) -> str:
-        if machine.stalled is not None and machine.stalled >= STALLED:
-            return f"it waits for memory {machine.stalled:.0%} of the time"
+        stalled = self._stalled(machine)
+        if stalled >= STALLED:
+            return f"it waits for memory {stalled:.0%} of the time"
         if self._reached and machine.actual < machine.balloon - MIB:
             return "its guest took memory back by itself: it had none left"
         if stats is None:
@@ -122,6 +139,14 @@ class WorkingSet:
             return f"its guest has {human_size(stats.available)} left"
         last = self._last.stats if self._last is not None else None
         return self._faults(stats, last, past) or self._misses(machine, stats, past) if last else ""
+
+    def _stalled(self, machine: MachineMemory) -> float:
+        """The part of the time that it waited, 0 to 1; 0 until another look has been taken at it."""
+        before, now = self._stall, machine.stall_us
+        if now is None or (before and before[1] == now):
+            return 0.0
+        self._stall = (self._now, now)
+        return min(1.0, (now - before[1]) / 1e6 / max(self._now - before[0], 1e-3)) if before else 0.0
 
     def _faults(self, stats: GuestStats, last: GuestStats, past: float) -> str:
         self.swaps = self.swaps or _more(stats.swap_out, last.swap_out) > 0

@@ -55,8 +55,11 @@ def test_one_that_took_memory_back_by_itself_is_in_need() -> None:
 
 def test_the_host_sees_a_stall_of_a_guest_without_statistics() -> None:
     use = WorkingSet()
-    use.update(0, MachineMemory("db", SIZE, resident=100 * MIB, stalled=0.2), taken=-1e9)
-    assert use.need == "it waits for memory 20% of the time"
+    for second, waited in ((0, 0), (1, 0), (2, 0), (3, 300_000)):
+        assert use.need == ""
+        one = MachineMemory("db", SIZE, resident=100 * MIB, stall_us=waited)
+        use.update(second, one, taken=-1e9)
+    assert use.need == "it waits for memory 10% of the time"
 
 
 def test_old_statistics_say_nothing() -> None:
@@ -78,5 +81,16 @@ def test_what_was_needed_again_soon_after_it_was_taken_is_believed_longer() -> N
     use = WorkingSet()
     use.update(0, machine(0, 500 * MIB), taken=-1e9)
     use.update(1, machine(1, MIB), taken=0.5)
-    use.update(2, machine(2, MIB), taken=0.5)
+    use.update(2, machine(2, MIB), taken=1.5)  # it was in need just before: that was no mistake
     assert use.half_life == 2 * HALF_LIFE_S
+
+
+def test_a_machine_that_does_not_compute_is_known_to_be_idle_sooner() -> None:
+    rests, works = WorkingSet(), WorkingSet()
+    for second in range(3):
+        one = machine(second, 900 * MIB)
+        rests.update(second, replace(one, cpu_us=second * 1000), taken=-1e9)
+        works.update(second, replace(one, cpu_us=second * 500_000), taken=-1e9)
+    lasting = 124 * MIB + SIZE // 16
+    assert abs(rests.active - (lasting + (SIZE - lasting) // 4)) < MIB
+    assert works.active > lasting + (SIZE - lasting) * 0.8
