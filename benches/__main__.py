@@ -28,6 +28,7 @@ BENCHES = {
     "plan": "benches.plan.accuracy",
     "cpu-shares": "benches.cpu.shares",
     "memory-broker": "benches.memory.broker",
+    "memory-fleet": "benches.memory.fleet",
     "restart": "benches.restart",
     "kvm-start": "benches.kvm.start",
     "kvm-idle": "benches.kvm.idle",

@@ -1,0 +1,67 @@
+"""Idle Debian machines of 512 MiB: host memory for each, before the broker and after it has settled.
+
+The machines boot, run a shell command that reads all programs of the guest into its cache, and rest. Then the
+broker gets a budget of 128 MiB for each. What is counted is what the host holds: the guests' memory files, by
+the host's own counters.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from benches._table import Row, print_table, read_options, to_json
+from benches.guest._nagaya import own_nagaya
+
+from nagaya.sdk import Client
+
+MIB = 2**20
+EACH = 128 * MIB  # of the budget
+SETTLED_S = 5.0  # without a move
+PATIENCE_S = 120
+
+
+def main(argv: Sequence[str] = ()) -> list[Row]:
+    """Print the table and return its rows."""
+    options = read_options(__doc__, argv, machines=(20, 4))
+    count = int(options.machines)
+    with own_nagaya() as client:
+        client.memory.set([("broker", False)])
+        for index in range(count):
+            spec = {"name": f"idle{index}", "memory": "512MiB", "disks": [{"image": "debian"}]}
+            client.machines.create(spec, start=True)
+        for machine in client.machines.list():
+            machine.wait("agent", PATIENCE_S).exec(["sh", "-c", "cat /usr/bin/* /usr/lib/*/*.so* >/dev/null"])
+        time.sleep(SETTLED_S)
+        without = _each(client)
+        began = time.monotonic()
+        client.memory.set([("broker", True), ("budget", EACH * count)])
+        took = _settle(client) - began
+        settled = _each(client)
+    title = f"{count} idle Debian machines of 512 MiB"
+    rows = [Row("host memory of a machine", settled, {"without the broker": without}, "MiB", "lower")]
+    print_table(title, rows)
+    print(f"settled after {took:.1f} s", file=sys.stderr)
+    if options.json:
+        options.json.write_text(to_json(title, rows, settled_s=took))
+    return rows
+
+
+def _each(client: Client) -> list[float]:
+    return [(one.resident or 0) / MIB for one in client.memory.show().machines]
+
+
+def _settle(client: Client) -> float:
+    """When the last move was, once there was none for a while."""
+    deadline = time.monotonic() + PATIENCE_S
+    last = time.monotonic()
+    while time.monotonic() - last < SETTLED_S and time.monotonic() < deadline:
+        if any(move.after is None for move in client.memory.moves(60)):
+            last = time.monotonic()
+        time.sleep(0.2)
+    return last
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

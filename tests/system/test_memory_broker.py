@@ -1,0 +1,61 @@
+"""The broker with a real guest: its idle memory comes to the host, and the next daemon goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nagaya.models.memory import MachineMemoryInfo
+from nagaya.paths import Paths
+from nagaya.sdk import Client, ensure_daemon
+
+MIB = 2**20
+PATIENCE = 60  # seconds
+# Reads a disk whose cache stays: somebody has it open.
+CACHE = "sleep 1000 </dev/vdb >/dev/null 2>&1 & dd if=/dev/vdb of=/dev/null bs=64k"
+
+pytestmark = pytest.mark.uml
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "it does not come to pass"
+        time.sleep(0.1)
+
+
+def test_idle_memory_comes_to_the_host_and_the_next_daemon_goes_on(
+    client: Client, paths: Paths, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(128 * MIB))
+    disks = [{"image": "busybox"}, {"path": str(disk)}]
+    spec = {"name": "web", "memory": "256MiB", "disks": disks}
+    machine = client.machines.create(spec, start=True).wait("agent", 60)
+
+    def web() -> MachineMemoryInfo:
+        return client.memory.show().machines[0]
+
+    assert machine.exec(["sh", "-c", CACHE]).exit_code == 0
+    held = web().resident
+    assert held is not None
+    assert held >= 128 * MIB  # read by the plane, but for the guest
+    client.memory.set([("budget", held - 32 * MIB)])
+    until(lambda: (web().resident or 0) <= held - 48 * MIB)
+    moves = client.memory.moves()
+    assert {(move.machine, move.kind) for move in moves} == {("web", "take")}
+    assert "machines have all but" in moves[0].reason
+    assert machine.why_memory().moves
+    until(lambda: web().actual == web().balloon)
+    size = web().balloon
+    pid = client.host().daemon_pid
+    os.kill(pid, signal.SIGKILL)
+    ensure_daemon(paths)
+    assert client.host().daemon_pid != pid
+    assert abs(web().balloon - size) <= 32 * MIB  # nothing jumps
+    assert client.memory.set([("budget", held - 32 * MIB)]).changes == []
