@@ -24,6 +24,7 @@ from nagaya.images.store import Image, ImageStore
 from nagaya.kernel import Kernel
 from nagaya.paths import Paths
 from nagaya.progress import silent
+from nagaya.testing.listening import is_listening
 
 BUSYBOX = Recipe(kind="busybox")
 
@@ -91,14 +92,14 @@ asyncio.run(build(paths, "cut", Recipe(run=("sleep 600",)), lambda step, fractio
 
 def _family_with(pid: int, name: str) -> list[psutil.Process]:
     """The descendants of `pid`, once one of them is called `name`."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         family = psutil.Process(pid).children(recursive=True)
         with contextlib.suppress(psutil.NoSuchProcess):  # a step's process may end meanwhile
             if any(process.name() == name for process in family):
                 return family
         time.sleep(0.05)
-    raise AssertionError(f"process {pid} started no {name} within 30 s")
+    raise AssertionError(f"process {pid} started no {name} within 60 s")
 
 
 @pytest.mark.root
@@ -117,7 +118,7 @@ def test_a_killed_build_ends_whole_and_leaves_nothing(
             family = _family_with(builder.pid, "sleep")
         finally:
             builder.send_signal(signal.SIGKILL)
-    _gone, alive = psutil.wait_procs(family, timeout=10)
+    _gone, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
     assert str(paths.state) not in Path("/proc/mounts").read_text()
     asyncio.run(build(paths, "next", BUSYBOX, silent))
@@ -154,7 +155,8 @@ def disk(image: Image, top: Path) -> Iterator[Path]:
         *("--blockdev", "driver=raw,node-name=r,file=f", "--export", export),
     ]
     with subprocess.Popen(command) as daemon:
-        while not socket.exists():
+        while not is_listening(socket):
+            assert daemon.poll() is None, "qemu-storage-daemon does not start"
             time.sleep(0.01)
         yield socket
         daemon.terminate()

@@ -311,8 +311,8 @@ def test_a_disk_that_a_daemon_died_over_is_taken_back(
     monkeypatch.delenv("NAGAYA_FAILPOINT")
     ensure_daemon(client.paths)
     until(lambda: output(machine).split()[-3:] == ["UNPLUGGED", "EXIT", "0"])
-    assert machine.refresh().info.spec["disks"] == []
-    assert client.disks.get("data").state == "free"
+    until(lambda: machine.refresh().info.spec["disks"] == [])
+    until(lambda: client.disks.get("data").state == "free")
     client.disks.delete("data")
 
 

@@ -56,8 +56,7 @@ async def _use(yard: Yard) -> None:
         info = await yard.engine.prepare()
         machine = yard.machine("cad")
         process = await yard.engine.start(machine)
-        await said(machine, "GUEST-READY")
-        await asyncio.sleep(0.3)
+        await said(machine, "TRAP-SET")
         if not info.base.groups:
             assert "Permission denied" in info.base.missing["memory"]
             with pytest.raises(UnsupportedError, match="cannot be paused: this host offers no freezer"):

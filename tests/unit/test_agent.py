@@ -25,15 +25,10 @@ from nagaya.errors import (
     UnsupportedError,
     UsageError,
 )
+from nagaya.testing.listening import is_listening
 
 pytestmark = pytest.mark.anyio
 needs_qemu_ga = pytest.mark.skipif(shutil.which("qemu-ga") is None, reason="needs package qemu-guest-agent")
-
-
-def listens(path: str) -> bool:
-    """Whether somebody does (__SO_ACCEPTCON): the file is there earlier, and refuses connections."""
-    sockets = map(str.split, Path("/proc/net/unix").read_text().splitlines())
-    return any(words[3] == "00010000" and words[-1] == path for words in sockets)
 
 
 @pytest.fixture
@@ -42,7 +37,7 @@ def real_agent(directory: Path) -> Iterator[str]:
     path = str(directory / "ga.sock")
     command = ["qemu-ga", "-m", "unix-listen", "-p", path, "-t", str(directory), "-b", "guest-shutdown"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while not listens(path):
+        while not is_listening(path):
             assert process.poll() is None, "qemu-ga does not start"
             time.sleep(0.01)
         yield path

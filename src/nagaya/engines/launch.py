@@ -18,12 +18,14 @@ from nagaya.resources.cgroups import CgroupBase
 
 START_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0
-_NOBODY = (FileNotFoundError, ConnectionRefusedError)
+# One that dies resets a connection with a request that it has not read (af_unix.c: unix_release_sock);
+# later, the connection just ends.
+_NOBODY = (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError)
 _PERMISSION_STEPS = ("enter new namespaces", "prepare the launch", "give up privileges")
 
 
 class NoZygoteError(UnavailableError):
-    """Nobody listens on the zygote's socket, so nothing was begun."""
+    """Nobody listens on the zygote's socket, or not any more, so nothing was begun."""
 
 
 @dataclass(frozen=True, slots=True)
