@@ -11,6 +11,7 @@ BENCHES = {
     "boot": "benches.guest.boot",
     "idle": "benches.guest.idle",
     "memory-reporting": "benches.memory.reporting",
+    "memory-relocation": "benches.memory.relocation",
     "disk": "benches.disk.run",
     "disk-cached": "benches.disk.run --disk cached",
     "disk-null": "benches.disk.run --disk null",
