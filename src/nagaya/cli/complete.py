@@ -33,6 +33,12 @@ def setting_names(_ctx: click.Context, _param: click.Parameter, incomplete: str)
     return [f"{field}=" for field in fields if field.startswith(incomplete)]
 
 
+def host_setting_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Fields of the host's policy, with their `=`."""
+    fields = [f"{part}.{name}" for part in ("cpu", "memory") for name in ("overcommit", "kept")]
+    return [f"{field}=" for field in fields if field.startswith(incomplete)]
+
+
 def image_names(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Images."""
     return _names(ctx, incomplete, lambda client: [image.name for image in client.images.list()])

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from nagaya.cli.app import shared_options
+from nagaya.cli.complete import host_setting_names
 from nagaya.cli.machines import ago
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.session import Session
@@ -72,7 +73,9 @@ def host_command(ctx: click.Context) -> None:
 
 
 @host_command.command("set")
-@click.argument("settings", nargs=-1, required=True, metavar="FIELD=VALUE...")
+@click.argument(
+    "settings", nargs=-1, required=True, metavar="FIELD=VALUE...", shell_complete=host_setting_names
+)
 @click.option("--dry-run", is_flag=True, help="Check, and say what would change.")
 @shared_options()
 @click.pass_obj

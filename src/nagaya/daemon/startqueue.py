@@ -74,7 +74,9 @@ class StartQueue:
 
     def all(self) -> list[StartWait]:
         """Those that wait, the next one first."""
-        return [self._view(number, entry) for number, entry in enumerate(self._entries, 1)]
+        known = {one.row.id for one in self._supervisor.all()}  # who is deleted leaves at the next look
+        waiting = (entry for entry in self._entries if entry.machine in known)
+        return [self._view(number, entry) for number, entry in enumerate(waiting, 1)]
 
     def waits(self, one: Supervised) -> str:
         """What a machine waits for, in words; "" if it does not wait."""

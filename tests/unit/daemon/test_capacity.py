@@ -157,6 +157,7 @@ def test_waiting_ends_at_its_deadline_by_a_stop_and_by_a_delete(stage: Stage) ->
         await queue.start("gone", None)
         await daemon.supervisor.delete("gone")
         assert queue.all() == []
+        assert (await daemon.supervisor.capacity.report()).waiting == []
         events = [entry.event for entry in await daemon.supervisor.journal("late", 10)]
         assert events == ["created", "waits for room", "waits no more"]
 
