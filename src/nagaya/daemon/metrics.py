@@ -63,6 +63,7 @@ def render(usage: UsageAnswer) -> bytes:
 def _metrics(usage: UsageAnswer) -> Iterator[Metric]:
     yield from _machines(usage.machines)
     yield from pressuremetrics.of_machines(usage.machines)
+    yield from _balloons(usage.machines)
     yield from pressuremetrics.of_host(usage.host)
     yield from _disks(usage.machines)
     yield from _nics(usage.machines)
@@ -96,6 +97,29 @@ def _machines(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
         if one.objective != "none":
             met.add_metric((one.name,), float(one.objective == "met"))
     yield from (state, cpu, memory, size, met)
+
+
+def _balloons(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    labels = ("machine",)
+    size = GaugeMetricFamily("nagaya_machine_balloon_size_bytes", "Memory it is to give.", labels=labels)
+    actual = GaugeMetricFamily("nagaya_machine_balloon_bytes", "What its guest says it gave.", labels=labels)
+    reported = CounterMetricFamily(
+        "nagaya_machine_reported_bytes", "Free memory of a guest that the host has taken.", labels=labels
+    )
+    available = GaugeMetricFamily(
+        "nagaya_machine_available_bytes", "Memory that its guest says it could still use.", labels=labels
+    )
+    for one in machines:
+        if one.balloon is None:
+            continue
+        size.add_metric((one.name,), one.balloon.size)
+        actual.add_metric((one.name,), one.balloon.actual)
+        reported.add_metric((one.name,), one.balloon.reported)
+        if one.balloon.available is not None:
+            available.add_metric((one.name,), one.balloon.available)
+    yield from (size, actual, reported, available)
 
 
 def _disks(machines: Iterable[MachineUsage]) -> Iterator[Metric]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nagaya.daemon import waits
@@ -12,12 +13,14 @@ from nagaya.daemon.parts import DiskCounters
 from nagaya.daemon.pressure import pressure_info
 from nagaya.models.usage import (
     ArbiterUsage,
+    BalloonUsage,
     DiskUsage,
     MachineUsage,
     NicUsage,
     UplinkUsage,
     UsageAnswer,
 )
+from nagaya.plane.balloons import BalloonStatus
 from nagaya.plane.ports import PortStatus
 from nagaya.plane.shares import ArbiterStatus, NodeStatus
 from nagaya.resources.pressure import GroupPressure
@@ -51,11 +54,17 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
         machine, _, name = port.id.partition("/")
         if port.mac is not None:
             nics.setdefault(machine, []).append(_nic(name, port, net_nodes.get(port.id)))
+    balloons = {one.id.partition("/")[0]: _balloon(one) for one in await plane.balloons()}
     return UsageAnswer(
         at=time.monotonic(),
         since=since,
         machines=[
-            _machine(one, both, disks.get(one.row.id, []), nics.get(one.row.id, []), nodes.get(one.row.id))
+            replace(
+                _machine(
+                    one, both, disks.get(one.row.id, []), nics.get(one.row.id, []), nodes.get(one.row.id)
+                ),
+                balloon=balloons.get(one.row.id),
+            )
             for one, both in zip(machines, used, strict=True)
         ],
         arbiters=[_arbiter(arbiter) for arbiter in arbiters],
@@ -86,6 +95,10 @@ def _machine(
         nics=sorted(nics, key=lambda nic: nic.name),
         pressure=pressure_info(pressure),
     )
+
+
+def _balloon(one: BalloonStatus) -> BalloonUsage:
+    return BalloonUsage(one.size, one.actual, one.reported, one.stats.available if one.stats else None)
 
 
 def _disk(name: str, counter: DiskCounters, node: NodeStatus | None) -> DiskUsage:

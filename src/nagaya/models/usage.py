@@ -65,6 +65,16 @@ class UplinkUsage(Answer):
 
 
 @dataclass(frozen=True, slots=True)
+class BalloonUsage(Answer):
+    """The balloon of a machine that runs, in bytes. What the guest says is a claim; null: it says nothing."""
+
+    size: int  # what it was asked to give
+    actual: int  # what it says it has given
+    reported: int  # free memory that the host has taken since the machine's start
+    available: int | None  # of its memory, as it says, without swapping
+
+
+@dataclass(frozen=True, slots=True)
 class MachineUsage(Answer):
     """One machine. `cpu_us`: CPU time since its start; `memory`: what its processes have; null: unknown."""
 
@@ -79,6 +89,7 @@ class MachineUsage(Answer):
     disks: list[DiskUsage]
     nics: list[NicUsage] = field(default_factory=list)
     pressure: PressureInfo = field(default_factory=PressureInfo)
+    balloon: BalloonUsage | None = None
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
@@ -87,6 +98,8 @@ class MachineUsage(Answer):
         known["disks"] = [DiskUsage.from_json(disk) for disk in body["disks"]]
         known["nics"] = [NicUsage.from_json(nic) for nic in body["nics"]]
         known["pressure"] = PressureInfo.from_json(body["pressure"])
+        balloon = body["balloon"]
+        known["balloon"] = None if balloon is None else BalloonUsage.from_json(balloon)
         return cls(**known)
 
 

@@ -12,7 +12,15 @@ from nagaya.daemon import metrics
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.usage import usage
 from nagaya.models.pressure import AlarmInfo, HostPressureInfo, PressureInfo, StallInfo
-from nagaya.models.usage import ArbiterUsage, DiskUsage, MachineUsage, NicUsage, UplinkUsage, UsageAnswer
+from nagaya.models.usage import (
+    ArbiterUsage,
+    BalloonUsage,
+    DiskUsage,
+    MachineUsage,
+    NicUsage,
+    UplinkUsage,
+    UsageAnswer,
+)
 from nagaya.models.waits import WaitInfo
 from nagaya.spec import MachineSpec
 from nagaya.testing import Stage, fake_parts
@@ -21,7 +29,10 @@ DISK = DiskUsage("disk0", 7, 8, 2, 1, 28672, 32768, 0, 3, 1, 1500)
 NIC = NicUsage("net0", "back", True, 10, 1000, 20, 3000, {"storm": 7, "spoofed": 0}, 5)
 UPLINK = UplinkUsage("back", 125_000_000, 20, 3000, 10, 1000, {"storm": 1}, 5)
 HELD = PressureInfo(2_500_000, 1_000_000, 500_000, None, 7, 3, 4096)
-DB = MachineUsage("0a", "db", "running", 100, 2_500_000, 64 << 20, 128 << 20, "missed", [DISK], [NIC], HELD)
+BALLOON = BalloonUsage(32 << 20, 30 << 20, 7 << 20, 50 << 20)
+DB = MachineUsage(
+    "0a", "db", "running", 100, 2_500_000, 64 << 20, 128 << 20, "missed", [DISK], [NIC], HELD, BALLOON
+)
 WEB = MachineUsage("0b", "web", "stopped", 100, None, None, 64 << 20, "none", [])
 ARBITER = ArbiterUsage("disk-8:0", 16, 2000, 3, 1, 20000, 400 << 20)
 LINK = ArbiterUsage("net-back", 0, 0, 0, 5, 0, 125_000_000, "network")
@@ -74,6 +85,10 @@ def test_prometheus_reads_machines_disks_arbiters_and_waits() -> None:
         ("nagaya_machine_major_faults_total", "db"): 7,
         ("nagaya_machine_memory_limit_hits_total", "db"): 3,
         ("nagaya_machine_swap_bytes", "db"): 4096,
+        ("nagaya_machine_balloon_size_bytes", "db"): 32 << 20,
+        ("nagaya_machine_balloon_bytes", "db"): 30 << 20,
+        ("nagaya_machine_reported_bytes_total", "db"): 7 << 20,
+        ("nagaya_machine_available_bytes", "db"): 50 << 20,
         ("nagaya_host_stall_seconds_total", "cpu", "some"): 9,
         ("nagaya_host_steal_seconds_total",): 2,
         ("nagaya_host_memory_available_bytes",): 5 << 20,
@@ -99,6 +114,7 @@ def test_prometheus_reads_machines_disks_arbiters_and_waits() -> None:
     assert {key: found[key] for key in expected} == expected
     assert ("nagaya_arbiter_window_requests", "net-back") not in found, "a network has no window"
     assert ("nagaya_machine_memory_bytes", "web") not in found, "what is unknown is left out"
+    assert ("nagaya_machine_balloon_bytes", "web") not in found, "it does not run"
     assert ("nagaya_machine_latency_objective_met", "web") not in found
 
 
