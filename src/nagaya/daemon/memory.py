@@ -11,10 +11,10 @@ import contextlib
 import json
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,7 @@ from nagaya.models.shares import Change, ChangesAnswer
 from nagaya.plane.balloons import BalloonStatus
 from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.resources import admission, relocation
-from nagaya.resources.broker import Action, Broker, HostMemory, Plan
+from nagaya.resources.broker import Action, Broker, HostMemory, Kind, Plan
 from nagaya.resources.hotmemory import present
 from nagaya.resources.workingset import GuestStats, MachineMemory
 from nagaya.spec import Size
@@ -90,6 +90,7 @@ class Memory:
         self.settings = MemorySettings.model_validate_json(writer.state.fact(_FACT) or "{}")
         self._records: deque[_Record] = deque(maxlen=MOVES_KEPT)
         self._held = HeldMemory()
+        self._moved: Counter[str] = Counter(dict.fromkeys(get_args(Kind), 0))
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
 
@@ -137,6 +138,7 @@ class Memory:
             short=plan.short,
             machines=[_info(one, look.balloons.get(one.name), plan) for one in look.machines],
             moves=[_move(action) for action in plan.actions],
+            moved=dict(self._moved),
         )
 
     def moves(self, since: float) -> list[MemoryMove]:
@@ -220,6 +222,7 @@ class Memory:
             return
         move = _move(action)
         self._records.append(_Record(move, look.at, one.actual, one.resident))
+        self._moved[action.kind] += action.bytes
         log.info("%s %d MiB: %s: %s", action.kind, action.bytes >> 20, action.machine, action.reason)
         self._supervisor.events.publish({"event": "memory", **asdict(move)})
 

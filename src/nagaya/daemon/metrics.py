@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nagaya.daemon import pressuremetrics
+from nagaya.daemon.memorymetrics import of_broker
 from nagaya.models.machine import MachineState
+from nagaya.models.memory import MemoryAnswer
 from nagaya.models.usage import MachineUsage, UplinkUsage, UsageAnswer
 from nagaya.models.waits import WaitInfo
 
@@ -46,13 +48,14 @@ _ARBITER_GAUGES = (
 )
 
 
-def render(usage: UsageAnswer) -> bytes:
+def render(usage: UsageAnswer, memory: MemoryAnswer) -> bytes:
     """All metrics as Prometheus' text."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     class Once:
         def collect(self) -> Iterable[Metric]:
-            return _metrics(usage)
+            yield from _metrics(usage)
+            yield from of_broker(memory)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Once())

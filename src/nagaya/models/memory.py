@@ -62,7 +62,7 @@ class MemoryAnswer(Answer):
 
     `budget` is what they may have in all, after the host's other programs took theirs; `left` of it nobody
     holds, `reserve` of that is kept. `short`: less was left than that, and the broker takes from those that
-    have more than their share.
+    have more than their share. `moved`: bytes that it moved since the daemon began, by kind.
     """
 
     broker: bool  # whether it acts
@@ -72,6 +72,7 @@ class MemoryAnswer(Answer):
     short: bool
     machines: list[MachineMemoryInfo]
     moves: list[MemoryMove]
+    moved: dict[str, int]
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
@@ -80,7 +81,7 @@ class MemoryAnswer(Answer):
             "machines": [MachineMemoryInfo.from_json(one) for one in body["machines"]],
             "moves": [MemoryMove.from_json(one) for one in body["moves"]],
         }
-        names = ("broker", "budget", "left", "reserve", "short")
+        names = ("broker", "budget", "left", "reserve", "short", "moved")
         return cls(**{name: body[name] for name in names}, **parts)
 
 

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from nagaya.daemon import metrics
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.usage import usage
+from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer
 from nagaya.models.pressure import AlarmInfo, HostPressureInfo, PressureInfo, StallInfo
 from nagaya.models.usage import (
     ArbiterUsage,
@@ -40,10 +41,15 @@ WAIT = WaitInfo("db/disk0", "machine", "web/disk0", 1_250_000, 12)
 CPU_WAIT = WaitInfo("db", "machine", "%host", 750_000, 0, "cpu")
 ALARM = AlarmInfo("memory stalls", "some work waited", "stop one")
 HOST = HostPressureInfo(StallInfo(9_000_000, 0, 0.3, 0), None, None, 2_000_000, 1, 2, 3, 5 << 20, [ALARM])
+IN_NEED = MachineMemoryInfo(
+    "db", 512, 0, None, 100, 300, 256, 128, 0, 5, 300, 400, "its guest swaps", driver=True, refuses=False
+)
+MEMORY = MemoryAnswer(True, 1000, 40, 60, True, [IN_NEED], [], {"take": 7})
 NOW = UsageAnswer(1.0, 60, [DB, WEB], [ARBITER, LINK], [WAIT, CPU_WAIT], [UPLINK], HOST)
 
 
 LABELS = (
+    "move",
     "resource",
     "work",
     "alarm",
@@ -63,7 +69,7 @@ LABELS = (
 def samples(answer: UsageAnswer) -> dict[tuple[str, ...], float]:
     """All samples by name and label values, read back by Prometheus' own parser."""
     found = {}
-    for family in text_string_to_metric_families(metrics.render(answer).decode()):
+    for family in text_string_to_metric_families(metrics.render(answer, MEMORY).decode()):
         for sample in family.samples:
             values = [sample.labels[label] for label in LABELS if label in sample.labels]
             found[sample.name, *values] = sample.value
@@ -78,6 +84,11 @@ def test_prometheus_reads_machines_disks_arbiters_and_waits() -> None:
         ("nagaya_machine_cpu_seconds_total", "db"): 2.5,
         ("nagaya_machine_memory_bytes", "db"): 64 << 20,
         ("nagaya_machine_memory_size_bytes", "web"): 64 << 20,
+        ("nagaya_memory_budget_bytes",): 1000,
+        ("nagaya_memory_short",): 1,
+        ("nagaya_memory_moved_bytes_total", "take"): 7,
+        ("nagaya_machine_memory_actual_bytes", "db"): 128,
+        ("nagaya_machine_memory_need", "db"): 1,
         ("nagaya_machine_latency_objective_met", "db"): 0,
         ("nagaya_machine_cpu_wait_seconds_total", "db"): 2.5,
         ("nagaya_machine_cpu_throttled_seconds_total", "db"): 1,

@@ -28,7 +28,7 @@ def router(daemon: Daemon) -> APIRouter:
     async def scrape() -> Response:
         """The same for Prometheus."""
         now = await usage(daemon.supervisor, metrics.WAITS_SINCE)
-        text = await asyncio.to_thread(metrics.render, now)
+        text = await asyncio.to_thread(metrics.render, now, await daemon.supervisor.memory.show())
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     return routes
