@@ -36,6 +36,7 @@ BENCHES = {
     "kvm-compute": "benches.kvm.compute",
     "kvm-kicks": "benches.kvm.kicks",
     "kvm-io": "benches.kvm.io",
+    "kvm-plug": "benches.kvm.plug",
 }
 
 
