@@ -235,7 +235,7 @@ def _huge_pages() -> Finding:
 
 
 def _equal_pages() -> Finding:
-    """Whether KSM is of use to machines (docs/decisions/0020-equal-pages.md)."""
+    """Whether KSM is of use to machines (docs/decisions/0022-equal-pages.md)."""
     from nagaya.resources import ksm
 
     if ksm.merges_guests():

@@ -1,7 +1,7 @@
 """Whether the kernel can merge equal pages of guests (KSM, Documentation/mm/ksm.rst): found by trying.
 
 It merges private anonymous memory only. A guest's memory is shared with the plane, which serves its devices,
-so no kernel so far merges it (docs/decisions/0020-equal-pages.md); one that does would show here.
+so no kernel so far merges it (docs/decisions/0022-equal-pages.md); one that does would show here.
 """
 
 from __future__ import annotations
