@@ -242,7 +242,8 @@ impl Device for Mem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::Shared;
+    use crate::control::Region;
+    use crate::page::{Shared, sealed_memfd};
 
     const BLOCK: u64 = 2 << 20;
 
@@ -284,7 +285,8 @@ mod tests {
         let page = Shared::create().unwrap();
         let (state, mem) = (&page.mem, Mem::new(&config()));
         state.requested.store(8 * BLOCK, Relaxed);
-        let memory = Memory::map(&[], Vec::new()).unwrap();
+        let elsewhere = Region { guest: 0, size: 4096, user: 0, offset: 0 };
+        let memory = Memory::map(&[elsewhere], vec![sealed_memfd(c"guest", 4096).unwrap().into()]).unwrap();
         state.begin(&(0..4), true);
         state.set(0..2, true);
         assert_eq!(mem.plug(state, &memory, &(0..4), false), Answer::Error);
