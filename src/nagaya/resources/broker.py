@@ -6,6 +6,8 @@ Time comes in rounds. In each the broker sees the host and all machines, and ans
 - When it is short (less than the reserve is left of the budget), each machine gets a target: the budget
   divided by weight, with a tax on what is idle (`nagaya.resources.idletax`). Above it, it gives; below it,
   it gets.
+- Little may be gone before the next round. So when less is left than guests grow by in a second, they have
+  no more room to grow without asking than is left: room that they do not use costs nothing to take.
 - Nobody goes below its floor, its `memory.reservation`. Nothing is given that is not there.
 - A machine that needs memory at once (`nagaya.resources.workingset`) is served before others, in large
   steps. All else goes in small steps, with a dead band, and nothing is taken back soon after it was given.
@@ -144,7 +146,9 @@ class Broker:
         reserve = min(max(RESERVE_MIN, budget // RESERVE_SHARE), RESERVE_MAX)
         left = budget - held
         coming = left - int(self._growth(now, held) * AHEAD_S)
+        room = sum(map(_room, machines))
         self._judge(now, coming, reserve, machines)
+        self._short = self._short or (left < RESERVE_MAX and room > left)
         targets = self._targets(max(0, budget - reserve), machines)
         moves = _Moves(
             now=now,
@@ -153,6 +157,7 @@ class Broker:
             known=self._known,
             targets=targets,
             left=coming,
+            room=room if left < RESERVE_MAX else 0,
             reserve=reserve,
         )
         actions = [*moves.takes(self._short), *moves.gives(self._short)]
@@ -217,6 +222,7 @@ class _Moves:
         known: Mapping[str, _Known],
         targets: Mapping[str, Target],
         left: int,
+        room: int,
         reserve: int,
     ) -> None:
         self._now = now
@@ -225,6 +231,7 @@ class _Moves:
         self._known = known
         self._targets = targets
         self._left = left
+        self._room = room
         self._reserve = reserve
         self._swap = host.swap
         self._in_need = [one.name for one in machines if targets[one.name].need]
@@ -237,19 +244,21 @@ class _Moves:
         """From those above their targets, as much as is lacking; limits hold always."""
         found = [self._take(one, one.most) for one in self._machines if one.has > one.most]
         lacking = max(0, (2 if short else 1) * self._reserve - self._left) + sum(self._pressing.values())
+        roomy = self._room - max(0, self._left - self._reserve) if short else 0
         for one in sorted(self._machines, key=lambda one: self._targets[one.name].bytes - _used(one)):
-            if one.has > one.most or lacking <= 0:
+            if one.has > one.most or (lacking <= 0 and roomy <= 0):
                 continue
             # A guest gives first what the host does not hold for it: that much more has to be asked for.
-            action = self._take(one, max(self._targets[one.name].bytes, _used(one) - lacking))
+            action = self._take(one, max(self._targets[one.name].bytes, _used(one) - max(0, lacking)))
             if action is not None:
                 found.append(action)
                 lacking -= max(0, action.bytes - (one.has - _used(one)))
+                roomy -= min(action.bytes, one.has - _used(one))
         return [action for action in found if action is not None]
 
     def gives(self, short: bool) -> list[Action]:
         """To those in need up to their targets, but half of the reserve; to others what is left beyond."""
-        found, there = [], max(0, self._left - self._reserve // 2)
+        found, there = [], max(0, self._left - max(self._reserve // 2, self._room))
         for name in self._pressing:
             one = next(one for one in self._machines if one.name == name)
             action = self._give(one, self._targets[name].bytes, there)
@@ -325,6 +334,11 @@ class _Moves:
         if self._host.available - self._host.ballast < self._reserve:
             return f"the host has {human_size(self._host.available)} left, and {unused}"
         return f"machines have all but {human_size(max(0, self._left))} of their budget, and {unused}"
+
+
+def _room(one: MachineMemory) -> int:
+    """By how much its guest may grow before anybody is asked."""
+    return max(0, one.size - min(one.actual, one.balloon) - one.holds)
 
 
 def _used(one: MachineMemory) -> int:

@@ -70,6 +70,7 @@ def test_memory_moves_and_what_came_is_written_down(stage: Stage) -> None:
             idle, busy = await idle_beside_busy(daemon, held)
             for _ in range(4):
                 await memory.round()
+                held[idle] = min(held[idle], SIZE - (await balloon(daemon, idle)).size)
             async with asyncio.timeout(60):
                 event = await anext(one async for one in news if one["event"] == "memory")
         assert (await balloon(daemon, idle)).size > 0

@@ -53,14 +53,21 @@ def test_256_mib_move_in_a_few_rounds_of_a_quarter_second() -> None:
 
 
 def test_what_was_taken_is_given_back_when_memory_suffices_again() -> None:
-    idle = SimGuest("idle", GIB, 60 * MIB, cache=900 * MIB)
-    busy = SimGuest("busy", GIB, 800 * MIB)
-    host = SimHost([idle, busy], 1200 * MIB)
+    idle = SimGuest("idle", 2 * GIB, 60 * MIB, cache=1900 * MIB)
+    busy = SimGuest("busy", 2 * GIB, 1600 * MIB)
+    host = SimHost([idle, busy], 2400 * MIB)
     host.play(60)
     assert idle.asked > 0
     busy.demand, idle.cache = 50 * MIB, 100 * MIB
     host.play(120)
     assert (idle.asked, busy.asked) == (0, 0)
+
+
+def test_room_that_nobody_uses_is_taken_when_less_is_left_than_guests_grow_by_in_a_second() -> None:
+    host = SimHost([SimGuest(f"m{n}", GIB, 100 * MIB) for n in range(2)], 1200 * MIB)
+    host.play(60)
+    assert sum(guest.room for guest in host.guests) <= 1200 * MIB
+    assert host.play(300) == []
 
 
 def test_the_weight_decides_between_two_in_need() -> None:
@@ -186,6 +193,25 @@ def test_promises_hold_in_every_round_whatever_guests_do(
                 assert guest.size - guest.asked >= guest.floor
             if any(a.kind == "page-out" and a.machine == guest.name for a in plan.actions):
                 assert guest.resident >= guest.floor
+
+
+@settings(max_examples=50)
+@given(machines, st.integers(256, 1024).map(lambda n: n * MIB))
+def test_guests_that_all_grow_at_once_do_not_get_more_than_there_is(
+    guests: list[SimGuest], budget: int
+) -> None:
+    for guest in guests:
+        guest.claims_all = guest.refuses = guest.mute = False
+        guest.demand = min(guest.demand, guest.size // 2, budget // 16)
+        guest.cache = guest.floor = 0
+    host = SimHost(guests, budget)
+    host.play(60)
+    for guest in guests:
+        guest.demand = guest.size
+    bands = sum(max(8 * MIB, guest.size // 32) for guest in guests)  # differences that are left alone
+    for _ in range(20):
+        host.play(0.25, interval=0.25)
+        assert sum(guest.resident for guest in guests) <= budget + bands
 
 
 @settings(max_examples=25)
