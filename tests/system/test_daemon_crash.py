@@ -24,6 +24,8 @@ from nagaya.sdk import Client, ensure_daemon
 from nagaya.testing.scratch import make_directory
 
 PROGRAM = ("-m", "nagaya.testing.daemon")
+# In no machine's life: test_leases.py has the step of a waiter, test_kvm_machines.py those of live NICs.
+ELSEWHERE = ("wait:", "connect:", "disconnect:")
 SPEC = {"name": "web", "nics": [], "memory": "64MiB", "disks": [{"size": "1MiB"}]}
 
 
@@ -81,8 +83,7 @@ def live_through(step: str, paths: Paths) -> None:
     pytest.fail(f"nothing reached {step}")
 
 
-# A waiter for a lease is in no machine's life: test_leases.py has that step.
-@pytest.mark.parametrize("step", [step for step in get_args(Step) if not step.startswith("wait:")])
+@pytest.mark.parametrize("step", [step for step in get_args(Step) if not step.startswith(ELSEWHERE)])
 def test_whatever_step_it_is_killed_at_the_next_daemon_converges(
     step: str, own_paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ use crate::street::{PATIENCE, Street, mac};
 const SIZE: u16 = 256;
 const BUFFER: u64 = 2048;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-const CONNECTIONS: u32 = 32;
+const CONNECTIONS: u32 = 64;
 
 /// A guest with several pairs and a control queue; it receives.
 struct Guest {
@@ -140,7 +140,7 @@ fn connections_are_spread_and_stay_in_order() {
         assert!(guest.use_pairs(pairs) && !guest.use_pairs(0) && !guest.use_pairs(pairs + 1));
         let (queues, _) = exchange(&street, (&mut sender, &mut guest), (1 << 20, false), |got| got > 5000);
         let used: std::collections::HashSet<usize> = queues.into_values().collect();
-        assert_eq!(used.len(), usize::from(pairs), "32 connections, and a queue without any");
+        assert_eq!(used.len(), usize::from(pairs), "64 connections, and a queue without any");
         assert!(guest.use_pairs(1));
         let (queues, _) = exchange(&street, (&mut sender, &mut guest), (1 << 21, false), |got| got > 1000);
         assert!(queues.values().all(|queue| *queue == 0));
