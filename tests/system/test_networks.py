@@ -17,6 +17,7 @@ import pytest
 from nagaya.errors import ConflictError, NotFoundError
 from nagaya.networks.config import Forward, Instance, Reservation
 from nagaya.networks.host import HostNetworks
+from nagaya.networks.names import Names
 from nagaya.spec import NetworkSpec
 from nagaya.testing.netns import Hub, Namespace, snapshot
 from nagaya.testing.site import DB, NAT, WEB, Site, dhcp, fetch, reaches, run
@@ -305,6 +306,19 @@ table ip nat {
   }
 }
 """
+
+
+def test_what_a_kill_left_of_one_network_does_not_keep_another_from_coming_up(site: Site) -> None:
+    left = Names(site.paths.run).directory / "other"
+
+    async def test(networks: HostNetworks) -> None:
+        left.mkdir(parents=True)
+        await networks.ensure(NAT, [WEB])
+        await networks.remove("default")
+        assert await networks.sweep([]) == ["other"]
+        assert not left.exists()
+
+    run(site, test)
 
 
 def test_a_kill_at_any_moment_leaves_nothing_that_ensure_and_remove_do_not_mend(site: Site) -> None:

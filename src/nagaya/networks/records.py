@@ -42,7 +42,8 @@ def read(directory: Path) -> Record:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s does not say what the network was: %s", directory, error)
-        return Record(NetworkSpec(name=directory.name, mode="isolated", dhcp=False, dns=False))
+        spec = NetworkSpec(name=directory.name, mode="isolated", dhcp=False, dns=False)
+        return Record(spec.model_copy(update={"ipv4": None, "ipv6": None}))  # whose ranges nobody knows
 
 
 def write(directory: Path, record: Record) -> None:
