@@ -103,11 +103,16 @@ class Memory:
                     pause = await self.round()
                 except (NagayaError, OSError) as error:
                     log.warning("the memory broker cannot look: %s", error)
-                self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), pause)
+                    async with asyncio.timeout(pause):  # wait_for loses a cancellation that meets the event
+                        await self._changed.wait()
+                self._changed.clear()
         finally:
             self._held.close()
+
+    def look_soon(self) -> None:
+        """The next round comes at once: a machine began, whose guest may use all of its memory."""
+        self._changed.set()
 
     async def round(self) -> float:
         """One round; returns the seconds until the next."""

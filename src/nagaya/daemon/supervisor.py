@@ -337,6 +337,7 @@ class Supervisor:
         """Wait for the end of `process` in a task of its own."""
         one.process = Process(process, self.engine_of(one), asyncio.get_running_loop().create_future())
         self.spawn(self.endings.watch(one, one.process))
+        self.memory.look_soon()
 
     async def move(
         self, one: Supervised, state: MachineState, event: str, detail: str = "", **changes: Any

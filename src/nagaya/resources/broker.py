@@ -26,7 +26,7 @@ from math import inf
 from typing import Literal
 
 from nagaya.resources.idletax import TAX, Claim, divide
-from nagaya.resources.workingset import MIB, MachineMemory, WorkingSet
+from nagaya.resources.workingset import MIB, MachineMemory, WorkingSet, margin
 from nagaya.units import human_size
 
 __all__ = ["Action", "Broker", "HostMemory", "MachineMemory", "Plan", "Target"]
@@ -129,7 +129,7 @@ class Broker:
         self._known: dict[str, _Known] = {}
         self._short = False
         self._sufficient_since = -inf
-        self._held = (0, -inf)
+        self._held: tuple[Mapping[str, int], float] = ({}, -inf)
         self._rate = 0.0
 
     def copy(self) -> Broker:
@@ -145,7 +145,7 @@ class Broker:
         budget = max(0, min(host.budget, held + host.available - host.ballast))
         reserve = min(max(RESERVE_MIN, budget // RESERVE_SHARE), RESERVE_MAX)
         left = budget - held
-        coming = left - int(self._growth(now, held) * AHEAD_S)
+        coming = left - int(self._growth(now, machines) * AHEAD_S)
         room = sum(map(_room, machines))
         self._judge(now, coming, reserve, machines)
         self._short = self._short or (left < RESERVE_MAX and room > left)
@@ -170,11 +170,12 @@ class Broker:
         urgent = any(target.need for target in targets.values())
         return Plan(tuple(actions), targets, budget, left, reserve, self._short, urgent)
 
-    def _growth(self, now: float, held: int) -> float:
-        """Bytes a second by which machines grow; what was seen once counts half the next time."""
-        (before, at), past = self._held, now - self._held[1]
-        rate = max(0.0, (held - before) / past) if past > 0 else 0.0
-        self._held, self._rate = (held, now), max(rate, self._rate / 2) if at > -inf else 0.0
+    def _growth(self, now: float, machines: Sequence[MachineMemory]) -> float:
+        """Bytes/s by which machines that were there before grow; what was seen counts half the next time."""
+        (before, at), self._held = self._held, ({one.name: one.holds for one in machines}, now)
+        grown = sum(one.holds - before[one.name] for one in machines if one.name in before)
+        rate = max(0.0, grown / (now - at)) if now > at else 0.0
+        self._rate = min(max(rate, self._rate / 2), RESERVE_MAX)
         return self._rate
 
     def _watch(self, now: float, machine: MachineMemory) -> None:
@@ -362,7 +363,7 @@ def _reach(one: MachineMemory, use: WorkingSet) -> int:
     """What the guest can give without losing programs to its own out-of-memory killer."""
     stats = one.stats
     if stats is None or stats.available is None:
-        return STEP_MIN
+        return max(STEP_MIN, one.has - _used(one) - margin(one))  # it never used that
     asked = max(0, one.balloon - one.actual)  # and not given yet
     spare = stats.available - asked - _band(one) // 2
     return max(spare, STEP_MIN - asked if use.swaps else 0)

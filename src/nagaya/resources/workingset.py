@@ -105,7 +105,7 @@ class WorkingSet:
             before = _busy(self._last, _fresh(self._last.stats, self._at))
             self._growth = max((busy - before) / past, self._growth / 2)
         self.need = self._needs(machine, stats, past)
-        want = busy + _margin(machine) + int(self._growth * REACTION_S)
+        want = busy + margin(machine) + int(self._growth * REACTION_S)
         if self.need:
             want = max(want, machine.has + max(machine.has // 4, 32 * MIB))
             calm = now - self._needed >= CALM_S and taken > self._needed
@@ -135,7 +135,7 @@ class WorkingSet:
             return "its guest took memory back by itself: it had none left"
         if stats is None:
             return ""
-        if stats.available is not None and stats.available < _margin(machine) // 2:
+        if stats.available is not None and stats.available < margin(machine) // 2:
             return f"its guest has {human_size(stats.available)} left"
         last = self._last.stats if self._last is not None else None
         return self._faults(stats, last, past) or self._misses(machine, stats, past) if last else ""
@@ -158,7 +158,7 @@ class WorkingSet:
 
     def _misses(self, machine: MachineMemory, stats: GuestStats, past: float) -> str:
         """Reads from disks when caches have no free memory to grow into: counted by the host."""
-        full = stats.free is not None and stats.free < max(_margin(machine), machine.has // 16)
+        full = stats.free is not None and stats.free < max(margin(machine), machine.has // 16)
         before = self._last.reads if self._last is not None else None
         if full and _more(machine.reads, before) > MISSES * past:
             return "its guest reads from disk what it has no memory to keep"
@@ -176,7 +176,7 @@ def _busy(machine: MachineMemory, stats: GuestStats | None) -> int:
     return max(0, machine.size - min(machine.actual, machine.size) - stats.available)
 
 
-def _margin(machine: MachineMemory) -> int:
+def margin(machine: MachineMemory) -> int:
     """What a guest should have available, or it begins to reclaim: a part of its size, within bounds."""
     return min(max(machine.size // 16, 8 * MIB), 256 * MIB)
 
