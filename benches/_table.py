@@ -74,11 +74,27 @@ def spread(samples: Sequence[float]) -> float:
     return (max(samples) - min(samples)) / 2 / middle if middle else 0.0
 
 
-def print_table(title: str, rows: Sequence[Row]) -> None:
-    """Print the rows as plain text: name, ours, then for each peer its figure and our ratio to it.
+def report(
+    title: str, rows: Sequence[Row], options: argparse.Namespace | None = None, **extra: Any
+) -> list[Row]:
+    """The end of every bench: print the table, write all samples where `--json` says, return the rows.
 
-    A ratio that misses its target is marked `!` with the target behind it.
+    A row has its name, ours, then for each peer its figure and our ratio to it; a ratio that misses its
+    target is marked `!` with the target behind it. `extra` goes into the JSON document.
     """
+    _print_table(title, rows)
+    if options and options.json:
+        options.json.write_text(_to_json(title, rows, **extra))
+    return list(rows)
+
+
+def host_line() -> str:
+    """CPU, count, kernel and date: what a figure means nothing without."""
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return f"{_cpu_model()}, {os.cpu_count()} CPUs, Linux {platform.release()}, {date}"
+
+
+def _print_table(title: str, rows: Sequence[Row]) -> None:
     peers = list(dict.fromkeys(peer for row in rows for peer in row.peers))
     header = ["", "unit", "ours", *(text for peer in peers for text in (peer, "ratio"))]
     lines = [header, *(_cells(row, peers) for row in rows)]
@@ -90,7 +106,7 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
         print("  ".join([first, *rest]).rstrip())
 
 
-def to_json(title: str, rows: Sequence[Row], **extra: Any) -> str:
+def _to_json(title: str, rows: Sequence[Row], **extra: Any) -> str:
     """The rows with all their samples, medians, spreads and ratios, and the host, as one JSON document."""
     table = [
         asdict(row)
@@ -103,12 +119,6 @@ def to_json(title: str, rows: Sequence[Row], **extra: Any) -> str:
         for row in rows
     ]
     return json.dumps({"title": title, "host": host_line(), "rows": table, **extra}, indent=2)
-
-
-def host_line() -> str:
-    """CPU, count, kernel and date: what a figure means nothing without."""
-    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return f"{_cpu_model()}, {os.cpu_count()} CPUs, Linux {platform.release()}, {date}"
 
 
 def _cells(row: Row, peers: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.guest._nagaya import MARKER, console_log, own_nagaya, wait_for_output
 from nagaya.errors import UnavailableError
 from nagaya.sdk import Client, ensure_daemon
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row(f"{MACHINES} machines adopted", adopted, bound, "ms", "lower", {"the bound": 1.0}),
         Row("the API answers, client's start included", answering, {}, "ms", "lower"),
     ]
-    print_table("Restart of the daemon", rows)
-    return rows
+    return report("Restart of the daemon", rows)
 
 
 def _round(client: Client) -> tuple[float, float]:

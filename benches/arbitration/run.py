@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, report
 from benches.arbitration.machines import (
     SLICE_MS,
     Asks,
@@ -66,10 +66,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
                 _peers(samples, crowd, directory, file)
     rows = _rows(samples)
     title = "Arbitration, 4 KiB reads"
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 def _weights(samples: Samples, where: str, crowd: Crowd, directory: Path, file: Path | None) -> None:

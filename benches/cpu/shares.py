@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.guest._nagaya import own_nagaya
 
 from nagaya.resources.cgroups import Cgroup, Limits, find_base, remove_base
@@ -36,10 +36,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
     with own_nagaya() as client:
         rows = _measure(client, cpu, options.rounds, options.seconds)
     title = f"CPU shares on one CPU, {options.rounds} rounds of {options.seconds:g} s"
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 def _measure(client: Client, cpu: int, rounds: int, seconds: float) -> list[Row]:

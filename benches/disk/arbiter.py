@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, report
 from benches.disk import disks
 from benches.disk.backends import Client, Load, Sample, benched_file, build_vub, our_machines
 from benches.disk.run import DEPTHS, MODES
@@ -51,10 +51,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
     rows = [
         row for load in _loads(samples) for beside in (False, True) for row in _rows(samples, load, beside)
     ]
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, report
 from benches.disk import disks
 from benches.disk.backends import (
     Client,
@@ -72,10 +72,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         ops = ("write",) if options.disk == "first-writes" else OPS
         samples = measure(targets, options.rounds, options.seconds, ops, options.depths)
     rows = [*_rate_rows(samples, options.disk), *_cpu_rows(samples)]
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows, p99_us=_p99(samples)))
-    return rows
+    return report(title, rows, options, p99_us=_p99(samples))
 
 
 def _targets(options: argparse.Namespace, directory: Path, stack: ExitStack) -> dict[str, Target]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.guest._nagaya import MARKER, console_log, own_nagaya, wait_for_output
 from nagaya.errors import UnavailableError
 from nagaya.sdk import Client
@@ -47,8 +47,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
             {"Debian's kernel + q-s-d": 0.9},
         ),
     ]
-    print_table("Boot, from the request", rows)
-    return rows
+    return report("Boot, from the request", rows)
 
 
 def _ours(client: Client, image: str, memory: str, text: bytes) -> float:

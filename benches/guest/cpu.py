@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.guest._nagaya import own_nagaya
 from nagaya.sdk import Machine
 
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
             ["sh", "-c", "cat > /tmp/workload && chmod +x /tmp/workload"], stdin=binary.read_bytes(), wait=30
         )
         rows = [_row(loop, machine, binary) for loop in LOOPS]
-    print_table("CPU: seconds for the same binary in a guest (ours) and on the host", rows)
-    return rows
+    return report("CPU: seconds for the same binary in a guest (ours) and on the host", rows)
 
 
 def _row(loop: str, machine: Machine, binary: Path) -> Row:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.guest._nagaya import MARKER, console_log, own_nagaya, wait_for_output
 from nagaya.sdk import Client
 
@@ -41,8 +41,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         {"the bound": 1.0},
     )
     guest = Row("the machine's own processes (128 MiB of RAM)", machine, {}, "MiB", "lower")
-    print_table("Idle cost: PSS beyond User-mode Linux itself", [row, guest])
-    return [row, guest]
+    return report("Idle cost: PSS beyond User-mode Linux itself", [row, guest])
 
 
 def _start(client: Client, index: int) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.guest._nagaya import MARKER, console_log, own_nagaya, wait_for_output
 from nagaya.images.initramfs import write_boot_test
 from nagaya.images.kernels import default_uml_kernel
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row("nagaya start NAME", command, {"bare": bare}, "ms", "lower", {"bare": 1.10}),
         Row("the API's request", request, {"bare": bare}, "ms", "lower", {"bare": 1.10}),
     ]
-    print_table("Start: ms to the first line of user space", rows)
-    return rows
+    return report("Start: ms to the first line of user space", rows)
 
 
 def _ours(client: Client, machine: Machine, *, by_command: bool) -> float:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.kvm._guests import payload, run_ours, run_peer
 
 ROUNDS = 7
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
                 if not turn % 2:
                     ours.append(run_ours(guest))
             rows.append(Row(loop, ours, {"host": host, "C": peer}, "1/s", "higher", {"host": 0.99}))
-    print_table("Compute in ring 3: loops a second", rows)
-    return rows
+    return report("Compute in ring 3: loops a second", rows)
 
 
 def _seconds(program: Path, loop: str) -> float:

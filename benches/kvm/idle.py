@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from nagaya.paths import Paths
 from nagaya.testing.kvm_yard import KvmYard
 from nagaya.testing.scratch import make_directory
@@ -31,8 +31,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row("one alone, the zygote's pages half its", alone, {}, "MiB", "lower"),
         Row("wake-ups of its threads", wakes, {"none": [0.0] * ROUNDS}, "1/s", "lower"),
     ]
-    print_table("An idle kvm machine", rows)
-    return rows
+    return report("An idle kvm machine", rows)
 
 
 def _round() -> tuple[float, float, float]:

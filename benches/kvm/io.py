@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.disk.backends import benched_file, our_plane, qemu_storage_daemon
 from benches.disk.disks import raw
 from benches.kvm._guests import payload, run_ours, run_qemu
@@ -62,10 +62,8 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row(_name(*load), ours[index], {PEER: theirs[index]}, "IOPS", "higher", {PEER: TARGETS[load[1]]})
         for index, load in enumerate(LOADS)
     ]
-    print_table(
-        f"Block I/O of a guest, 4 KiB random, {'from the page cache' if options.cached else 'direct'}", rows
-    )
-    return rows
+    where = "from the page cache" if options.cached else "direct"
+    return report(f"Block I/O of a guest, 4 KiB random, {where}", rows)
 
 
 def _name(op: str, depth: int, sleeps: bool) -> str:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.kvm._guests import Payload, build_peer, payload, run_peer
 from nagaya.hw import layout
 from nagaya.testing.bare import Bare
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
             if not turn % 2:
                 ours.append(_ours(guest, answered))
         rows.append(Row(name, ours, {PEER: theirs}, "1/s", "higher", {PEER: 0.95}))
-    print_table("Kicks and interrupts", rows)
-    return rows
+    return report("Kicks and interrupts", rows)
 
 
 def _ours(guest: Payload, answered: bool) -> float:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from nagaya import _core
 from nagaya.hw import layout
 from nagaya.kvm.config import DeviceConfig
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row("plugged, and each page touched", there, {}, "ms", "lower"),
         Row("read, unplugged, and the host's again", back, bound, "ms", "lower", {"the bound": 1.0}),
     ]
-    print_table("256 MiB of memory of a kvm machine", rows)
-    return rows
+    return report("256 MiB of memory of a kvm machine", rows)
 
 
 def _measure(core: _core.Plane, directory: Path, words: str) -> list[tuple[float, float]]:

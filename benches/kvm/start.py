@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from nagaya.engines.kvm import host_memory, launch_plan
 from nagaya.engines.plan import LaunchPlan
 from nagaya.paths import Paths
@@ -41,8 +41,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
     targets = {"QEMU microvm": 1 / 3, "the bound": 1.0}
     peers = {"QEMU microvm": theirs, "the bound": [BOUND_MS] * len(ours)}
     row = Row("request to first byte", ours, peers, "ms", "lower", targets)
-    print_table("Start of a kvm machine", [row])
-    return [row]
+    return report("Start of a kvm machine", [row])
 
 
 async def _measure(top: Path) -> tuple[list[float], list[float]]:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.guest._nagaya import own_nagaya
 
 from nagaya.errors import NagayaError
@@ -58,10 +58,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row(f"{turns} turns", samples["ours"], peers, "s", "lower", {"2 GiB": TARGET}),
         Row("256 MiB move", moving, {"the bound": [1.0] * len(moving)}, "s", "lower", {"the bound": 1.0}),
     ]
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 def _all_turns(

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.guest._nagaya import own_nagaya
 
 from nagaya.sdk import Client
@@ -41,11 +41,8 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         settled = _each(client)
     title = f"{count} idle Debian machines of 512 MiB"
     rows = [Row("host memory of a machine", settled, {"without the broker": without}, "MiB", "lower")]
-    print_table(title, rows)
     print(f"settled after {took:.1f} s", file=sys.stderr)
-    if options.json:
-        options.json.write_text(to_json(title, rows, settled_s=took))
-    return rows
+    return report(title, rows, options, settled_s=took)
 
 
 def _each(client: Client) -> list[float]:

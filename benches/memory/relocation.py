@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.guest._nagaya import own_nagaya
 
 from nagaya.errors import ConflictError, UnavailableError
@@ -53,10 +53,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row(name, found, {BOUND: [1.0] * len(found)}, "s", "lower", {BOUND: 1.0} if "swap" in name else {})
         for name, found in samples.items()
     ]
-    print_table(title, rows)
-    if options.json is not None:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 def _seconds(answer: RelocationAnswer) -> float:

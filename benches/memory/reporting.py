@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.guest._nagaya import own_nagaya
 
 from nagaya.errors import TimeoutExpiredError, UnavailableError
@@ -38,10 +38,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row("a guest frees 400 MiB: 380 are back", freed, _bound(5.0, freed), "s", "lower", {BOUND: 1.0}),
         Row("the balloon takes 256 MiB", taken, _bound(1.0, taken), "s", "lower", {BOUND: 1.0}),
     ]
-    print_table("Memory that comes back", rows)
-    if options.json is not None:
-        options.json.write_text(to_json("Memory that comes back", rows))
-    return rows
+    return report("Memory that comes back", rows, options)
 
 
 async def _measure(client: Client, rounds: int) -> tuple[list[float], list[float]]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from benches._table import Row, print_table
+from benches._table import Row, report
 from benches.network.guests import workplace
 from benches.network.kernel import bench_kernel
 from benches.network.switches import Yard, ours
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         Row("worker left alone: longest silence", undisturbed, {}, "ms", "lower"),
         Row("the stream, to its end", [sent], {}, "Gbit/s", "higher"),
     ]
-    print_table("Networks: kill -9 of the switch under a TCP stream", rows)
-    return rows
+    return report("Networks: kill -9 of the switch under a TCP stream", rows)
 
 
 def measure(yard: Yard, kills: int) -> tuple[list[float], list[float], float]:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.network.guests import ECHO_PORT, Place
 from benches.network.switches import OURS, VECTOR, Yard, all_yards, in_turn
 
@@ -38,10 +38,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
     for what, by_name in samples.items():
         peers = dict(by_name)
         rows.append(Row(what, peers.pop(OURS), peers, "us", "lower", {VECTOR: BESIDE_TAP}))
-    print_table(TITLE, rows)
-    if options.json:
-        options.json.write_text(to_json(TITLE, rows))
-    return rows
+    return report(TITLE, rows, options)
 
 
 def measure(yards: Mapping[str, Yard], rounds: int, count: int) -> Samples:

@@ -25,7 +25,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.disk.backends import build_vub, cpu_seconds
 from benches.network._dpdk import testpmd
 
@@ -103,10 +103,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
                 samples[load, name].append(targets[name].measure(load, options.seconds))
     rows = _rows(samples)
     title = "Packets from guest to guest, one CPU"
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 def _targets(directory: Path, stack: ExitStack) -> dict[str, Target]:

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from math import log
 from pathlib import Path
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.disk.backends import build_vub
 
 from nagaya import _core
@@ -48,10 +48,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         for ports in COUNTS:
             costs[ports].append(_pair(vub, ports, options.seconds))
     rows = [_cost(ports, costs) for ports in COUNTS] + _decided(options.seconds)
-    print_table(TITLE, rows)
-    if options.json:
-        options.json.write_text(to_json(TITLE, rows))
-    return rows
+    return report(TITLE, rows, options)
 
 
 def _cost(ports: int, costs: dict[int, list[float]]) -> Row:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.guest._nagaya import SHARED
 from benches.network.guests import ECHO_PORT, SHELL_PORT, Spot, workplace
 from benches.network.switches import HOST, OURS, mac, plane_with_tap
@@ -55,10 +55,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         rates, times = measure(houses, options.rounds, options.seconds)
     rows = [_row(way, found, "Gbit/s") for way, found in rates.items()]
     rows += [_row(what, found, "us") for what, found in times.items()]
-    print_table(TITLE, rows)
-    if options.json:
-        options.json.write_text(to_json(TITLE, rows))
-    return rows
+    return report(TITLE, rows, options)
 
 
 def measure(houses: Mapping[str, House], rounds: int, seconds: int) -> tuple[Samples, Samples]:

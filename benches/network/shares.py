@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.disk.backends import build_vub
 from benches.network.houses import Bridge, House, Ours
 from benches.network.traffic import SECOND, Arrived, Crowd
@@ -45,10 +45,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         queue = _round(samples, vub, crowd)
     rows = _rows(samples)
     title = f"Shares of 1 Gbit/s; htb with {queue}"
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 def _round(samples: Samples, vub: Path, crowd: Crowd) -> str:

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benches._table import Row, print_table, read_options, to_json
+from benches._table import Row, read_options, report
 from benches.network.guests import Place, cpu_time
 from benches.network.switches import OURS, VETH, Yard, all_yards, in_turn
 
@@ -43,10 +43,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
     with all_yards() as yards:
         samples = measure(yards, options.rounds, options.seconds)
     rows = [*_rates(samples), *_costs(samples)]
-    print_table(TITLE, rows)
-    if options.json:
-        options.json.write_text(to_json(TITLE, rows))
-    return rows
+    return report(TITLE, rows, options)
 
 
 def measure(yards: Mapping[str, Yard], rounds: int, seconds: int) -> Samples:

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, median
 
-from benches._table import Row, print_table, to_json
+from benches._table import Row, report
 from benches.arbitration.machines import Asks, Crowd, our_plane
 from benches.disk.backends import benched_file, build_vub
 from nagaya.plane.demand import Device, WorkerDemand, simulate
@@ -68,10 +68,7 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
                         found.setdefault(f"{where}, {name}: {label}", []).append(pair)
     rows = _rows(found)
     title = "nagaya plan: one machine more, foreseen and then run"
-    print_table(title, rows)
-    if options.json:
-        options.json.write_text(to_json(title, rows))
-    return rows
+    return report(title, rows, options)
 
 
 def _mix(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nagaya.errors import ConflictError, UnavailableError
@@ -29,7 +28,9 @@ def ensure_daemon(paths: Paths | None = None, *, program: Sequence[str] = ("-m",
         try:
             _start_daemon(paths, program)
         except ConflictError:  # somebody else's start was quicker; it serves soon
-            return _patient(lambda: client.host().daemon_pid)
+            from nagaya.sdk.patience import patiently
+
+            return patiently(lambda: client.host().daemon_pid, _START_TIME)
         return client.host().daemon_pid
 
 
@@ -85,18 +86,6 @@ def _last_line(log: Path, start: int) -> str:
             return file.read().decode(errors="replace").strip().rpartition("\n")[2]
     except OSError:
         return ""
-
-
-def _patient(ask: Callable[[], int]) -> int:
-    """What `ask` returns once the daemon answers. Raises its error if that takes too long."""
-    deadline = time.monotonic() + _START_TIME
-    while True:
-        try:
-            return ask()
-        except UnavailableError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.02)
 
 
 _NOTHING = b"\0"

@@ -9,14 +9,14 @@ from typing import TypeVar
 from nagaya.errors import UnavailableError
 
 ABSENCE = 15.0  # s that a daemon may be away while somebody waits
-_PAUSE = 0.2  # s between attempts to reach it
+_PAUSE = 0.05  # s between attempts to reach it
 
 T = TypeVar("T")
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """What `ask` returns, once a daemon answers. Raises `UnavailableError` if none does for too long."""
-    deadline = time.monotonic() + ABSENCE
+def patiently(ask: Callable[[], T], seconds: float = ABSENCE) -> T:
+    """What `ask` returns, once a daemon answers. Raises `UnavailableError` if none does for so long."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return ask()
