@@ -82,6 +82,12 @@ class CpuKnobs(_Part):
         AfterValidator(lambda text: text and format_cpus(parse_cpus(text))),
     ] = Field("", max_length=256, description="CPUs of the host that it may run on, `0-3,8`; empty: any")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> CpuKnobs:
+        if self.limit is not None and self.reservation > self.limit:
+            raise ValueError(f"reservation {self.reservation:g} is above limit {self.limit:g}")
+        return self
+
 
 class Memory(_Part):
     """Guest RAM and the host memory behind it. `memory: 512MiB` is short for `memory: {size: 512MiB}`."""
@@ -98,6 +104,11 @@ class Memory(_Part):
     def _fits(self) -> Memory:
         if self.max is not None and self.max < self.size:
             raise ValueError(f"max {format_size(self.max)} is below size {format_size(self.size)}")
+        for name, most in (("limit", self.limit), ("size", self.size)):
+            if most is not None and self.reservation > most:
+                raise ValueError(
+                    f"reservation {format_size(self.reservation)} is above {name} {format_size(most)}"
+                )
         return self
 
 
@@ -400,13 +411,6 @@ class MachineSpec(_Part):
     )
 
     @model_validator(mode="after")
-    def _triples_are_ordered(self) -> MachineSpec:
-        for field, knobs in (("cpu", self.cpu), ("memory", self.memory)):
-            if knobs.limit is not None and knobs.reservation > knobs.limit:
-                raise ValueError(f"{field}: reservation {knobs.reservation} is above limit {knobs.limit}")
-        return self
-
-    @model_validator(mode="after")
     def _cpus_suffice(self) -> MachineSpec:
         if self.cpu.reservation > self.cpus:
             raise ValueError(f"cpu: reservation {self.cpu.reservation:g} is more than its cpus, {self.cpus}")
@@ -436,6 +440,19 @@ class MachineSpec(_Part):
             raise ValueError(
                 f"disks: they reserve {format_rate(rate)}, above disk.limit {format_rate(self.disk.limit)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nics_fit(self) -> MachineSpec:
+        reserved: dict[str, int] = {}
+        for nic in self.nics or ():
+            reserved[nic.network] = reserved.get(nic.network, 0) + nic.share.reservation
+            rate, limit = reserved[nic.network], self.network.limit
+            if limit is not None and rate > limit:
+                raise ValueError(
+                    f"nics: on {nic.network} they reserve {format_rate(rate)}, "
+                    f"above network.limit {format_rate(limit)}"
+                )
         return self
 
     def to_json(self) -> dict[str, object]:

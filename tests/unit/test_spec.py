@@ -66,6 +66,12 @@ def test_a_reservation_above_its_limit_is_refused(part: str) -> None:
         MachineSpec.model_validate({"name": "web", part: {"reservation": 64, "limit": 32}})
 
 
+def test_a_machine_reserves_no_more_memory_than_it_has() -> None:
+    memory = {"size": "512MiB", "max": "2GiB", "reservation": "1GiB"}
+    with pytest.raises(ValidationError, match=r"memory\W.*reservation 1GiB is above size 512MiB"):
+        MachineSpec.model_validate({"name": "web", "memory": memory})
+
+
 @pytest.mark.parametrize(
     ("knobs", "complaint"),
     [
@@ -100,6 +106,14 @@ def test_disks_reserve_no_more_than_their_machine_may_have() -> None:
     }
     with pytest.raises(ValidationError, match=r"they reserve 120iops, above disk\.limit 100iops"):
         MachineSpec.model_validate(spec)
+
+
+def test_nics_of_a_network_reserve_no_more_than_their_machine_may_have() -> None:
+    nics = [{"network": name, "share": {"reservation": "6MiB/s"}} for name in ("back", "front", "back")]
+    spec = {"name": "web", "network": {"limit": "10MiB/s"}, "nics": nics}
+    with pytest.raises(ValidationError, match=r"on back they reserve 12MiB/s, above network\.limit 10MiB/s"):
+        MachineSpec.model_validate(spec)
+    MachineSpec.model_validate({**spec, "nics": nics[:2]})
 
 
 def test_a_disk_with_another_share_is_the_same_disk() -> None:

@@ -105,6 +105,10 @@ def test_a_machine_without_fields_is_the_default() -> None:
             "images:\n  web: {kind: debian, package: [x]}\n",
             "f.yaml:2: images.web.package: unknown key 'package'; did you mean 'packages'?",
         ),
+        (
+            "machines:\n  web:\n    memory:\n      size: 512MiB\n      reservation: 1GiB\n",
+            "f.yaml:3: machines.web.memory: reservation 1GiB is above size 512MiB",
+        ),
         ("machines:\n  web: {boot: [}\n", "f.yaml:2: not YAML: did not find expected node content "),
     ],
 )

@@ -28,7 +28,7 @@ from nagaya.spec import MachineSpec
         ({"nics": [{}] * 9}, "nics: has 9 entries, 8 are allowed"),
         ({"name": "Web"}, "name: 'Web' is not allowed: lower-case letters, digits and hyphens, 63 at most"),
         ({"disks": [{}]}, "disks[0]: a disk needs `image`, `disk`, `path`, or `size` for an empty one"),
-        ({"cpu": {"reservation": 2, "limit": 1}}, "cpu: reservation 2.0 is above limit 1.0"),
+        ({"cpu": {"reservation": 2, "limit": 1}}, "cpu: reservation 2 is above limit 1"),
         ({"name": None}, "name: None is not text; put it in quotes"),
     ],
 )

@@ -24,7 +24,7 @@ from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.resources.leases import LeaseTable
 
-HEAD = "0005"  # the newest revision in migrations/versions
+HEAD = "0006"  # the newest revision in migrations/versions
 JOURNAL_KEPT = 200  # entries for each machine
 OPERATIONS_KEPT = 200
 LEASE_NOTES_KEPT = 1000

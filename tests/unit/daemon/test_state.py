@@ -19,6 +19,7 @@ from nagaya.models.machine import MachineState
 from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.plane.imagelock import Access
 from nagaya.resources.leases import Claim, Holder, Host, Lease, LeaseTable, Waiter
+from nagaya.spec import MachineSpec
 
 
 def row(name: str = "web", machine_id: str = "a" * 12) -> MachineRow:
@@ -160,6 +161,24 @@ def test_a_vlan_that_had_no_effect_is_forgotten(tmp_path: Path) -> None:
     db.close()
     with State(path) as second:
         assert [record.spec.get("vlan") for record in second.records("networks")] == [None, 5]
+
+
+def test_reservations_that_could_not_be_kept_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    nics = [{"network": "back", "share": {"reservation": "6MiB/s"}}] * 2
+    good = {"name": "web", "memory": {"size": "1GiB", "reservation": "1GiB"}, "nics": nics}
+    bad = {**good, "memory": {"size": "1GiB", "reservation": "2GiB"}, "network": {"limit": "10MiB/s"}}
+    with State(path) as first:
+        first.save_machine(replace(row("a"), spec=good), "created")
+        first.save_machine(replace(row("b", "b" * 12), spec=bad), "created")
+    db = sqlite3.connect(path)
+    db.execute("UPDATE alembic_version SET version_num = '0005'")
+    db.commit()
+    db.close()
+    with State(path) as second:
+        specs = [MachineSpec.model_validate(one.spec) for one in second.machines()]
+    assert [one.memory.reservation for one in specs] == [2**30, 2**30]
+    assert [nic.share.reservation for one in specs for nic in one.nics or ()] == [6 * 2**20] * 2 + [0] * 2
 
 
 def test_nics_and_networks_come_back_as_they_were_saved(tmp_path: Path) -> None:
