@@ -1,7 +1,7 @@
 """The memory broker at work: it looks at host and guests, asks `nagaya.resources.broker`, and does it.
 
 Balloons keep their sizes in the plane, so a daemon that comes back reads them there and goes on. What is lost
-with a daemon is the record of moves, and for how long a machine has been idle: it counts as busy at first.
+with a daemon is for how long a machine has been idle: it counts as busy at first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, get_args
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nagaya import validation
 from nagaya.daemon.heldmemory import HeldMemory
+from nagaya.daemon.memorymoves import MemoryMoves
 from nagaya.daemon.state import State
 from nagaya.daemon.supervised import UP, Supervised
 from nagaya.daemon.writer import Writer
@@ -41,8 +42,6 @@ IDLE_S = 5.0  # between rounds while every machine could have all of its memory
 CALM_S = 1.0  # while not
 URGENT_S = 0.25  # while a machine is in need, or memory is short
 FASTEST = 2**30  # bytes/s by which machines grow at most: a round must come before memory is gone
-EFFECT_S = 5.0  # after a move its effect is written down, at the latest
-MOVES_KEPT = 1000
 _FACT = "memory"
 
 log = logging.getLogger("nagaya.daemon")
@@ -57,17 +56,6 @@ class MemorySettings(BaseModel):
     budget: Size | None = Field(
         None, gt=0, description="what machines may have in all; none: what the host can give"
     )
-
-
-@dataclass(slots=True)
-class _Record:
-    """A move, and what was the case before it; `open` until its effect is written down."""
-
-    move: MemoryMove
-    began: float
-    actual: int
-    resident: int | None
-    open: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +76,7 @@ class Memory:
         self._writer = writer
         self._broker = Broker()
         self.settings = MemorySettings.model_validate_json(writer.state.fact(_FACT) or "{}")
-        self._records: deque[_Record] = deque(maxlen=MOVES_KEPT)
+        self.moves = MemoryMoves(writer)
         self._held = HeldMemory()
         self._moved: Counter[str] = Counter(dict.fromkeys(get_args(Kind), 0))
         self._changed = asyncio.Event()
@@ -109,6 +97,7 @@ class Memory:
                 self._changed.clear()
         finally:
             self._held.close()
+            await self.moves.close()
 
     def look_soon(self) -> None:
         """The next round comes at once: a machine began, whose guest may use all of its memory."""
@@ -117,11 +106,14 @@ class Memory:
     async def round(self) -> float:
         """One round; returns the seconds until the next."""
         async with self._turn:
-            return await self._round()
+            try:
+                return await self._round()
+            finally:
+                self.moves.save()
 
     async def _round(self) -> float:
         look = await self._look()
-        self._settle(look)
+        self.moves.settle(look.at, look.machines)
         if not look.balloons or not self.settings.broker:
             return IDLE_S
         plan = self._broker.decide(look.at, look.host, look.machines)
@@ -145,11 +137,6 @@ class Memory:
             moves=[_move(action) for action in plan.actions],
             moved=dict(self._moved),
         )
-
-    def moves(self, since: float) -> list[MemoryMove]:
-        """What was moved in the last `since` seconds, oldest first."""
-        now = time.monotonic()
-        return [record.move for record in self._records if now - record.began <= since]
 
     async def set(self, changed: Sequence[tuple[str, object]], *, dry_run: bool = False) -> ChangesAnswer:
         """Set `broker` or `budget`, in effect at once. Raises `SpecError`."""
@@ -226,7 +213,7 @@ class Memory:
             log.warning("%s: memory could not be moved: %s", action.machine, error)
             return
         move = _move(action)
-        self._records.append(_Record(move, look.at, one.actual, one.resident))
+        self.moves.add(move, look.at, one)
         self._moved[action.kind] += action.bytes
         log.info("%s %d MiB: %s: %s", action.kind, action.bytes >> 20, action.machine, action.reason)
         self._supervisor.events.publish({"event": "memory", **asdict(move)})
@@ -236,22 +223,6 @@ class Memory:
         one = self._supervisor.get(action.machine)
         pid, group = one.require_process().id.pid, self._supervisor.parts.group(one.row.id)
         await asyncio.to_thread(relocation.page_out, pid, action.bytes, group)
-
-    def _settle(self, look: _Look) -> None:
-        """Write down what came of earlier moves: when all has come, or after a while."""
-        now = {one.name: one for one in look.machines}
-        for record in self._records:
-            one, past = now.get(record.move.machine), look.at - record.began
-            if not record.open:
-                continue
-            if one is None:
-                record.open = False
-                continue
-            came = min(_came(record, one), record.move.bytes)
-            if came == record.move.bytes or past >= EFFECT_S:
-                fell = None if None in (record.resident, one.resident) else (record.resident or 0) - one.holds
-                record.move = replace(record.move, came=came, resident=fell, after=round(past, 3))
-                record.open = False
 
     async def _ask_for_statistics(self, look: _Look, pause: float) -> None:
         """As often as there are rounds, and only told when that changes."""
@@ -333,10 +304,3 @@ def _move(action: Action) -> MemoryMove:
     return MemoryMove(
         time.time(), action.machine, action.kind, action.bytes, action.reason, list(action.whom)
     )
-
-
-def _came(record: _Record, one: MachineMemory) -> int:
-    if record.move.kind == "page-out":
-        return max(0, (record.resident or 0) - one.holds)
-    moved = one.actual - record.actual
-    return max(0, moved if record.move.kind == "take" else -moved)

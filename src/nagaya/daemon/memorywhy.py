@@ -29,7 +29,7 @@ async def why(supervisor: Supervisor, name: str, since: int) -> MemoryWhy:
             hint=f"nagaya start {one.name}",
             machine=one.name,
         )
-    moves = [move for move in supervisor.memory.moves(since) if move.machine == one.name]
+    moves = [move for move in supervisor.memory.moves.since(since) if move.machine == one.name]
     words = [*_now(mine), *_host(now), *_past(mine.name, moves, since)]
     return MemoryWhy(one.name, since, moves, words, list(_advice(mine, now)))
 

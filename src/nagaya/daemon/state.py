@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,13 +21,15 @@ from nagaya.daemon.leaserows import LeaseChange, lease_row, table_of, waiter_row
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
 from nagaya.models.history import JournalEntry
 from nagaya.models.machine import MachineState
+from nagaya.models.memory import MemoryMove
 from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.resources.leases import LeaseTable
 
-HEAD = "0006"  # the newest revision in migrations/versions
+HEAD = "0007"  # the newest revision in migrations/versions
 JOURNAL_KEPT = 200  # entries for each machine
 OPERATIONS_KEPT = 200
 LEASE_NOTES_KEPT = 1000
+MOVES_KEPT = 1000  # of memory
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -223,6 +225,23 @@ class State:
         """Forget one."""
         with self._transaction() as db:
             db.execute(f"DELETE FROM {table} WHERE name = ?", (name,))  # noqa: S608
+
+    def memory_moves(self) -> dict[int, MemoryMove]:
+        """What was moved of machines' memory, by number, oldest first."""
+        rows = self._db.execute("SELECT number, move FROM memory_moves ORDER BY number")
+        return {row["number"]: MemoryMove.from_json(json.loads(row["move"])) for row in rows}
+
+    def save_memory_moves(self, moves: Mapping[int, MemoryMove]) -> None:
+        """Insert or replace some; the newest `MOVES_KEPT` stay."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO memory_moves VALUES (?, ?)",
+                [(number, json.dumps(asdict(move))) for number, move in moves.items()],
+            )
+            db.execute(
+                "DELETE FROM memory_moves WHERE number <= (SELECT max(number) FROM memory_moves) - ?",
+                (MOVES_KEPT,),
+            )
 
     def fact(self, key: str) -> str:
         """What `set_fact` stored; "" for nothing."""

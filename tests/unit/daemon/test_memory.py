@@ -13,6 +13,7 @@ from nagaya.daemon import memorywhy
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.parts import Parts
 from nagaya.errors import ConflictError, SpecError
+from nagaya.models.memory import MemoryMove
 from nagaya.plane.balloons import BalloonStatus
 from nagaya.resources.workingset import MIB
 from nagaya.spec import MachineSpec
@@ -77,7 +78,7 @@ def test_memory_moves_and_what_came_is_written_down(stage: Stage) -> None:
         assert (await balloon(daemon, idle)).size > 0
         assert (await balloon(daemon, busy)).size < 700 * MIB
         assert (event["kind"], event["machine"]) == ("take", "idle")
-        first = next(one for one in memory.moves(60) if one.machine == "idle" and one.whom == ["busy"])
+        first = next(one for one in memory.moves.since(60) if one.machine == "idle" and one.whom == ["busy"])
         assert first.reason.startswith("busy needs memory, and ")
         assert first.came == first.bytes
         assert first.after is not None
@@ -95,7 +96,7 @@ def test_a_plan_does_nothing(stage: Stage) -> None:
         assert (await memory.show()).moves[0].bytes == answer.moves[0].bytes
         assert (await balloon(daemon, idle)).size == 0
         await memory.round()
-        assert memory.moves(60) == []
+        assert memory.moves.since(60) == []
 
     play(stage, scene, {})
 
@@ -106,7 +107,7 @@ def test_while_memory_suffices_nothing_moves_and_rounds_are_seldom(stage: Stage)
         held[machine] = 100 * MIB
         says(daemon, machine, free=900 * MIB, available=900 * MIB)
         assert await daemon.supervisor.memory.round() == 5.0
-        assert daemon.supervisor.memory.moves(60) == []
+        assert daemon.supervisor.memory.moves.since(60) == []
 
     play(stage, scene, {})
 
@@ -135,6 +136,43 @@ def test_the_next_daemon_goes_on_with_the_sizes_that_are_there(stage: Stage) -> 
     stage.play(lambda daemon: first(daemon, held), parts_with(stage, held))
     stage.play(lambda daemon: second(daemon, held), parts_with(stage, held))
     stage.clear()
+
+
+def test_moves_outlive_the_daemon(stage: Stage) -> None:
+    held: dict[str, int] = {}
+    moves: list[MemoryMove] = []
+
+    async def first(daemon: Daemon) -> None:
+        await idle_beside_busy(daemon, held)
+        for _ in range(4):
+            await daemon.supervisor.memory.round()
+        moves.extend(daemon.supervisor.memory.moves.since(60))
+
+    async def second(daemon: Daemon) -> None:
+        found = daemon.supervisor.memory.moves.since(60)
+        assert [(one.at, one.machine) for one in found] == [(one.at, one.machine) for one in moves]
+        answer = await memorywhy.why(daemon.supervisor, "idle", 60)
+        assert answer.moves == [one for one in found if one.machine == "idle"] != []
+
+    stage.play(first, parts_with(stage, held))
+    stage.play(second, parts_with(stage, held))
+    stage.clear()
+
+
+def test_a_state_that_cannot_be_written_stops_no_move(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(daemon: Daemon, held: dict[str, int]) -> None:
+        idle, _ = await idle_beside_busy(daemon, held)
+        db = daemon.supervisor.memory._writer.state._db
+        db.execute("PRAGMA query_only = 1")
+        for _ in range(4):
+            await daemon.supervisor.memory.round()
+        await daemon.supervisor.memory.moves.close()
+        db.execute("PRAGMA query_only = 0")
+        assert (await balloon(daemon, idle)).size > 0
+        assert daemon.supervisor.memory.moves.since(60)
+        assert "moves of memory could not be recorded" in caplog.text
+
+    play(stage, scene, {})
 
 
 def test_why_says_it_in_words(stage: Stage) -> None:

@@ -13,9 +13,10 @@ from alembic.script import ScriptDirectory
 
 from nagaya.daemon import state
 from nagaya.daemon.leaserows import LeaseChange, LeaseNote
-from nagaya.daemon.state import HEAD, JOURNAL_KEPT, MachineRow, NicRow, Record, State
+from nagaya.daemon.state import HEAD, JOURNAL_KEPT, MOVES_KEPT, MachineRow, NicRow, Record, State
 from nagaya.errors import ConflictError, ResourceError, UnavailableError
 from nagaya.models.machine import MachineState
+from nagaya.models.memory import MemoryMove
 from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.plane.imagelock import Access
 from nagaya.resources.leases import Claim, Holder, Host, Lease, LeaseTable, Waiter
@@ -139,7 +140,7 @@ def test_a_machine_of_the_first_revision_was_started_by_uml(tmp_path: Path) -> N
     db = sqlite3.connect(path)
     db.execute("ALTER TABLE machines DROP COLUMN engine")
     db.execute("ALTER TABLE machines DROP COLUMN nics")
-    for table in ("leases", "lease_waiters", "lease_journal", "networks", "security_groups"):
+    for table in ("leases", "lease_waiters", "lease_journal", "networks", "security_groups", "memory_moves"):
         db.execute(f"DROP TABLE {table}")
     db.execute("UPDATE alembic_version SET version_num = '0001'")
     db.commit()
@@ -156,11 +157,25 @@ def test_a_vlan_that_had_no_effect_is_forgotten(tmp_path: Path) -> None:
     for name, mode in (("back", "nat"), ("office", "bridge")):
         spec = json.dumps({"name": name, "mode": mode, "vlan": 5})
         db.execute("INSERT INTO networks VALUES (?, ?, 0.0)", (name, spec))
+    db.execute("DROP TABLE memory_moves")
     db.execute("UPDATE alembic_version SET version_num = '0004'")
     db.commit()
     db.close()
     with State(path) as second:
         assert [record.spec.get("vlan") for record in second.records("networks")] == [None, 5]
+
+
+def test_moves_of_memory_are_kept_the_newest_of_them(tmp_path: Path) -> None:
+    def move(number: int) -> MemoryMove:
+        return MemoryMove(float(number), "db", "take", 2**20, "web needs memory", ["web"])
+
+    with State(tmp_path / "state.sqlite") as db:
+        db.save_memory_moves({number: move(number) for number in range(1, MOVES_KEPT + 1)})
+        db.save_memory_moves({MOVES_KEPT: replace(move(MOVES_KEPT), came=5), MOVES_KEPT + 1: move(7)})
+    with State(tmp_path / "state.sqlite") as db:
+        moves = db.memory_moves()
+    assert list(moves) == list(range(2, MOVES_KEPT + 2))
+    assert (moves[MOVES_KEPT].came, moves[MOVES_KEPT + 1]) == (5, move(7))
 
 
 def test_reservations_that_could_not_be_kept_are_cut(tmp_path: Path) -> None:
@@ -172,6 +187,7 @@ def test_reservations_that_could_not_be_kept_are_cut(tmp_path: Path) -> None:
         first.save_machine(replace(row("a"), spec=good), "created")
         first.save_machine(replace(row("b", "b" * 12), spec=bad), "created")
     db = sqlite3.connect(path)
+    db.execute("DROP TABLE memory_moves")
     db.execute("UPDATE alembic_version SET version_num = '0005'")
     db.commit()
     db.close()

@@ -36,7 +36,7 @@ def router(daemon: Daemon) -> APIRouter:
     @routes.get("/memory/moves")
     async def moves(since: Since = 60) -> list[MemoryMove]:
         """What the broker moved, oldest first; the last 1000 moves are kept."""
-        return memory.moves(since)
+        return memory.moves.since(since)
 
     @routes.get("/machines/{name}/why/memory")
     async def why(name: Name, since: Since = 60) -> MemoryWhy:
