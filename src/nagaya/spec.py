@@ -239,10 +239,6 @@ class Disk(_Part):
             raise ValueError(f"size {self.size} must be at least 1MiB and a multiple of 512 bytes")
         return self
 
-    def is_like(self, other: Disk) -> bool:
-        """Whether it is the same disk with the same content: its share may differ."""
-        return self == other.model_copy(update={"share": self.share})
-
 
 class Nic(_Part):
     """A network interface. What is left empty is chosen when the machine is made, and stays."""

@@ -116,12 +116,6 @@ def test_nics_of_a_network_reserve_no_more_than_their_machine_may_have() -> None
     MachineSpec.model_validate({**spec, "nics": nics[:2]})
 
 
-def test_a_disk_with_another_share_is_the_same_disk() -> None:
-    disk = Disk.model_validate({"size": "1MiB"})
-    assert disk.is_like(Disk.model_validate({"size": "1MiB", "share": {"weight": 7}}))
-    assert not disk.is_like(Disk.model_validate({"size": "2MiB"}))
-
-
 def test_a_command_line_stays_on_one_line() -> None:
     with pytest.raises(ValidationError, match="control character"):
         MachineSpec.model_validate({"name": "web", "boot": {"cmdline": "quiet\ninit=/bin/sh"}})

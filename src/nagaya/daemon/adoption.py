@@ -162,7 +162,7 @@ class Adoption:
         await self._clear(one)
         attempts = one.row.attempts + 1
         if attempts < ATTEMPTS:
-            await self._supervisor.launch(one, one.row.restarts, attempts)
+            await self._supervisor.starts.launch(one, one.row.restarts, attempts)
             return
         cause = f"{attempts} daemons ended while they started it; look at the daemon's log"
         await self._supervisor.move(one, MachineState.FAILED, "given up", cause=cause, attempts=0)

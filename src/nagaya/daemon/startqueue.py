@@ -107,7 +107,7 @@ class StartQueue:
     async def launch(self, one: Supervised, restarts: int) -> None:
         """A start that nobody is there to repeat: without room on the host it waits. Its lock is held."""
         try:
-            await self._supervisor.launch(one, restarts)
+            await self._supervisor.starts.launch(one, restarts)
         except ResourceError as error:
             if not await self.put(one, error):
                 raise

@@ -2,9 +2,7 @@
 
     stopped -> starting -> running <-> paused -> stopping -> stopped | failed
 
-A start is: record it, overlays, directories, devices in the plane, the engine's process, record that. A
-daemon that dies on the way leaves `starting` behind; the next one clears what is there and starts again
-(`adoption`).
+How a machine starts is in `starts`, how it ends in `endings`, what a new daemon does with it in `adoption`.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from nagaya.daemon.parts import Parts
 from nagaya.daemon.pressure import Pressure
 from nagaya.daemon.shares import Shares
 from nagaya.daemon.startqueue import StartQueue
+from nagaya.daemon.starts import Starts
 from nagaya.daemon.state import MachineRow, NicRow, State
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Process, Supervised
 from nagaya.daemon.tenants import Tenants
@@ -67,6 +66,7 @@ class Supervisor:
         self.groups = Groups(self, writer)
         self.cabling = Cabling(self)
         self.launcher = Launcher(paths, parts, self.leases, self.shares.tenants, self.disks, self.cabling)
+        self.starts = Starts(self)
         self.endings = Endings(self)
         self.memory = Memory(self, writer)
         self.pressure = Pressure(self)
@@ -195,7 +195,7 @@ class Supervisor:
         async with one.lock:
             self.endings.forget_retry(one)
             one.require(DOWN, "started")
-            await self.launch(one, restarts=0)
+            await self.starts.launch(one, restarts=0)
         return one
 
     async def stop(self, name: str, within: float = STOP_TIME) -> Supervised:
@@ -258,7 +258,7 @@ class Supervisor:
             try:
                 if one.returns:
                     await self.endings.stop(one, 0 if hard else within)
-                await self.launch(one, restarts=0)
+                await self.starts.launch(one, restarts=0)
             finally:
                 one.returns = False
         return one
@@ -286,52 +286,6 @@ class Supervisor:
         failpoint.reach("delete:files")
         await self._forget(one)
         self.events.publish({"event": "deleted", "id": one.row.id, "name": one.name})
-
-    async def launch(self, one: Supervised, restarts: int, attempts: int = 0) -> None:
-        """The start itself; on failure nothing is left but a failed machine with the cause."""
-        engine = self.parts.engine(one.spec)
-        engine.check(one.spec)
-        kernel = self.parts.kernels.choose(one.spec)
-        self.disks.require_free(keys(one.row, one.spec), to_start=True)
-        self.capacity.admit(one, one.spec)
-        await self.move(
-            one,
-            MachineState.STARTING,
-            "starting",
-            cause="",
-            kernel=kernel.name,
-            engine=engine.name,
-            pid=None,
-            start_time=None,
-            restarts=restarts,
-            attempts=attempts,
-            retry_at=None,
-        )
-        failpoint.reach("start:recorded")
-        machine = self.launcher.machine(one.row, one.spec, kernel)
-        try:
-            await self.launcher.make_disks(one.row, one.spec)
-            await self.launcher.make_directories(machine)
-            failpoint.reach("start:directories")
-            await self.shares.add_devices(one, machine)
-            failpoint.reach("start:devices")
-            process = await engine.start(machine)
-            failpoint.reach("start:engine")
-            await self.move(
-                one,
-                MachineState.RUNNING,
-                "running",
-                f"process {process.pid}",
-                pid=process.pid,
-                start_time=process.start_time,
-                started_at=time.time(),
-            )
-        except (NagayaError, OSError, ValueError) as error:
-            await self._undo(one, machine)
-            await self._fail(one, error)
-            raise
-        failpoint.reach("start:running")
-        self.watch(one, process)
 
     def watch(self, one: Supervised, process: ProcessId) -> None:
         """Wait for the end of `process` in a task of its own."""
@@ -419,25 +373,6 @@ class Supervisor:
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the daemon failed", exc_info=task.exception())
 
-    async def _undo(self, one: Supervised, machine: Machine) -> None:
-        try:
-            await self.engine_of(one).cleanup(machine)
-            await self.launcher.remove_devices(one.row, one.spec)
-            await self.launcher.remove_run(one.row)
-        except (NagayaError, OSError):
-            log.exception("%s: leftovers of a failed start remain until the next one", one.name)
-
-    async def _fail(self, one: Supervised, error: Exception) -> None:
-        cause = error.message if isinstance(error, NagayaError) else str(error)
-        try:
-            await self.move(
-                one, MachineState.FAILED, "start failed", cause, cause=cause, pid=None, start_time=None
-            )
-        except NagayaError:  # the disk is full, say; the next daemon finds `starting` and tries again
-            log.exception("%s: its failed start could not be recorded", one.name)
-            one.row = replace(one.row, state=MachineState.FAILED, cause=cause, pid=None, start_time=None)
-            self.publish(one)
-
     async def _forget(self, one: Supervised) -> None:
         await self.launcher.remove_files(one.row)
         await self._writer.call(State.delete_machine, one.row.id)
@@ -459,9 +394,3 @@ class Supervisor:
                 "at": one.row.changed_at,
             }
         )
-
-
-def _taken(name: str) -> ConflictError:
-    return ConflictError(
-        f"the name {name!r} is taken", hint="choose another, or delete that machine first", machine=name
-    )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from nagaya.errors import ConflictError, ResourceError, SpecError
 
@@ -20,15 +19,6 @@ HOLDERS_SHOWN = 8  # of an exhausted range, in the message
 
 _RANGES = ("10.77.0.0/16", "172.29.0.0/16", "192.168.128.0/17")  # private (RFC 1918), and seldom in use
 _RANGE_BITS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """What one NIC has. "" is an address that is not ours to choose, or of a family that is not there."""
-
-    mac: str
-    ipv4: str = ""
-    ipv6: str = ""
 
 
 def choose_mac(seed: str, taken: Collection[str]) -> str:

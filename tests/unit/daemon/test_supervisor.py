@@ -5,56 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from pathlib import Path
 
 import pytest
+from tests.unit.daemon.machines import behaving, events_of, plane_of, process_of, spec
 
-from nagaya.daemon import endings
 from nagaya.daemon.adoption import is_alive
 from nagaya.daemon.conditions import list_faults, set_faults
 from nagaya.daemon.daemon import Daemon
-from nagaya.daemon.supervised import DOWN, UP
-from nagaya.engines.engine import ProcessId
+from nagaya.daemon.supervised import UP
 from nagaya.errors import (
     ConflictError,
     NotFoundError,
     ResourceError,
     SpecError,
     TimeoutExpiredError,
-    UnavailableError,
     UnsupportedError,
     UsageError,
 )
 from nagaya.models.fault import DiskFaults
 from nagaya.models.machine import MachineState
-from nagaya.spec import MachineSpec
-from nagaya.testing import FakePlane, Stage, fake_parts
-
-
-def spec(name: str = "web", **parts: object) -> MachineSpec:
-    return MachineSpec.model_validate({"name": name, "memory": "64MiB", **parts})
-
-
-def behaving(how: str, name: str = "web", **parts: object) -> MachineSpec:
-    return spec(name, boot={"cmdline": how}, **parts)
-
-
-def plane_of(daemon: Daemon) -> FakePlane:
-    plane = daemon.parts.plane
-    assert isinstance(plane, FakePlane)
-    return plane
-
-
-def process_of(daemon: Daemon, name: str) -> ProcessId:
-    row = daemon.supervisor.get(name).row
-    assert row.pid is not None
-    assert row.start_time is not None
-    return ProcessId(row.pid, row.start_time)
-
-
-async def events_of(daemon: Daemon, name: str) -> list[str]:
-    return [one.event for one in await daemon.supervisor.journal(name, 100)]
+from nagaya.testing import Stage, fake_parts
 
 
 def test_a_machine_starts_and_stops_and_every_transition_is_journalled(stage: Stage) -> None:
@@ -86,144 +57,6 @@ def test_pause_and_resume_are_idempotent(stage: Stage) -> None:
             assert (await daemon.supervisor.resume("web")).row.state is MachineState.RUNNING
         await daemon.supervisor.pause("web")
         assert (await daemon.supervisor.stop("web", 60)).row.state is MachineState.STOPPED
-
-    stage.play(scene)
-
-
-def test_a_stubborn_guest_is_killed_at_the_deadline(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.stubborn"))
-        await daemon.supervisor.start("web")
-        begun = time.monotonic()
-        one = await daemon.supervisor.stop("web", 0.2)
-        assert time.monotonic() - begun >= 0.2
-        assert one.row.state is MachineState.STOPPED
-        assert one.row.cause == "killed: it did not shut down within 0.2 s"
-
-    stage.play(scene)
-
-
-def test_a_killed_machine_is_stopped_and_stays_so_whatever_its_policy(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        one = await daemon.supervisor.create(spec(restart="always"))
-        await daemon.supervisor.start("web")
-        await daemon.supervisor.kill("web")
-        assert (one.row.state, one.row.cause, one.retry) == (MachineState.STOPPED, "", None)
-
-    stage.play(scene)
-
-
-def test_kill_overtakes_a_stop_that_waits(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.stubborn"))
-        await daemon.supervisor.start("web")
-        stopping = asyncio.create_task(daemon.supervisor.stop("web", 30))
-        await daemon.supervisor.wait("web", frozenset({MachineState.STOPPING}), 60)
-        await daemon.supervisor.kill("web")
-        assert (await stopping).row.state is MachineState.STOPPED
-
-    stage.play(scene)
-
-
-def test_a_guest_that_powers_off_leaves_a_stopped_machine(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.end=0.05:0"))
-        await daemon.supervisor.start("web")
-        one = await daemon.supervisor.wait("web", DOWN, 60)
-        assert (one.row.state, one.row.cause) == (MachineState.STOPPED, "")
-        assert plane_of(daemon).devices == {}
-
-    stage.play(scene)
-
-
-def test_a_panic_leaves_a_failed_machine_with_its_cause(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.end=0.05:20"))
-        await daemon.supervisor.start("web")
-        one = await daemon.supervisor.wait("web", DOWN, 60)
-        assert one.row.state is MachineState.FAILED
-        assert one.row.cause == "the guest's kernel panicked: status 20"
-        assert (await daemon.supervisor.stop("web")).row.state is MachineState.STOPPED
-
-    stage.play(scene)
-
-
-def test_a_guest_that_reboots_gets_a_new_process(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.end=0.2:10"))
-        await daemon.supervisor.start("web")
-        first = process_of(daemon, "web")
-        one = daemon.supervisor.get("web")
-        async with asyncio.timeout(60):
-            while one.row.restarts == 0 or one.row.state not in UP:
-                await one.changed.wait()
-        assert process_of(daemon, "web") != first
-        assert "ended: reboot" in await events_of(daemon, "web")
-        await daemon.supervisor.kill("web")
-
-    stage.play(scene)
-
-
-def test_the_restart_policy_starts_a_failed_machine_again_and_waits_longer_each_time(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endings, "BACKOFF_FIRST", 0.02)
-
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.end=0.02:1", restart="on-failure"))
-        one = await daemon.supervisor.start("web")
-        async with asyncio.timeout(60):
-            while one.row.restarts < 3:
-                await one.changed.wait()
-        planned = [
-            entry.detail
-            for entry in await daemon.supervisor.journal("web", 100)
-            if entry.event == "restart planned"
-        ]
-        assert planned[:3] == ["in 0.02 s", "in 0.04 s", "in 0.08 s"]
-        await daemon.supervisor.wait("web", frozenset({MachineState.FAILED}), 5)
-        await daemon.supervisor.stop("web")
-        await asyncio.sleep(0.4)
-        assert one.row.state is MachineState.STOPPED
-
-    stage.play(scene)
-
-
-def test_policy_on_failure_lets_a_power_off_be(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.end=0.02:0", restart="on-failure"))
-        one = await daemon.supervisor.start("web")
-        await daemon.supervisor.wait("web", DOWN, 60)
-        assert one.row.retry_at is None
-
-    stage.play(scene)
-
-
-def test_a_failed_start_leaves_nothing(stage: Stage) -> None:
-    parts = fake_parts(stage.paths)
-    plane = parts.plane
-    assert isinstance(plane, FakePlane)
-    plane.refuse.add("console")
-
-    async def scene(daemon: Daemon) -> None:
-        one = await daemon.supervisor.create(spec(disks=[{"size": "1MiB"}]))
-        with pytest.raises(UnavailableError, match="told to refuse"):
-            await daemon.supervisor.start("web")
-        assert one.row.state is MachineState.FAILED
-        assert "told to refuse" in one.row.cause
-        assert plane.devices == {}
-        plane.refuse.clear()
-        assert (await daemon.supervisor.start("web")).row.state is MachineState.RUNNING
-
-    stage.play(scene, parts)
-
-
-def test_an_engine_that_refuses_leaves_nothing(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(behaving("fake.refuse"))
-        with pytest.raises(UnavailableError):
-            await daemon.supervisor.start("web")
-        assert plane_of(daemon).devices == {}
 
     stage.play(scene)
 
@@ -320,52 +153,6 @@ def test_a_full_disk_at_create_leaves_nothing(stage: Stage) -> None:
         assert list((daemon.paths.state / "machines").iterdir()) == []
 
     stage.play(scene, parts)
-
-
-def test_memory_beyond_the_host_is_refused_with_the_arithmetic(stage: Stage) -> None:
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(spec(memory="1TiB"))
-        with pytest.raises(ResourceError, match=r"web needs .* are left: the host has"):
-            await daemon.supervisor.start("web")
-        assert daemon.supervisor.get("web").row.state is MachineState.STOPPED
-
-    stage.play(scene)
-
-
-def test_starts_at_the_same_time_cannot_overdraw_the_memory(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nagaya.resources.admission.host_memory", lambda: 512 * 2**20)
-
-    async def scene(daemon: Daemon) -> None:
-        for number in range(4):
-            await daemon.supervisor.create(spec(f"m{number}", memory="100MiB"))
-        starts = (daemon.supervisor.start(f"m{number}") for number in range(4))
-        results = await asyncio.gather(*starts, return_exceptions=True)
-        assert sum(isinstance(result, ResourceError) for result in results) == 2
-
-    stage.play(scene)
-
-
-def test_a_plane_that_dies_takes_its_machines_down_and_policy_brings_them_back(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endings, "BACKOFF_FIRST", 0.02)
-
-    async def scene(daemon: Daemon) -> None:
-        await daemon.supervisor.create(spec())
-        await daemon.supervisor.create(spec("db", restart="always"))
-        for name in ("web", "db"):
-            await daemon.supervisor.start(name)
-        plane_of(daemon).lose_all()
-        web = await daemon.supervisor.wait("web", DOWN, 60)
-        assert web.row.cause == "the plane ended, and the machine's devices with it"
-        db = daemon.supervisor.get("db")
-        async with asyncio.timeout(60):
-            while db.row.restarts == 0 or db.row.state not in UP:
-                await db.changed.wait()
-
-    stage.play(scene)
 
 
 def test_waiting_for_what_does_not_come_times_out(stage: Stage) -> None:
