@@ -97,7 +97,7 @@ class Memory(_Part):
     )
     max: Size | None = Field(None, le=2**46, description="what `size` can be raised to while it runs")
     reservation: Size = Field(0, description="host memory it keeps whatever the others do")
-    limit: Size | None = Field(None, description="host memory it never exceeds")
+    limit: Size | None = Field(None, description="host memory that its balloon holds it to")
     weight: Weight = 100
 
     @model_validator(mode="after")

@@ -50,6 +50,7 @@ def test_idle_memory_comes_to_the_host_and_the_next_daemon_goes_on(
     moves = client.memory.moves()
     assert {(move.machine, move.kind) for move in moves} == {("web", "take")}
     assert "machines have all but" in moves[0].reason
+    known = {move.at for move in moves}
     assert machine.why_memory().moves
     until(lambda: web().actual == web().balloon)
     size = web().balloon
@@ -59,3 +60,30 @@ def test_idle_memory_comes_to_the_host_and_the_next_daemon_goes_on(
     assert client.host().daemon_pid != pid
     assert abs(web().balloon - size) <= 32 * MIB  # nothing jumps
     assert client.memory.set([("budget", held - 32 * MIB)]).changes == []
+    assert known & {move.at for move in client.memory.moves(600)}
+
+
+def test_a_limit_and_a_smaller_size_hold_for_what_the_plane_reads_too(client: Client, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(192 * MIB))
+    disks = [{"image": "busybox"}, {"path": str(disk)}]
+    memory = {"size": "256MiB", "limit": "160MiB"}
+    machine = client.machines.create({"name": "web", "memory": memory, "disks": disks}, start=True)
+    machine.wait("agent", 60)
+    until(lambda: machine.memory().actual >= 96 * MIB)
+    assert machine.exec(["sh", "-c", CACHE]).exit_code == 0
+    web = machine.memory()
+    assert web.guest is not None and web.by_plane is not None and web.resident is not None
+    assert web.by_plane >= 32 * MIB
+    assert web.guest <= 160 * MIB
+    used = client.usage().machines[0].memory
+    assert used is not None and used >= web.guest
+
+    machine.set([("memory.limit", "none")])
+    until(lambda: machine.memory().actual == 0)
+    assert machine.exec(["sh", "-c", CACHE]).exit_code == 0
+    assert (machine.memory().guest or 0) >= 192 * MIB
+    machine.set([("memory.size", "128MiB")])
+    until(lambda: (machine.memory().guest or 0) <= 128 * MIB)
+    machine.set([("memory.size", "256MiB")])
+    until(lambda: machine.memory().actual == 0)

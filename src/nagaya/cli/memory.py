@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from nagaya.cli.app import shared_options
-from nagaya.cli.complete import name_argument
+from nagaya.cli.complete import machine_names, name_argument
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.quantities import SIZE, span
 from nagaya.cli.session import Session
 from nagaya.cli.set import CHANGE_COLUMNS
-from nagaya.models.memory import MemoryAnswer, MemoryWhy
+from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryWhy
 from nagaya.models.relocation import RelocationAnswer
 from nagaya.models.waits import WhyAnswer
 from nagaya.settings import parse
@@ -65,10 +65,17 @@ def memory_command() -> None:
 
 
 @memory_command.command("show")
+@click.argument("name", required=False, metavar="NAME", shell_complete=machine_names)
 @shared_options()
 @click.pass_obj
-def _show(session: Session) -> None:
-    """Show the memory of all machines that run: what each has, uses, and is to have next."""
+def _show(session: Session, name: str | None) -> None:
+    """Show the memory of all machines that run: what each has, uses, and is to have next.
+
+    Of one machine, NAME, also what of the host's memory it has for what.
+    """
+    if name is not None:
+        _show_one(session, session.client.machines.named(name).memory())
+        return
     answer = session.client.memory.show()
     rows = [asdict(one) for one in answer.machines]
     if session.format in ("json", "yaml"):
@@ -77,6 +84,34 @@ def _show(session: Session) -> None:
     if session.format == "table" and not session.quiet:
         click.echo(_headline(answer))
     print_rows(session, rows, _MACHINE_COLUMNS)
+
+
+def _show_one(session: Session, one: MachineMemoryInfo) -> None:
+    if session.format == "csv" or session.quiet:
+        print_rows(session, [asdict(one)], _MACHINE_COLUMNS)
+    elif session.format != "table":
+        print_value(session, asdict(one))
+    else:
+        for line in _words(one):
+            click.echo(line)
+
+
+def _words(one: MachineMemoryInfo) -> Iterator[str]:
+    yield (
+        f"{one.name} has {human_size(one.size - one.actual)} of its {human_size(one.size)}, uses about "
+        f"{human_size(one.active)}, and is to have {human_size(one.target)}"
+    )
+    limit = "none" if one.limit is None else human_size(one.limit)
+    yield f"  floor {human_size(one.floor)}, limit {limit}, weight {one.weight}"
+    if one.guest is not None:
+        by_plane = f", {human_size(one.by_plane)} of it read by the plane" if one.by_plane else ""
+        yield f"  of the host: {human_size(one.guest)} of the guest's memory{by_plane}"
+    if one.own is not None:
+        yield f"  and {human_size(one.own)} of its processes"
+    if one.helpers:
+        yield f"  and {human_size(one.helpers)} of passt, its way to the world"
+    if one.need or one.refuses:
+        yield f"  {one.need or 'its guest does not give'}"
 
 
 @memory_command.command("plan")

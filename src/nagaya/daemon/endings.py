@@ -60,6 +60,7 @@ class Endings:
         await self._supervisor.launcher.remove_devices(one.row, one.spec)
         failpoint.reach("stop:cleaned")
         one.process = None
+        self._supervisor.memory.look_soon()  # it has the guest's memory open
         wanted = asked or (not process.doom and ended.reason in (ExitReason.POWEROFF, ExitReason.REBOOT))
         await self._supervisor.move(
             one,

@@ -33,12 +33,8 @@ async def check(supervisor: Supervisor, one: Supervised, spec: MachineSpec) -> N
     row = await _row(supervisor, one)
     size = spec.memory.size
     if row is None or spec.memory.max is None:
-        raise ConflictError(
-            f"{FIELD}: {one.name} is {one.row.state}, and started without memory.max: nothing can be plugged",
-            hint=f"nagaya stop {one.name}, set it, nagaya start {one.name}; and memory.max, to do it live",
-            machine=one.name,
-            fields=[FIELD],
-        )
+        _check_balloon(supervisor, one, size)
+        return
     boot = present(spec.memory, row.size, 0)
     if size < boot:
         raise ConflictError(
@@ -54,10 +50,33 @@ async def check(supervisor: Supervisor, one: Supervised, spec: MachineSpec) -> N
         )
 
 
+def _check_balloon(supervisor: Supervisor, one: Supervised, size: int) -> None:
+    """Nothing can be plugged, but the broker can take what is above `size`, and give it back."""
+    if size > one.booted:
+        raise ConflictError(
+            f"{FIELD}: {one.name} started with {human_size(one.booted)} and without memory.max: "
+            "nothing can be plugged",
+            hint=f"nagaya stop {one.name}, set it, nagaya start {one.name}; and memory.max, to do it live",
+            machine=one.name,
+            fields=[FIELD],
+        )
+    if not supervisor.memory.settings.broker:
+        raise ConflictError(
+            f"{FIELD}: {one.name} is {one.row.state}, its balloon would have to do it, and the broker is off",
+            hint="nagaya memory set broker=true",
+            machine=one.name,
+            fields=[FIELD],
+        )
+
+
 async def apply(supervisor: Supervisor, one: Supervised) -> None:
-    """Ask the guest to have what its specification says now. It may take its time, or not do it."""
+    """Ask the guest to have what its specification says now. It may take its time, or not do it.
+
+    One that plugs nothing is asked by the broker.
+    """
     row = await _row(supervisor, one)
     if row is None:
+        supervisor.memory.look_soon()
         return
     requested = one.spec.memory.size - present(one.spec.memory, row.size, 0)
     await _hold(supervisor, one, max(requested, row.plugged), row)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nagaya import validation
-from nagaya.daemon.heldmemory import HeldMemory
+from nagaya.daemon.heldmemory import Held, HeldMemory
 from nagaya.daemon.memorymoves import MemoryMoves
 from nagaya.daemon.state import State
 from nagaya.daemon.supervised import UP, Supervised
@@ -66,6 +66,7 @@ class _Look:
     host: HostMemory
     machines: Sequence[MachineMemory]
     balloons: dict[str, BalloonStatus]
+    held: dict[str, Held]
 
 
 class Memory:
@@ -77,7 +78,7 @@ class Memory:
         self._broker = Broker()
         self.settings = MemorySettings.model_validate_json(writer.state.fact(_FACT) or "{}")
         self.moves = MemoryMoves(writer)
-        self._held = HeldMemory()
+        self.held = HeldMemory(supervisor.parts)
         self._moved: Counter[str] = Counter(dict.fromkeys(get_args(Kind), 0))
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -96,7 +97,7 @@ class Memory:
                         await self._changed.wait()
                 self._changed.clear()
         finally:
-            self._held.close()
+            self.held.close()
             await self.moves.close()
 
     def look_soon(self) -> None:
@@ -133,7 +134,9 @@ class Memory:
             left=plan.left,
             reserve=plan.reserve,
             short=plan.short,
-            machines=[_info(one, look.balloons.get(one.name), plan) for one in look.machines],
+            machines=[
+                _info(one, look.balloons.get(one.name), plan, look.held[one.name]) for one in look.machines
+            ],
             moves=[_move(action) for action in plan.actions],
             moved=dict(self._moved),
         )
@@ -167,8 +170,10 @@ class Memory:
             parts.plane.balloons(), parts.plane.counters(), parts.plane.hot_memory()
         )
         plugs = {row.id.partition("/")[0]: row for row in hot}
-        self._held.keep([one.process.id.pid for one in running if one.process])
-        used = await asyncio.to_thread(lambda: [self._used(one) for one in running])
+        self.held.keep([one.process.id.pid for one in running if one.process])
+        used = await asyncio.to_thread(
+            lambda: [(parts.usage(one.row.id)[0], self.held.of(one)) for one in running]
+        )
         balloons = {row.id.partition("/")[0]: row for row in rows}
         reads: dict[str, int] = {}
         for counter in counters:
@@ -183,13 +188,8 @@ class Memory:
             for one, both in zip(running, used, strict=True)
         ]
         by_name = {one.name: balloons[one.row.id] for one in running if one.row.id in balloons}
-        return _Look(time.monotonic(), self._host(), machines, by_name)
-
-    def _used(self, one: Supervised) -> tuple[int | None, int | None]:
-        """CPU time in microseconds, and bytes of host memory."""
-        cpu_us, charged = self._supervisor.parts.usage(one.row.id)
-        held = self._held.of(one.process.id.pid) if one.process else None
-        return cpu_us, held if charged is None else max(charged, held or 0)
+        held = {one.name: both[1] for one, both in zip(running, used, strict=True)}
+        return _Look(time.monotonic(), self._host(), machines, by_name, held)
 
     def _stall_us(self, one: Supervised) -> int | None:
         known = self._supervisor.pressure.of(one.row.id)
@@ -246,17 +246,20 @@ def _machine(
     one: Supervised,
     balloon: BalloonStatus | None,
     plug: HotMemoryStatus | None,
-    used: tuple[int | None, int | None],
+    used: tuple[int | None, Held],
 ) -> MachineMemory:
     memory = one.spec.memory
-    size = memory.size if plug is None else present(memory, plug.size, plug.plugged)
+    size = one.booted if plug is None else present(memory, plug.size, plug.plugged)
+    limits = [] if memory.limit is None else [max(0, memory.limit - admission.OVERHEAD)]
+    if plug is None and memory.size < size:
+        limits.append(memory.size)
     return MachineMemory(
         one.name,
         size,
-        floor=min(memory.reservation, size),
+        floor=min(memory.reservation, size, *limits),
         weight=memory.weight,
-        limit=None if memory.limit is None else max(0, memory.limit - admission.OVERHEAD),
-        resident=used[1],
+        limit=min(limits, default=None),
+        resident=used[1].machine,
         balloon=balloon.size if balloon else 0,
         actual=min(balloon.actual, size) if balloon else 0,
         stats=_stats(balloon),
@@ -279,7 +282,7 @@ def _stats(balloon: BalloonStatus | None) -> GuestStats | None:
     )
 
 
-def _info(one: MachineMemory, balloon: BalloonStatus | None, plan: Plan) -> MachineMemoryInfo:
+def _info(one: MachineMemory, balloon: BalloonStatus | None, plan: Plan, held: Held) -> MachineMemoryInfo:
     target = plan.targets[one.name]
     return MachineMemoryInfo(
         name=one.name,
@@ -297,6 +300,10 @@ def _info(one: MachineMemory, balloon: BalloonStatus | None, plan: Plan) -> Mach
         need=target.need,
         driver=balloon.driver if balloon else False,
         refuses=target.refuses,
+        guest=held.guest,
+        by_plane=held.by_plane,
+        own=held.own,
+        helpers=held.helpers,
     )
 
 

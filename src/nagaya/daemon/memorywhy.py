@@ -13,6 +13,7 @@ from nagaya.models.waits import Advice
 from nagaya.units import format_size, human_size
 
 if TYPE_CHECKING:
+    from nagaya.daemon.supervised import Supervised
     from nagaya.daemon.supervisor import Supervisor
 
 _DONE = {"take": "taken from it", "give": "given back to it", "page-out": "paged out"}
@@ -22,16 +23,20 @@ async def why(supervisor: Supervisor, name: str, since: int) -> MemoryWhy:
     """Why a machine that runs has the memory that it has. Raises `NotFoundError` and `ConflictError`."""
     one = supervisor.get(name)
     now = await supervisor.memory.show()
-    mine = next((row for row in now.machines if row.name == one.name), None)
-    if mine is None:
-        raise ConflictError(
-            f"{one.name} is {one.row.state}, it has no memory",
-            hint=f"nagaya start {one.name}",
-            machine=one.name,
-        )
+    mine = of(now, one)
     moves = [move for move in supervisor.memory.moves.since(since) if move.machine == one.name]
     words = [*_now(mine), *_host(now), *_past(mine.name, moves, since)]
     return MemoryWhy(one.name, since, moves, words, list(_advice(mine, now)))
+
+
+def of(now: MemoryAnswer, one: Supervised) -> MachineMemoryInfo:
+    """What is known of one machine. Raises `ConflictError` if it does not run."""
+    for row in now.machines:
+        if row.name == one.name:
+            return row
+    raise ConflictError(
+        f"{one.name} is {one.row.state}, it has no memory", hint=f"nagaya start {one.name}", machine=one.name
+    )
 
 
 def _now(one: MachineMemoryInfo) -> Iterator[str]:

@@ -83,7 +83,7 @@ def _machines(machines: Iterable[MachineUsage]) -> Iterator[Metric]:
     state = GaugeMetricFamily("nagaya_machine_state", "1 for its state, else 0.", labels=("machine", "state"))
     cpu = CounterMetricFamily("nagaya_machine_cpu_seconds", "CPU time of a machine.", labels=("machine",))
     memory = GaugeMetricFamily(
-        "nagaya_machine_memory_bytes", "Host memory that a machine's processes have.", labels=("machine",)
+        "nagaya_machine_memory_bytes", "Host memory of a machine, its helpers included.", labels=("machine",)
     )
     size = GaugeMetricFamily("nagaya_machine_memory_size_bytes", "RAM of the guest.", labels=("machine",))
     met = GaugeMetricFamily(

@@ -35,7 +35,7 @@ def rank(supervisor: Supervisor) -> None:
     policy = supervisor.capacity.policy
     for one in supervisor.all():
         if one.process is not None:
-            _, used = supervisor.parts.usage(one.row.id)
+            used = supervisor.memory.held.of(one).machine
             supervisor.parts.rank(one.row.id, score(policy, one.spec, used))
 
 

@@ -159,6 +159,9 @@ class PrivateUplinks(Protocol):
     async def sweep(self, keep: Collection[str]) -> None:
         """Leave nothing of those that are not in `keep`."""
 
+    def pids(self) -> Mapping[str, int]:
+        """Their processes, by MAC address."""
+
 
 class HostNetworks(Protocol):
     """The host's side of networks. See `nagaya.networks`."""

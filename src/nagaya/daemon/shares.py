@@ -56,7 +56,7 @@ def is_live(field: str) -> bool:
 def only_knobs_differ(before: MachineSpec, after: MachineSpec) -> bool:
     """Whether a running machine with the one specification can be given the other."""
     found = differences(before.to_json(), after.to_json())
-    hot = before.memory.max is not None
+    hot = before.memory.max is not None or after.memory.size <= before.memory.size
     return all(is_live(field) or (hot and field == hotmemory.FIELD) for field in found)
 
 

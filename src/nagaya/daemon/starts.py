@@ -68,6 +68,7 @@ class Starts:
                 pid=process.pid,
                 start_time=process.start_time,
                 started_at=time.time(),
+                booted=one.spec.memory.size,
             )
         except (NagayaError, OSError, ValueError) as error:
             await self._undo(one, machine)

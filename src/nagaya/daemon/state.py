@@ -25,7 +25,7 @@ from nagaya.models.memory import MemoryMove
 from nagaya.models.operation import OperationInfo, OperationState
 from nagaya.resources.leases import LeaseTable
 
-HEAD = "0007"  # the newest revision in migrations/versions
+HEAD = "0008"  # the newest revision in migrations/versions
 JOURNAL_KEPT = 200  # entries for each machine
 OPERATIONS_KEPT = 200
 LEASE_NOTES_KEPT = 1000
@@ -78,6 +78,7 @@ class MachineRow:
     started_at: float | None = None
     retry_at: float | None = None  # when the restart policy starts it again
     restarts: int = 0  # by itself or by policy, since somebody last started it
+    booted: int | None = None  # bytes of memory that its guest began with
     attempts: int = 0  # daemons that died while they started it
     source: str = ""
 

@@ -58,6 +58,11 @@ class Supervised:
         return self.row.name
 
     @property
+    def booted(self) -> int:
+        """Bytes of memory that its guest began with, as far as it plugs none."""
+        return self.row.booted or self.spec.memory.size
+
+    @property
     def cause(self) -> str:
         """Why it is not well, in words."""
         faulty = sorted(device for device, one in self.conditions.items() if one.faults)

@@ -39,9 +39,7 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
         plane.arbiters(),
         plane.ports(None),
         waits.matrix(supervisor, since),
-        asyncio.to_thread(
-            lambda: [(parts.usage(one.row.id), parts.pressure(one.row.id)) for one in machines]
-        ),
+        asyncio.to_thread(lambda: [(_used(supervisor, one), parts.pressure(one.row.id)) for one in machines]),
         asyncio.to_thread(supervisor.pressure.host),
     )
     nodes, net_nodes = (_nodes(arbiters, resource) for resource in ("disk", "network"))
@@ -72,6 +70,10 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
         uplinks=[_uplink(port, arbiters) for port in ports if port.mac is None],
         host=host,
     )
+
+
+def _used(supervisor: Supervisor, one: Supervised) -> tuple[int | None, int | None]:
+    return supervisor.parts.usage(one.row.id)[0], supervisor.memory.held.of(one).total
 
 
 def _machine(

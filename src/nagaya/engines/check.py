@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nagaya.errors import UnsupportedError
-from nagaya.spec import MachineSpec
+from nagaya.spec import MIB, MachineSpec
 from nagaya.units import human_size
 
+LEAST_LIMIT = 64 * MIB
 Refusal = tuple[bool, str, object, str]  # whether it is wrong, the field, its value, what is allowed
 
 
@@ -21,10 +22,10 @@ def refuse(spec: MachineSpec, engine: str, rows: Iterable[Refusal]) -> None:
 
 
 def _limit(spec: MachineSpec) -> Refusal:
-    limit = spec.memory.limit
+    limit, least = spec.memory.limit, min(spec.memory.size, LEAST_LIMIT)
     return (
-        limit is not None and limit < spec.memory.size,
+        limit is not None and limit < least,
         "memory.limit",
         human_size(limit or 0),
-        f"at least memory.size, {human_size(spec.memory.size)}: its guest may use that before it is asked",
+        f"at least {human_size(least)}: no guest works with less",
     )

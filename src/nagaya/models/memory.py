@@ -18,6 +18,9 @@ class MachineMemoryInfo(Answer):
     what it gave of free pages by itself since its start. `resident` is host memory behind it. `active` is
     what it uses as far as the broker knows, `target` what it is to have next. `need` says in words why it
     needs more at once.
+
+    `resident` is of the guest's memory `guest`, charged to the plane `by_plane` of it, and `own` what its
+    processes have beside. `helpers` is on top: what processes have that serve this machine alone (passt).
     """
 
     name: str
@@ -35,6 +38,10 @@ class MachineMemoryInfo(Answer):
     need: str
     driver: bool  # of the balloon; without one a guest never gives
     refuses: bool  # it was asked several times, and gave nothing
+    guest: int | None = None
+    by_plane: int | None = None
+    own: int | None = None
+    helpers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

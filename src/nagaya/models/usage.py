@@ -76,7 +76,7 @@ class BalloonUsage(Answer):
 
 @dataclass(frozen=True, slots=True)
 class MachineUsage(Answer):
-    """One machine. `cpu_us`: CPU time since its start; `memory`: what its processes have; null: unknown."""
+    """One machine. `cpu_us`: CPU time since its start; `memory`: what the host has for it; null: unknown."""
 
     id: str
     name: str

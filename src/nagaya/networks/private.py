@@ -77,6 +77,10 @@ class PrivateUplinks:
         for name in {file.name.partition(".")[0] for file in self._files()} - kept:
             await self.remove(":".join(name[at : at + 2] for at in range(0, len(name), 2)))
 
+    def pids(self) -> dict[str, int]:
+        """The processes that run, by the NIC's MAC address."""
+        return {mac: helper.pid for mac, helper in self._helpers.items() if helper.pid is not None}
+
     def forwards(self) -> list[Forward]:
         """The ports of the host that lead to machines through them."""
         return [forward for passt in self._wanted.values() for forward in passt.forwards]

@@ -284,7 +284,7 @@ class _Moves:
         over = one.has - down_to
         others = tuple(name for name in self._pressing if name != one.name)
         urgent = bool(others) or self._left < self._reserve // 2
-        if one.has - min(target.bytes, one.most) <= _band(one):
+        if one.has <= one.most and one.has - target.bytes <= _band(one):
             return None
         if self._now - known.given < REST_S and not urgent:
             return None

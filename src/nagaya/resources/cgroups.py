@@ -196,6 +196,14 @@ class Cgroup:
                 return int((self.groups["memory"] / name).read_text())
         return None
 
+    def shared_bytes(self) -> int | None:
+        """What of `memory_bytes` is files without a disk (shmem), in bytes; None where nothing counts it."""
+        with contextlib.suppress(KeyError, FileNotFoundError):
+            for line in (self.groups["memory"] / "memory.stat").read_text().splitlines():
+                if line.startswith("shmem "):
+                    return int(line.split()[1])
+        return None
+
     def oom_kills(self) -> int:
         """How many processes of the group the host's out-of-memory killer took."""
         for name in ("memory.oom_control", "memory.events"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nagaya.models.history import JournalEntry
     from nagaya.models.host import StartWait
     from nagaya.models.login import LoginAnswer
-    from nagaya.models.memory import MemoryWhy
+    from nagaya.models.memory import MachineMemoryInfo, MemoryWhy
     from nagaya.models.relocation import RelocationAnswer
     from nagaya.models.shares import ChangesAnswer
     from nagaya.models.waits import WaitResource, WhyAnswer
@@ -186,6 +186,12 @@ class Machine:
         from nagaya.models.demand import DemandAnswer
 
         return DemandAnswer.from_json(self._client.request("GET", self._path("demand")))
+
+    def memory(self) -> MachineMemoryInfo:
+        """What it has of the host's memory, while it runs."""
+        from nagaya.models.memory import MachineMemoryInfo
+
+        return MachineMemoryInfo.from_json(self._client.request("GET", self._path("memory")))
 
     def why_memory(self, since: int = 60) -> MemoryWhy:
         """Why it has the memory that it has, and what was moved in the last `since` seconds."""

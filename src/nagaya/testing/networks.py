@@ -37,6 +37,10 @@ class FakePrivateUplinks:
         """Forget all others."""
         self.there = {mac: forwards for mac, forwards in self.there.items() if mac in keep}
 
+    def pids(self) -> dict[str, int]:
+        """No process has to run for that."""
+        return {}
+
 
 class FakeNetworks:
     """Networks outlive the daemon, as on a real host. Those in `refuse` cannot be brought up.

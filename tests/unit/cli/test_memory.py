@@ -37,6 +37,19 @@ def test_show_has_a_row_for_each_machine(squeezed: Invoke) -> None:
     assert row.endswith("its guest has 1.0 MiB left")
 
 
+def test_show_of_one_machine_says_what_it_has_of_the_host(squeezed: Invoke) -> None:
+    first, knobs, *_, need = squeezed("memory", "show", "db").out.splitlines()
+    assert first.startswith("db has 256 MiB of its 512 MiB, uses about ")
+    assert knobs == "  floor 0 B, limit none, weight 100"
+    assert need == "  its guest has 1.0 MiB left"
+    assert squeezed("memory", "show", "db", "--format", "json").json["helpers"] == 0
+    assert squeezed("memory", "show", "db", "-q").out == "db\n"
+    squeezed("stop", "db", "--force")
+    refused = squeezed("memory", "show", "db")
+    assert refused.status != 0
+    assert "db is stopped, it has no memory" in refused.err
+
+
 def test_a_plan_says_what_would_be_done_and_does_nothing(squeezed: Invoke) -> None:
     for _ in range(2):
         moves = squeezed("memory", "plan", "--format", "json").json

@@ -12,6 +12,7 @@ from nagaya.daemon import hotmemory
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.shares import only_knobs_differ
 from nagaya.errors import ConflictError
+from nagaya.resources import broker
 from nagaya.spec import MIB, MachineSpec
 from nagaya.testing import FakeEngine, FakePlane, Stage, fake_parts
 
@@ -60,10 +61,51 @@ def test_memory_grows_and_shrinks_between_what_it_began_with_and_the_maximum(sta
 def test_a_machine_without_a_maximum_is_told_what_would_help(stage: Stage) -> None:
     async def scene(daemon: Daemon) -> None:
         await running(daemon, spec(most=None))
-        with pytest.raises(ConflictError, match=r"started without memory\.max"):
+        with pytest.raises(ConflictError, match=r"without memory\.max: nothing can be plugged"):
             await resize(daemon, 128)
 
     stage.play(scene)
+
+
+def test_without_a_maximum_the_balloon_does_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "REST_S", 0.0)
+
+    async def first(daemon: Daemon) -> None:
+        await daemon.supervisor.memory.set([("broker", False)])
+        one = await running(daemon, spec(128, most=None))
+        with pytest.raises(ConflictError, match="the broker is off"):
+            await resize(daemon, 96)
+        await daemon.supervisor.memory.set([("broker", True)])
+        await resize(daemon, 96)
+        await until(daemon, one, 96)
+        assert only_knobs_differ(one.spec, spec(64, most=None))
+
+    async def second(daemon: Daemon) -> None:
+        one = daemon.supervisor.get("db")
+        answer = await daemon.supervisor.memory.show()
+        assert (answer.machines[0].size, answer.machines[0].limit) == (128 * MIB, 96 * MIB)
+        with pytest.raises(ConflictError, match="started with 128 MiB"):
+            await resize(daemon, 160)
+        await resize(daemon, 128)
+        await until(daemon, one, 128)
+        await resize(daemon, 64)
+        await daemon.supervisor.restart("db")
+        assert (one.booted, one.row.booted) == (64 * MIB, 64 * MIB)
+
+    stage.play(first)
+    stage.play(second)
+    stage.clear()
+
+
+async def until(daemon: Daemon, one: Any, mib: int) -> None:
+    """Until its guest has so much and no more."""
+    async with asyncio.timeout(60):
+        while True:
+            await daemon.supervisor.memory.round()
+            rows = await daemon.parts.plane.balloons()
+            if any(row.id.startswith(one.row.id) and one.booted - row.size == mib * MIB for row in rows):
+                return
+            await asyncio.sleep(0.01)
 
 
 def test_a_guest_that_keeps_memory_keeps_its_limit_until_it_gives(

@@ -128,7 +128,7 @@ def test_a_dry_run_changes_nothing(stage: Stage) -> None:
         ("disks[3].share.weight", 5, SpecError, "there are 1 entries"),
         ("disks[0].size", "2MiB", UsageError, "disks[0].size: cannot be set"),
         ("name", "other", UsageError, "name: cannot be set"),
-        ("memory.size", "128MiB", ConflictError, "memory.size: db is running"),
+        ("memory.size", "128MiB", ConflictError, "nothing can be plugged"),
         ("cpu.weight", UNSUPPORTED_WEIGHT, UnsupportedError, "told to refuse"),
         ("disk.weight", UNSUPPORTED_WEIGHT, UnavailableError, "told to refuse"),
         ("disk.reservation", f"{CAPACITY_IOPS + 1}iops", ResourceError, "db reserves 10001iops"),

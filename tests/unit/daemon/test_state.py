@@ -125,6 +125,24 @@ def test_a_newer_state_is_refused(tmp_path: Path) -> None:
         State(path)
 
 
+def go_back(path: Path, revision: str) -> None:
+    """Make the file one of an older revision."""
+    tables = {
+        "0003": ("leases", "lease_waiters", "lease_journal"),
+        "0004": ("networks", "security_groups"),
+        "0007": ("memory_moves",),
+    }
+    columns = {"0002": "engine", "0004": "nics", "0008": "booted"}
+    db = sqlite3.connect(path)
+    for name in (name for since, names in tables.items() if since > revision for name in names):
+        db.execute(f"DROP TABLE {name}")
+    for name in (name for since, name in columns.items() if since > revision):
+        db.execute(f"ALTER TABLE machines DROP COLUMN {name}")
+    db.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    db.commit()
+    db.close()
+
+
 def test_head_is_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(state._MIGRATIONS))
@@ -137,14 +155,7 @@ def test_a_machine_of_the_first_revision_was_started_by_uml(tmp_path: Path) -> N
     with State(path) as first:
         first.save_machine(replace(row("started"), kernel="uml"), "created")
         first.save_machine(row("new", "b" * 12), "created")
-    db = sqlite3.connect(path)
-    db.execute("ALTER TABLE machines DROP COLUMN engine")
-    db.execute("ALTER TABLE machines DROP COLUMN nics")
-    for table in ("leases", "lease_waiters", "lease_journal", "networks", "security_groups", "memory_moves"):
-        db.execute(f"DROP TABLE {table}")
-    db.execute("UPDATE alembic_version SET version_num = '0001'")
-    db.commit()
-    db.close()
+    go_back(path, "0001")
     with State(path) as second:
         assert {row.name: row.engine for row in second.machines()} == {"started": "uml", "new": ""}
         assert all(row.nics == () for row in second.machines())
@@ -157,10 +168,9 @@ def test_a_vlan_that_had_no_effect_is_forgotten(tmp_path: Path) -> None:
     for name, mode in (("back", "nat"), ("office", "bridge")):
         spec = json.dumps({"name": name, "mode": mode, "vlan": 5})
         db.execute("INSERT INTO networks VALUES (?, ?, 0.0)", (name, spec))
-    db.execute("DROP TABLE memory_moves")
-    db.execute("UPDATE alembic_version SET version_num = '0004'")
     db.commit()
     db.close()
+    go_back(path, "0004")
     with State(path) as second:
         assert [record.spec.get("vlan") for record in second.records("networks")] == [None, 5]
 
@@ -186,11 +196,7 @@ def test_reservations_that_could_not_be_kept_are_cut(tmp_path: Path) -> None:
     with State(path) as first:
         first.save_machine(replace(row("a"), spec=good), "created")
         first.save_machine(replace(row("b", "b" * 12), spec=bad), "created")
-    db = sqlite3.connect(path)
-    db.execute("DROP TABLE memory_moves")
-    db.execute("UPDATE alembic_version SET version_num = '0005'")
-    db.commit()
-    db.close()
+    go_back(path, "0005")
     with State(path) as second:
         specs = [MachineSpec.model_validate(one.spec) for one in second.machines()]
     assert [one.memory.reservation for one in specs] == [2**30, 2**30]

@@ -45,7 +45,7 @@ def machine_of(paths: Paths, *devices: str, **fields: Any) -> Machine:
         ("memory.size", {"memory": 16 * 2**20 + 512}),
         ("memory.max", {"memory": {"size": "512MiB", "max": "513MiB"}}),
         ("memory.max", {"memory": {"size": "16MiB", "max": "16MiB"}}),
-        ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
+        ("memory.limit", {"memory": {"size": "512MiB", "limit": "63MiB"}}),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(own: Paths, field: str, fields: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def engine(tmp_path: Path) -> UmlEngine:
         ("cpus", {"cpus": 2}),
         ("memory.size", {"memory": "16MiB"}),
         ("memory.max", {"memory": {"size": "64MiB", "max": "128MiB"}}),
-        ("memory.limit", {"memory": {"size": "512MiB", "limit": "256MiB"}}),
+        ("memory.limit", {"memory": {"size": "512MiB", "limit": "63MiB"}}),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
@@ -40,7 +40,7 @@ def test_what_cannot_be_done_is_refused_by_name(
     [
         {},
         {"memory": "24MiB"},
-        {"memory": {"size": "512MiB", "limit": "512MiB"}},
+        {"memory": {"size": "512MiB", "limit": "64MiB"}},
         {"cpu": {"weight": 500, "limit": 0.5, "reservation": 0.25}},
         {"memory": {"size": "512MiB", "reservation": "256MiB", "weight": 200}},
         {"disks": ({"image": "debian"}, {"size": "1GiB"})},

@@ -184,7 +184,10 @@ def test_counters_of_both_versions(tmp_path: Path) -> None:
     assert Cgroup({"unified": tmp_path / "unified"}).usage_us() == 123
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory/memory.events").write_text("low 0\noom 2\noom_kill 1\n")
-    assert Cgroup({"memory": tmp_path / "memory"}).oom_kills() == 1
+    group = Cgroup({"memory": tmp_path / "memory"})
+    assert (group.oom_kills(), group.shared_bytes()) == (1, None)
+    (tmp_path / "memory/memory.stat").write_text("anon 7\nshmem 4096\nshmem_thp 5\n")
+    assert group.shared_bytes() == 4096
 
 
 def test_remove_says_what_is_left(tmp_path: Path) -> None:

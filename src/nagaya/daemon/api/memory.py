@@ -11,7 +11,7 @@ from nagaya.daemon.api.machines import Name
 from nagaya.daemon.api.settings import SettingsBody
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.relocation import Order, relocate
-from nagaya.models.memory import MemoryAnswer, MemoryMove, MemoryWhy
+from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryMove, MemoryWhy
 from nagaya.models.relocation import RelocationAnswer
 from nagaya.models.shares import ChangesAnswer
 
@@ -37,6 +37,12 @@ def router(daemon: Daemon) -> APIRouter:
     async def moves(since: Since = 60) -> list[MemoryMove]:
         """What the broker moved, oldest first; the last 1000 moves are kept."""
         return memory.moves.since(since)
+
+    @routes.get("/machines/{name}/memory")
+    async def machine(name: Name) -> MachineMemoryInfo:
+        """Memory of one machine that runs."""
+        one = daemon.supervisor.get(name)
+        return memorywhy.of(await memory.show(), one)
 
     @routes.get("/machines/{name}/why/memory")
     async def why(name: Name, since: Since = 60) -> MemoryWhy:
