@@ -33,11 +33,11 @@ def test_knobs_are_set_and_printed(invoke: Invoke) -> None:
 
 def test_what_a_running_machine_cannot_take_is_refused_with_the_way_to_do_it(invoke: Invoke) -> None:
     invoke("create", "busybox", "--name", "db", "--start")
-    refused = invoke("set", "db", "memory.size=128MiB")
+    refused = invoke("set", "db", "memory.size=1GiB")
     assert refused.status == 4
     assert "nagaya stop db, set it, nagaya start db" in refused.err
     invoke("stop", "db")
-    assert "at the next start" in invoke("set", "db", "memory.size=128MiB").out
+    assert "at the next start" in invoke("set", "db", "memory.size=1GiB").out
 
 
 def test_a_dry_run_says_what_would_change(invoke: Invoke) -> None:
