@@ -40,6 +40,8 @@ pub struct Entry {
     pub queues: Vec<Option<VirtQueue>>,
     /// Whether the reactor has it in its list of devices with completions to announce.
     pub touched: bool,
+    /// Whether threads of the kernel do its requests, as they do writes to the page cache.
+    pub threaded: bool,
     /// Requests taken and not answered, when the reactor last looked.
     pub seen_taken: usize,
     /// Its guest's memory.
@@ -93,9 +95,21 @@ impl Entry {
         page.spaceless.store(0, std::sync::atomic::Ordering::Relaxed);
         let queues = (0..config.queues()).map(|_| None).collect();
         let disk = leaf.map(|_| config.id().to_owned());
-        let (memory, closing, retired) = (None, None, Vec::new());
-        let (touched, seen_taken) = (false, 0);
-        Ok(Entry { number, epoch, disk, queues, touched, seen_taken, memory, closing, device, page, retired })
+        let threaded = matches!(config, DeviceConfig::Blk(blk) if !blk.direct);
+        Ok(Entry {
+            number,
+            epoch,
+            disk,
+            queues,
+            touched: false,
+            threaded,
+            seen_taken: 0,
+            memory: None,
+            closing: None,
+            device,
+            page,
+            retired: Vec::new(),
+        })
     }
 
     /// Call `run` with the device and its context.

@@ -42,6 +42,8 @@ pub enum For {
     Guest,
     /// Answers.
     Disk,
+    /// Answers of a thread of the kernel, which may want this CPU: never by spinning.
+    Thread,
 }
 
 /// When a worker spins, and for how long.
@@ -66,8 +68,8 @@ impl Spinning {
     /// How long to spin now.
     pub fn window(&mut self, now: Nanos, whom: For) -> Duration {
         let paused = now < self.pause.until;
-        let polling = self.polling(whom);
-        if paused || now < polling.pause.until { Duration::ZERO } else { polling.window }
+        let window = self.polling(whom).filter(|polling| now >= polling.pause.until && !paused);
+        window.map_or(Duration::ZERO, |polling| polling.window)
     }
 
     /// It begins.
@@ -86,30 +88,37 @@ impl Spinning {
 
     /// It has found work, if there was any spinning.
     pub fn found(&mut self, now: Nanos) {
-        if let Some(whom) = self.end(now) {
-            self.polling(whom).misses = 0;
+        if let Some(polling) = self.end(now) {
+            polling.misses = 0;
         }
     }
 
     /// It has found none.
     pub fn missed(&mut self, now: Nanos) {
-        if let Some(whom) = self.end(now) {
-            self.polling(whom).missed(now);
+        if let Some(polling) = self.end(now) {
+            polling.missed(now);
         }
     }
 
     /// Work has arrived after `idle`, spinning and sleeping.
     pub fn learn(&mut self, whom: For, idle: Duration) {
-        self.polling(whom).learn(idle);
+        if let Some(polling) = self.polling(whom) {
+            polling.learn(idle);
+        }
     }
 
-    fn end(&mut self, now: Nanos) -> Option<For> {
+    fn end(&mut self, now: Nanos) -> Option<&mut Polling> {
         self.look(now);
-        self.spin.take().map(|(whom, _)| whom)
+        let (whom, _) = self.spin.take()?;
+        self.polling(whom)
     }
 
-    fn polling(&mut self, whom: For) -> &mut Polling {
-        if whom == For::Guest { &mut self.guest } else { &mut self.disk }
+    fn polling(&mut self, whom: For) -> Option<&mut Polling> {
+        match whom {
+            For::Guest => Some(&mut self.guest),
+            For::Disk => Some(&mut self.disk),
+            For::Thread => None,
+        }
     }
 }
 
@@ -239,6 +248,14 @@ mod tests {
         // A disk is something else.
         spinning.learn(For::Disk, Duration::from_micros(40));
         assert_eq!(spinning.window(now, For::Disk), FIRST);
+    }
+
+    #[test]
+    fn a_thread_is_left_the_cpu() {
+        let (mut spinning, now) = quick();
+        spinning.learn(For::Thread, Duration::from_micros(5));
+        assert_eq!(spinning.window(now, For::Thread), Duration::ZERO);
+        assert_eq!(spinning.window(now, For::Disk), DISK);
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Reactor {
     effects: Effects,
     /// Requests taken and not answered, of all devices.
     taken: usize,
+    /// Those of them that threads of the kernel do.
+    threaded: usize,
     spinning: Spinning,
     completions: Vec<(u64, i32, u32)>,
 }
@@ -89,6 +91,7 @@ impl Reactor {
             effects: Effects::default(),
             networks: Networks::default(),
             taken: 0,
+            threaded: 0,
             spinning: Spinning::default(),
             completions: Vec::new(),
         };
@@ -252,7 +255,11 @@ impl Reactor {
         self.note_waits(slot);
         if let Some(entry) = self.devices[usize::from(slot)].as_mut() {
             let taken = entry.taken();
-            self.taken = self.taken + taken - std::mem::replace(&mut entry.seen_taken, taken);
+            let before = std::mem::replace(&mut entry.seen_taken, taken);
+            self.taken = self.taken + taken - before;
+            if entry.threaded {
+                self.threaded = self.threaded + taken - before;
+            }
         }
     }
 

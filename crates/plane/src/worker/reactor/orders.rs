@@ -169,6 +169,7 @@ impl Reactor {
             return;
         };
         self.taken -= entry.seen_taken;
+        self.threaded -= if entry.threaded { entry.seen_taken } else { 0 };
         if let Some(disk) = &entry.disk {
             self.sharing.leave(self.now, disk);
         }

@@ -21,7 +21,11 @@ impl Reactor {
             return self.uring.submit();
         }
         let start = clock::now();
-        let whom = if self.taken == 0 { For::Guest } else { For::Disk };
+        let whom = match (self.taken, self.threaded) {
+            (0, _) => For::Guest,
+            (_, 0) => For::Disk,
+            _ => For::Thread,
+        };
         let until = self.due_in();
         let window = self.spinning.window(start, whom);
         if self.look_around(start, whom, until.map_or(window, |until| window.min(until)))? {
