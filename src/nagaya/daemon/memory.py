@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
@@ -32,6 +32,7 @@ from nagaya.plane.hotmem import HotMemoryStatus
 from nagaya.resources import admission, relocation
 from nagaya.resources.broker import Action, Broker, HostMemory, Kind, Plan
 from nagaya.resources.hotmemory import present
+from nagaya.resources.stalls import HOST
 from nagaya.resources.workingset import GuestStats, MachineMemory
 from nagaya.spec import Size
 
@@ -67,6 +68,7 @@ class _Look:
     machines: Sequence[MachineMemory]
     balloons: dict[str, BalloonStatus]
     held: dict[str, Held]
+    ids: dict[str, str]
 
 
 class Memory:
@@ -82,6 +84,7 @@ class Memory:
         self._moved: Counter[str] = Counter(dict.fromkeys(get_args(Kind), 0))
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
+        self.holders: Mapping[str, int] = {}  # what machines, by id, and the host hold beyond their shares
 
     async def mind(self) -> None:
         """Round after round: seldom while memory suffices, quickly while a machine is in need."""
@@ -115,9 +118,12 @@ class Memory:
     async def _round(self) -> float:
         look = await self._look()
         self.moves.settle(look.at, look.machines)
+        self.holders = {}
         if not look.balloons or not self.settings.broker:
             return IDLE_S
         plan = self._broker.decide(look.at, look.host, look.machines)
+        if plan.short:
+            self.holders = _holders(plan, look)
         for action in plan.actions:
             await self._carry_out(action, look)
         pause = _pause(plan, look)
@@ -189,7 +195,8 @@ class Memory:
         ]
         by_name = {one.name: balloons[one.row.id] for one in running if one.row.id in balloons}
         held = {one.name: both[1] for one, both in zip(running, used, strict=True)}
-        return _Look(time.monotonic(), self._host(), machines, by_name, held)
+        ids = {one.name: one.row.id for one in running}
+        return _Look(time.monotonic(), self._host(), machines, by_name, held, ids)
 
     def _stall_us(self, one: Supervised) -> int | None:
         known = self._supervisor.pressure.of(one.row.id)
@@ -230,6 +237,12 @@ class Memory:
         for balloon in look.balloons.values():
             if balloon.stats_ms != period and balloon.driver:
                 await self._supervisor.parts.plane.set_balloon(balloon.id, None, stats_ms=period)
+
+
+def _holders(plan: Plan, look: _Look) -> dict[str, int]:
+    """Bytes beyond a machine's share, by id; and what the host's programs took of all shares."""
+    beyond = {look.ids[one.name]: one.holds - plan.targets[one.name].bytes for one in look.machines}
+    return beyond | {HOST: look.host.budget - plan.budget}
 
 
 def _pause(plan: Plan, look: _Look) -> float:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nagaya.daemon.supervised import Supervised
     from nagaya.daemon.supervisor import Supervisor
 
+_NAMED = 3  # of those who have more than their share
 _DONE = {"take": "taken from it", "give": "given back to it", "page-out": "paged out"}
 
 
@@ -25,7 +26,7 @@ async def why(supervisor: Supervisor, name: str, since: int) -> MemoryWhy:
     now = await supervisor.memory.show()
     mine = of(now, one)
     moves = [move for move in supervisor.memory.moves.since(since) if move.machine == one.name]
-    words = [*_now(mine), *_host(now), *_past(mine.name, moves, since)]
+    words = [*_now(mine), *_others(mine, now), *_host(now), *_past(mine.name, moves, since)]
     return MemoryWhy(one.name, since, moves, words, list(_advice(mine, now)))
 
 
@@ -52,6 +53,14 @@ def _now(one: MachineMemoryInfo) -> Iterator[str]:
         yield "Its guest has no driver for the balloon, so it never gives memory."
     elif one.refuses:
         yield f"Its guest was asked for {human_size(one.balloon)} and does not give it."
+
+
+def _others(one: MachineMemoryInfo, now: MemoryAnswer) -> Iterator[str]:
+    """Who holds what it lacks."""
+    beyond = {row.name: (row.resident or 0) - row.target for row in now.machines if row.name != one.name}
+    most = sorted((name for name in beyond if beyond[name] > 0), key=lambda name: -beyond[name])[:_NAMED]
+    if one.need and most:
+        yield f"Beyond their shares: {', '.join(f'{name} {human_size(beyond[name])}' for name in most)}."
 
 
 def _host(now: MemoryAnswer) -> Iterator[str]:

@@ -54,7 +54,7 @@ class Pressure:
                 return
             machines = [one.row.id for one in self._supervisor.all() if one.process is not None]
             host, looks = await asyncio.to_thread(self._measure, machines)
-            self._stalls.look(now, looks, host.busy_us)
+            self._stalls.look(now, looks, host.busy_us, self._supervisor.memory.holders)
             self._judge(now, host)
 
     async def rows(self, since: int) -> list[WaitInfo]:

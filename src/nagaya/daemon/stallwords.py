@@ -31,11 +31,13 @@ def words(one: Supervised, rows: Sequence[WaitInfo], since: int, when: str) -> I
 def advice(one: Supervised, rows: Sequence[WaitInfo]) -> Iterator[Advice]:
     """Commands that would shorten the waits of `rows`, which are of one resource and worth the word."""
     name, knobs = one.name, one.spec.cpu
-    rivals = [row.whom for row in rows if row.cause == "machine"]
+    rivals = [row.whom for row in rows if row.cause == "machine" and row.resource == "cpu"]
     if rivals and knobs.weight < MOST_WEIGHT:
         weight = min(MOST_WEIGHT, knobs.weight * 2)
         beside = "the host's programs" if rivals[0] == HOST else f"{rivals[0]}'s"
         yield Advice(f"nagaya set {name} cpu.weight={weight}", f"doubles its share beside {beside}")
+    if any(row.resource == "memory" and row.cause == "machine" for row in rows):
+        yield Advice(f"nagaya why {name} --memory", "says what it has and needs, and which knob helps")
     for row in rows:
         if row.resource == "cpu" and row.cause == "limit" and knobs.limit is not None:
             yield Advice(f"nagaya set {name} cpu.limit={knobs.limit * 2:g}", "doubles the limit")
@@ -63,4 +65,8 @@ def _cpu(one: Supervised, row: WaitInfo) -> str:
 def _memory(row: WaitInfo) -> str:
     if row.cause == "limit":
         return "at the limit of its control group, which has room for its guest's memory and overhead."
+    if row.whom == HOST:
+        return "because programs of the host hold memory that is the machines'."
+    if row.cause == "machine":
+        return f"because {row.whom} holds more than its share."
     return "because the host had too little, and took back pages that were needed again."

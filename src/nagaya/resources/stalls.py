@@ -2,7 +2,8 @@
 
 The kernel says how long a machine waited, not for whom. So the time between two looks is divided: what its
 own limit held is charged to the limit; what remains to those that ran meanwhile on the CPUs where it may run,
-by the CPU time that they got there; and what the machine waited while itself ran, to itself.
+by the CPU time that they got there; and what the machine waited while itself ran, to itself. Time without
+memory is charged to those that hold more than their share of it, in proportion.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 KEPT_S = 3600
@@ -59,8 +61,17 @@ class Stalls:
         self._held: dict[str, int] = {}  # throttled time that the wait, which lags behind, has not shown yet
         self.looked_at = float("-inf")
 
-    def look(self, now: float, looks: Mapping[str, Look], busy_us: Mapping[int, int]) -> list[Charge]:
-        """Take in what machines' counters are now, and each CPU's busy time; returns the new charges."""
+    def look(
+        self,
+        now: float,
+        looks: Mapping[str, Look],
+        busy_us: Mapping[int, int],
+        holders: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[Charge]:
+        """Take in what machines' counters are now, and each CPU's busy time; returns the new charges.
+
+        `holders`: bytes that a machine, or `HOST`, holds beyond its share, while memory is short.
+        """
         used = {name: _grown(self._used(name), one.used_us) for name, one in looks.items()}
         others = {cpu: max(0, busy_us[cpu] - self._busy.get(cpu, busy_us[cpu])) for cpu in busy_us}
         for name, one in looks.items():
@@ -71,7 +82,7 @@ class Stalls:
             before = self._looks.get(name)
             if before is not None:
                 charges += self._cpu(name, before, one, _rivals(name, looks, used, others))
-                charges += _memory(name, before, one)
+                charges += _memory(name, before, one, holders)
         self._held = {name: held for name, held in self._held.items() if name in looks}
         self._looks, self._busy, self.looked_at = dict(looks), dict(busy_us), now
         if charges:
@@ -100,7 +111,7 @@ class Stalls:
         self._held[name] = min(held - limit, _grown(before.throttled_us, after.throttled_us))
         if limit:
             yield Charge(name, "cpu", "limit", "", limit)
-        yield from _divided(name, wait - limit, rivals)
+        yield from _divided(name, "cpu", wait - limit, rivals)
         own = _grown(before.queue_us, after.queue_us) - wait
         if own > 0:
             yield Charge(name, "cpu", "device", "", own)
@@ -120,25 +131,27 @@ def _rivals(
     return {other: time for other, time in found.items() if time}
 
 
-def _divided(name: str, wait: int, rivals: Mapping[str, int]) -> Iterable[Charge]:
-    """`wait` in proportion to what each of `rivals` got; without any it was the CPU's own (its host's)."""
+def _divided(name: str, resource: Resource, wait: int, rivals: Mapping[str, int]) -> Iterable[Charge]:
+    """`wait` in proportion to what each of `rivals` got; without any it was the CPU's, or memory's, own."""
     if wait <= 0:
         return
     blamed = sorted(rivals, key=lambda whom: (-rivals[whom], whom))[:MOST_BLAMED]
     if not blamed:
-        yield Charge(name, "cpu", "device", "", wait)
+        yield Charge(name, resource, "device", "", wait)
         return
     total = sum(rivals[whom] for whom in blamed)
     shares = {whom: wait * rivals[whom] // total for whom in blamed}
     shares[blamed[0]] += wait - sum(shares.values())
-    yield from (Charge(name, "cpu", "machine", whom, share) for whom, share in shares.items() if share)
+    yield from (Charge(name, resource, "machine", whom, share) for whom, share in shares.items() if share)
 
 
-def _memory(name: str, before: Look, after: Look) -> Iterable[Charge]:
+def _memory(name: str, before: Look, after: Look, holders: Mapping[str, int]) -> Iterable[Charge]:
     stalled = _grown(before.memory_us, after.memory_us)
-    if stalled:
-        at_limit = _grown(before.limit_hits, after.limit_hits) > 0
-        yield Charge(name, "memory", "limit" if at_limit else "device", "", stalled)
+    if stalled and _grown(before.limit_hits, after.limit_hits):
+        yield Charge(name, "memory", "limit", "", stalled)
+    else:
+        others = {whom: size for whom, size in holders.items() if whom != name and size > 0}
+        yield from _divided(name, "memory", stalled, others)
 
 
 def _grown(before: int | None, after: int | None) -> int:

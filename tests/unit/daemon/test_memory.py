@@ -196,6 +196,22 @@ def test_why_says_it_in_words(stage: Stage) -> None:
     play(stage, scene, {})
 
 
+def test_who_holds_what_a_machine_lacks_is_known_while_memory_is_short(stage: Stage) -> None:
+    async def scene(daemon: Daemon, held: dict[str, int]) -> None:
+        idle, busy = await idle_beside_busy(daemon, held)
+        memory = daemon.supervisor.memory
+        await memory.round()
+        async with memory._turn:
+            assert memory.holders[idle] > 0 > memory.holders[busy]
+            answer = await memorywhy.why(daemon.supervisor, "busy", 60)
+        assert any(line.startswith("Beyond their shares: idle ") for line in answer.words)
+        await memory.set([("broker", False)])
+        await memory.round()
+        assert memory.holders == {}
+
+    play(stage, scene, {})
+
+
 def test_a_machine_that_is_down_has_no_memory(stage: Stage) -> None:
     async def scene(daemon: Daemon, held: dict[str, int]) -> None:
         spec = {"name": "db", "memory": "64MiB", "disks": [{"size": "1MiB"}]}

@@ -12,6 +12,7 @@ import pytest
 from nagaya.daemon import pressure, waits
 from nagaya.daemon.daemon import Daemon
 from nagaya.resources.pressure import GroupPressure, HostPressure, Stall
+from nagaya.resources.stalls import HOST
 from nagaya.spec import MachineSpec
 from nagaya.testing import Stage, fake_parts
 
@@ -98,6 +99,23 @@ def test_a_stall_for_memory_is_said_too(stage: Stage, monkeypatch: pytest.Monkey
             "db waited 6 s for memory in the last minute (10% of the time).",
             "6 s (100%) because the host had too little, and took back pages that were needed again.",
         ]
+
+    play(stage, monkeypatch, scene)
+
+
+def test_a_stall_for_memory_names_who_holds_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(daemon: Daemon, counters: Counters) -> None:
+        db, web = await start(daemon, counters)
+        counters.used[db] = S
+        counters.groups[db] = GroupPressure(0, 0, 0, 8 * S, cpus=CPU)
+        async with daemon.supervisor.memory._turn:
+            daemon.supervisor.memory.holders = {db: -1, web: 3 * S, HOST: S}
+            answer = await waits.why(daemon.supervisor, "db", 60, "memory")
+        assert answer.words[1:] == [
+            "6 s (75%) because web holds more than its share.",
+            "2 s (25%) because programs of the host hold memory that is the machines'.",
+        ]
+        assert [advice.command for advice in answer.advice] == ["nagaya why db --memory"]
 
     play(stage, monkeypatch, scene)
 

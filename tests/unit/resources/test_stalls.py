@@ -61,6 +61,19 @@ def test_a_memory_stall_at_the_limit_is_the_limits_and_else_the_hosts() -> None:
     assert play(*({"db": look} for look in looks)) == [Charge("db", "memory", "device", "", S)]
 
 
+def test_a_memory_stall_is_charged_to_those_that_hold_more_than_their_share() -> None:
+    holders = {"db": 90 * S, "web": 3 * S, "ci": -5, HOST: S}
+    stalls = Stalls()
+    stalls.look(0, {"db": Look(0, ONE, memory_us=0, limit_hits=4)}, {}, holders)
+    found = stalls.look(1, {"db": Look(0, ONE, memory_us=S, limit_hits=4)}, {}, holders)
+    assert found == [
+        Charge("db", "memory", "machine", "web", S * 3 // 4),
+        Charge("db", "memory", "machine", HOST, S // 4),
+    ]
+    found = stalls.look(2, {"db": Look(0, ONE, memory_us=2 * S, limit_hits=5)}, {}, holders)
+    assert found == [Charge("db", "memory", "limit", "", S)]
+
+
 def test_a_machine_that_began_anew_is_charged_nothing() -> None:
     assert play({"db": Look(9 * S, ONE, 9 * S, 9 * S)}, {"db": Look(0, ONE, 0, 0)}) == []
     assert play({}, {"db": Look(9 * S, ONE, 9 * S, 9 * S)}) == []
