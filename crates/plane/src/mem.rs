@@ -280,6 +280,33 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+        #[test]
+        fn any_request_names_blocks_of_the_region_or_is_refused(
+            kind in 0_u16..6, near in 0_u64..10 * BLOCK, whole: bool, far: u64, is_far: bool, count in 0_u16..12,
+            many: u16, is_many: bool,
+        ) {
+            let start = config().start;
+            let near = start - BLOCK + if whole { near / BLOCK * BLOCK } else { near };
+            let (address, count) = (if is_far { far } else { near }, if is_many { many } else { count });
+            let end = u128::from(address) + u128::from(count) * u128::from(BLOCK);
+            let fits = count > 0 && address >= start && address % BLOCK == 0 && end <= u128::from(start + 8 * BLOCK);
+            let range = || {
+                let first = ((address - start) / BLOCK) as usize;
+                first..first + usize::from(count)
+            };
+            let expected = match kind {
+                0 if fits => Request::Plug(range()),
+                1 if fits => Request::Unplug(range()),
+                2 => Request::UnplugAll,
+                3 if fits => Request::State(range()),
+                _ => Request::Wrong,
+            };
+            proptest::prop_assert_eq!(request(kind, address, count), expected);
+        }
+    }
+
     #[test]
     fn what_a_killed_worker_did_by_half_is_done_once_more_and_only_then() {
         let page = Shared::create().unwrap();
