@@ -30,6 +30,7 @@ LAYERS = (
         "detached",
         "oom",
         "traffic",
+        "knobs",
         "_core",
     },
     {"spec"},

@@ -25,6 +25,7 @@ from nagaya.daemon.state import State
 from nagaya.daemon.supervised import UP, Supervised
 from nagaya.daemon.writer import Writer
 from nagaya.errors import NagayaError, SpecError
+from nagaya.knobs import Size
 from nagaya.models.memory import MachineMemoryInfo, MemoryAnswer, MemoryMove
 from nagaya.models.shares import Change, ChangesAnswer
 from nagaya.plane.balloons import BalloonStatus
@@ -34,7 +35,6 @@ from nagaya.resources.broker import Action, Broker, HostMemory, Kind, Plan
 from nagaya.resources.hotmemory import present
 from nagaya.resources.stalls import HOST
 from nagaya.resources.workingset import GuestStats, MachineMemory
-from nagaya.spec import Size
 
 if TYPE_CHECKING:
     from nagaya.daemon.supervisor import Supervisor

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nagaya.daemon.supervised import UP
+from nagaya.knobs import Size
 from nagaya.models.relocation import MemoryPlace, RelocationAnswer
 from nagaya.resources import relocation
 from nagaya.resources.guestmemory import Where
 from nagaya.resources.relocation import Relocated
-from nagaya.spec import Size
 from nagaya.units import human_size
 
 if TYPE_CHECKING:

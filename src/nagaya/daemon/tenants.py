@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from nagaya.daemon.state import State
 from nagaya.daemon.writer import Writer
+from nagaya.knobs import DiskKnobs, NetworkKnobs
 from nagaya.plane.shares import Resource, ShareNode
-from nagaya.spec import DiskKnobs, MachineSpec, NetworkKnobs, Tenant
+from nagaya.spec import MachineSpec, Tenant
 
 _FACT = "tenants"
 Nodes = tuple[ShareNode, ...]

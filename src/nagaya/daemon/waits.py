@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from nagaya.daemon import stallwords
+from nagaya.knobs import DiskKnobs, NetworkKnobs
 from nagaya.models.waits import Advice, WaitInfo, WaitResource, WhyAnswer
 from nagaya.plane.shares import ArbiterStatus, Objective, Resource, WaitRow
-from nagaya.spec import DiskKnobs, MachineSpec, NetworkKnobs, Tenant
+from nagaya.spec import MachineSpec, Tenant
 from nagaya.units import format_rate, format_time, human_time
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nagaya.spec import MIB, Name, Size
+from nagaya.knobs import Size
+from nagaya.spec import MIB, Name
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?(=[A-Za-z0-9.+:~-]+)?")  # Debian Policy 5.6.1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nagaya.hw import layout
-from nagaya.spec import Memory
+from nagaya.knobs import Memory
 
 MIN_BLOCK = 2 * layout.MIB
 _BLOCKS = 65536  # that the plane keeps bits of; a larger region has larger blocks

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from nagaya.spec import Size
+from nagaya.knobs import Size
 
 BALLAST_SHARE = 20  # one part in so many of the host's memory, and of its CPUs, stays with the host
 BALLAST_MIN = 256 * 2**20  # a Debian host with this daemon and its plane fits in it

@@ -19,7 +19,8 @@ from pathlib import Path
 from nagaya.daemon.adoption import is_alive, start_time
 from nagaya.engines.engine import Exit, ExitReason, GuestState, Machine, ProcessId
 from nagaya.errors import UnavailableError, UnsupportedError
-from nagaya.spec import CpuKnobs, EngineName, MachineSpec
+from nagaya.knobs import CpuKnobs
+from nagaya.spec import EngineName, MachineSpec
 
 UNSUPPORTED_WEIGHT = 6666
 _GUEST = """

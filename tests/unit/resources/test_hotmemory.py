@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nagaya.knobs import Memory
 from nagaya.resources.hotmemory import MIN_BLOCK, block_of, hot_memory, present
-from nagaya.spec import MIB, Memory
+from nagaya.spec import MIB
 
 GIB = 1024 * MIB
 

@@ -16,11 +16,12 @@ from nagaya.daemon import attachments
 from nagaya.daemon.daemon import Daemon
 from nagaya.errors import UsageError
 from nagaya.images.formats import Format
+from nagaya.knobs import Size
 from nagaya.models.disk import DiskInfo
 from nagaya.models.machine import MachineInfo
 from nagaya.models.operation import OperationInfo
 from nagaya.progress import Progress
-from nagaya.spec import MIB, Name, Size
+from nagaya.spec import MIB, Name
 
 DiskName = Annotated[str, Path(description="`data`, or `db/disk0`", max_length=140)]
 DiskSize = Annotated[Size, Field(ge=MIB, multiple_of=512, description="bytes, or with a unit: `10GiB`")]
