@@ -88,6 +88,8 @@ class Memory(Part):
     reservation: Size = Field(0, description="host memory it keeps whatever the others do")
     limit: Size | None = Field(None, description="host memory that its balloon holds it to")
     weight: Weight = 100
+    huge: bool = Field(False, description="kept in huge pages, as far as the guest uses whole ones")
+    node: int | None = Field(None, ge=0, description="NUMA node that it is kept on; none: any")
 
     @model_validator(mode="after")
     def _fits(self) -> Memory:

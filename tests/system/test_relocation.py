@@ -49,6 +49,22 @@ def test_pages_become_huge_and_small_again(filled: tuple[Machine, bytes]) -> Non
     assert digest(machine) == before
 
 
+def test_by_policy_pages_become_huge_and_the_home_node_is_kept(
+    filled: tuple[Machine, bytes],
+) -> None:
+    machine, before = filled
+    machine.set({"memory.huge": True, "memory.node": 0})
+
+    def moved() -> set[str]:
+        notes = machine.journal()
+        return {note.detail.partition(":")[0] for note in notes if note.event == "memory relocated"}
+
+    asyncio.run(wait_until(lambda: moved() == {"huge", "node"}, 90))
+    place = machine.relocate(resident=True).after
+    assert place.huge >= 16 * MIB
+    assert digest(machine) == before
+
+
 def test_pages_go_to_swap_and_come_back(filled: tuple[Machine, bytes]) -> None:
     if not CONTROL.exists():
         pytest.skip("needs zram in the host's kernel")

@@ -30,6 +30,7 @@ def setting_names(_ctx: click.Context, _param: click.Parameter, incomplete: str)
     disk = ("weight", "reservation", "limit", "latency_p99")
     fields = [f"{where}.{knob}" for where in ("disk", "disks[0].share") for knob in disk]
     fields += ["cpu.weight", "cpu.limit", "cpu.reservation", "cpu.pin", "tenant", "restart", "autostart"]
+    fields += [f"memory.{knob}" for knob in ("weight", "limit", "reservation", "size", "huge", "node")]
     return [f"{field}=" for field in fields if field.startswith(incomplete)]
 
 

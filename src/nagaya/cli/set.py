@@ -43,10 +43,10 @@ KNOB_COLUMNS = (Column("FIELD", field("field")), Column("VALUE", lambda row: _va
 def set_command(session: Session, name: str, settings: Sequence[str], dry_run: bool) -> None:
     """Set fields of a machine or the knobs of a tenant, all or none.
 
-    Knobs (disk, network, cpu, disks[N].share, nics[N].share, tenant) take effect at once and the guest
-    notices nothing; so does memory.size of a machine with a memory.max, which the guest is asked to plug.
-    Other fields are set while the machine is down. `none` takes a limit away. Units say
-    what is meant:
+    Knobs (disk, network, cpu, memory, disks[N].share, nics[N].share, tenant) take effect at once and the
+    guest notices nothing. Of memory.size it is asked: to plug up to memory.max, or to give by its balloon
+    what is less than it started with. Other fields are set while the machine is down. `none` takes a limit
+    away. Units say what is meant:
 
     \b
         nagaya set db disk.weight=400 disk.reservation=2000iops disk.limit=50MiB/s

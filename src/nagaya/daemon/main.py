@@ -23,6 +23,7 @@ from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.demand import Demand
 from nagaya.daemon.disks import Disks
 from nagaya.daemon.events import Events
+from nagaya.daemon.memoryhome import MemoryHome
 from nagaya.daemon.objectives import mind_objectives
 from nagaya.daemon.oomrank import mind_oom
 from nagaya.daemon.operations import Operations
@@ -99,6 +100,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
             supervisor.spawn(supervisor.queue.mind())
             supervisor.spawn(mind_oom(supervisor))
             supervisor.spawn(supervisor.memory.mind())
+            supervisor.spawn(MemoryHome(supervisor).mind())
             yield daemon
         finally:
             await daemon.operations.close()

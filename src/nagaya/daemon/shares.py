@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Settings = Sequence[tuple[str, object]]
 
 _LIVE = re.compile(
-    r"(disk|cpu|network)\..*|(disks|nics)\[\d+\]\.share\..*|memory\.(reservation|limit|weight)|tenant|restart|autostart"
+    r"(disk|cpu|network)\..*|(disks|nics)\[\d+\]\.share\..*|memory\.(reservation|limit|weight|huge|node)|tenant|restart|autostart"
 )
-_GROUPS = ("cpu.", "memory.")  # what the machine's control groups hold
+_GROUPS = "cpu."  # what the machine's control groups hold
 _SHARES: Mapping[Resource, tuple[str, ...]] = {  # what the plane's arbiters hold
     "disk": ("disk.", "disks[", "tenant"),
     "network": ("network.", "nics[", "tenant"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nagaya.errors import UnsupportedError
+from nagaya.resources import topology
 from nagaya.spec import MIB, MachineSpec
 from nagaya.units import human_size
 
@@ -14,7 +15,7 @@ Refusal = tuple[bool, str, object, str]  # whether it is wrong, the field, its v
 
 def refuse(spec: MachineSpec, engine: str, rows: Iterable[Refusal]) -> None:
     """Raise `UnsupportedError` for the first row that is wrong."""
-    for wrong, field, value, allowed in (*rows, _limit(spec)):
+    for wrong, field, value, allowed in (*rows, _limit(spec), _node(spec)):
         if wrong:
             raise UnsupportedError(
                 f"{spec.name}: {field}: {value} is not possible with engine {engine}, {allowed}", field=field
@@ -28,4 +29,17 @@ def _limit(spec: MachineSpec) -> Refusal:
         "memory.limit",
         human_size(limit or 0),
         f"at least {human_size(least)}: no guest works with less",
+    )
+
+
+def _node(spec: MachineSpec) -> Refusal:
+    node, there = (
+        spec.memory.node,
+        [one.id for one in topology.nodes()] if spec.memory.node is not None else [],
+    )
+    return (
+        node is not None and node not in there,
+        "memory.node",
+        node,
+        f"this host has {', '.join(map(str, there))}",
     )
