@@ -12,7 +12,7 @@ use nagaya_plane::control::{QueueSetup, Region};
 use nagaya_plane::inflight::region_size;
 use nagaya_plane::memory::Memory;
 use nagaya_plane::net::frame::{Frame, Front};
-use nagaya_plane::net::header::{ETHERNET, LEGACY_LENGTH, Offload};
+use nagaya_plane::net::header::{ETHERNET, Offload};
 use nagaya_plane::net::receive::{Receiver, header_length};
 use nagaya_plane::net::segment;
 use nagaya_plane::net::switch::{Ip, PortKind, Rules, Switch};
@@ -110,10 +110,9 @@ impl Scene {
         if !(ETHERNET..=0x1_0000).contains(&length) {
             return Ok(());
         }
-        let mut header = [0; LEGACY_LENGTH];
-        chain::read_front(buffers, &mut header);
-        chain::skip_front(buffers, header_length);
-        let mut front = Front::take(buffers, length);
+        let mut front = Front::default();
+        front.take(buffers, header_length, length);
+        let header = front.header(header_length);
         let Ok((offload, segments)) = Offload::parse(&header, front.frame(), length) else { return Ok(()) };
         let mut out = Vec::new();
         let Ok(verdict) = self.switch.decide(0, 0, front.frame_mut(), length, segments, &mut out) else {
@@ -177,7 +176,8 @@ impl Scene {
 /// Give a frame that is in one piece to the guest.
 fn put(receive: &mut VirtQueue, receiver: &mut Receiver, bytes: &mut [u8]) -> Result<(), Violation> {
     let mut rest = vec![libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
-    let mut front = Front::take(&mut rest, bytes.len());
+    let mut front = Front::default();
+    front.take(&mut rest, 0, bytes.len());
     receiver.put(receive, front.with_header(&Offload::default()), &rest).map(|_| ())
 }
 

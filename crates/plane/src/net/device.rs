@@ -12,7 +12,7 @@ use crate::chain::{self, Buffers};
 use crate::clock::Nanos;
 use crate::config::NetConfig;
 use crate::net::frame::Front;
-use crate::net::header::{ETHERNET, LEGACY_LENGTH, LENGTH, Offload};
+use crate::net::header::{ETHERNET, LENGTH, Offload};
 use crate::net::network::{Network, Networks, Sent};
 use crate::net::order::Order;
 use crate::net::receive::header_length;
@@ -77,6 +77,7 @@ pub struct Net {
     config: NetConfig,
     network: Rc<RefCell<Network>>,
     buffers: Buffers,
+    front: Front,
 }
 
 /// What a queue is for, as the guest sees it (5.1.2).
@@ -90,7 +91,7 @@ impl Net {
     /// A port of the network that the configuration names.
     pub fn new(config: &NetConfig, networks: &mut Networks) -> Net {
         let network = networks.of(&config.network);
-        Net { config: config.clone(), network, buffers: Buffers::default() }
+        Net { config: config.clone(), network, buffers: Buffers::default(), front: Front::default() }
     }
 
     fn role(&self, index: u16, features: u64) -> Role {
@@ -155,15 +156,12 @@ impl Net {
         network: &mut Network,
     ) -> Result<u32, DropReason> {
         let features = context.queue(index).map_or(0, |queue| queue.features);
-        let buffers = &mut self.buffers.readable;
-        let mut header = [0; LEGACY_LENGTH];
+        let (buffers, front) = (&mut self.buffers.readable, &mut self.front);
         let header_length = header_length(features);
         let length = (chain::total(buffers) as usize).checked_sub(header_length);
         let length = length.filter(|length| *length >= ETHERNET).ok_or(DropReason::Malformed)?;
-        chain::read_front(buffers, &mut header);
-        chain::skip_front(buffers, header_length);
-        let mut front = Front::take(buffers, length);
-        let (offload, segments) = Offload::parse(&header, front.frame(), length)?;
+        front.take(buffers, header_length, length);
+        let (offload, segments) = Offload::parse(&front.header(header_length), front.frame(), length)?;
         if offload.largest(length) > usize::from(self.config.mtu) + OVERHEAD || length > LARGEST {
             return Err(DropReason::Oversize);
         }
@@ -171,7 +169,7 @@ impl Net {
         if !network.has_link(slot) {
             return Err(DropReason::LinkDown);
         }
-        let sent = Sent { front: &mut front, rest: buffers, length, offload, segments };
+        let sent = Sent { front, rest: buffers, length, offload, segments };
         if !network.send(context.now, (slot, Some(index)), &mut context.peers, sent) {
             return Ok(0);
         }

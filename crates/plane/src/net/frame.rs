@@ -1,7 +1,7 @@
 //! A frame on its way: its front, copied once out of the sender's memory and checked there, and the rest where it lies.
 
 use crate::chain;
-use crate::net::header::{LENGTH, Offload};
+use crate::net::header::{LEGACY_LENGTH, LENGTH, Offload};
 use crate::net::switch::{HEADER, Tag};
 
 /// Bytes of a VLAN tag, and of the two addresses before it.
@@ -11,7 +11,7 @@ const ADDRESSES: usize = 12;
 /// Room before the front, for the virtio-net header and a tag that comes in.
 const ROOM: usize = LENGTH + TAG;
 
-/// The first bytes of a frame, with room for what goes before.
+/// The first bytes of a frame, with room for what goes before. Reused from frame to frame: clearing it costs more than filling it.
 #[derive(Clone)]
 pub struct Front {
     bytes: [u8; ROOM + HEADER],
@@ -20,14 +20,26 @@ pub struct Front {
     end: usize,
 }
 
+impl Default for Front {
+    /// Of no frame yet.
+    fn default() -> Front {
+        Front { bytes: [0; ROOM + HEADER], begin: ROOM, end: ROOM }
+    }
+}
+
 impl Front {
-    /// Take the front of the frame out of `buffers`, which keep the rest.
-    pub fn take(buffers: &mut Vec<libc::iovec>, length: usize) -> Front {
-        let mut front = Front { bytes: [0; ROOM + HEADER], begin: ROOM, end: ROOM + length.min(HEADER) };
-        let count = front.end - ROOM;
-        chain::read_front(buffers, &mut front.bytes[ROOM..ROOM + count]);
-        chain::skip_front(buffers, count);
-        front
+    /// Take the front of a frame of `length` bytes out of `buffers`, which keep the rest. Before it are `header` bytes, at most
+    /// [`LENGTH`].
+    pub fn take(&mut self, buffers: &mut Vec<libc::iovec>, header: usize, length: usize) {
+        (self.begin, self.end) = (ROOM, ROOM + length.min(HEADER));
+        let begin = ROOM - header;
+        chain::read_front(buffers, &mut self.bytes[begin..self.end]);
+        chain::skip_front(buffers, self.end - begin);
+    }
+
+    /// The virtio-net header that was taken with the frame, of so many bytes.
+    pub fn header(&self, length: usize) -> [u8; LEGACY_LENGTH] {
+        self.bytes[ROOM - length..].first_chunk().copied().unwrap_or_default()
     }
 
     /// The bytes of the frame.
@@ -131,8 +143,9 @@ mod tests {
     }
 
     fn front(bytes: &mut [u8]) -> Front {
-        let length = bytes.len();
-        Front::take(&mut pieces(bytes, &[7, 3]), length)
+        let (mut front, length) = (Front::default(), bytes.len());
+        front.take(&mut pieces(bytes, &[7, 3]), 0, length);
+        front
     }
 
     #[test]
@@ -162,7 +175,8 @@ mod tests {
             let mut sent: Vec<u8> = (0..length).map(|at| (at * 7 % 251) as u8).collect();
             let expected = sent.clone();
             let mut rest = pieces(&mut sent, &from);
-            let mut front = Front::take(&mut rest, length);
+            let mut front = Front::default();
+            front.take(&mut rest, 0, length);
             let frame = Frame { front: &mut front, rest: &rest, length, offload: Offload::default() };
             let mut whole = Vec::new();
             frame.linear(&mut whole);

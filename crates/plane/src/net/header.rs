@@ -73,17 +73,26 @@ impl Offload {
     ///
     /// # Errors
     /// [`DropReason::BadHeader`].
+    #[inline]
     pub fn parse(
         bytes: &[u8; LEGACY_LENGTH],
         front: &[u8],
         length: usize,
     ) -> Result<(Offload, u32), DropReason> {
-        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let (flags, kind) = (u32::from(bytes[0]), u32::from(bytes[1]));
-        if (flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) == 0 {
-            let plain = kind & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE;
-            return if plain { Ok((Offload::default(), 1)) } else { Err(DropReason::BadHeader) };
+        if flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
+            return Offload::parse_checksum(bytes, front, length);
         }
+        let plain = kind & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE;
+        if plain { Ok((Offload::default(), 1)) } else { Err(DropReason::BadHeader) }
+    }
+
+    fn parse_checksum(
+        bytes: &[u8; LEGACY_LENGTH],
+        front: &[u8],
+        length: usize,
+    ) -> Result<(Offload, u32), DropReason> {
+        let (word, kind) = (|at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]), u32::from(bytes[1]));
         let checksum = Checksum { start: word(6), offset: word(8) };
         let start = usize::from(checksum.start);
         if start < ETHERNET || start + usize::from(checksum.offset) + 2 > length {

@@ -263,8 +263,11 @@ impl Network {
         };
         let offload = frame.offload.shifted(by);
         let length = frame.length.saturating_add_signed(by.into());
-        let takes = self.takes(slot, peers, flow).ok_or(DropReason::LinkDown)?;
-        match offload.for_one_who(&takes) {
+        let todo = match offload.checksum {
+            None => Todo::Nothing,
+            Some(_) => offload.for_one_who(&self.takes(slot, peers, flow).ok_or(DropReason::LinkDown)?),
+        };
+        match todo {
             Todo::Nothing => self.hand_over(peers, slot, flow, (front, frame.rest), offload),
             Todo::Checksum(checksum) => {
                 Frame { front, rest: frame.rest, length, offload }.linear(&mut self.whole);
@@ -297,7 +300,8 @@ impl Network {
         bytes: &mut [u8],
     ) -> Result<(), DropReason> {
         let mut rest = vec_of(bytes);
-        let mut front = Front::take(&mut rest, bytes.len());
+        let mut front = Front::default();
+        front.take(&mut rest, 0, bytes.len());
         self.hand_over(peers, slot, flow, (&mut front, &rest), Offload::default())
     }
 

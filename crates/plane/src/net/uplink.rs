@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::config::{UplinkConfig, UplinkKind};
 use crate::net::frame::Front;
-use crate::net::header::{ETHERNET, LEGACY_LENGTH, LENGTH, Offload};
+use crate::net::header::{ETHERNET, LENGTH, Offload};
 use crate::net::network::{Network, Networks, Sent, Takes};
 use crate::net::order::Order;
 use crate::net::settle;
@@ -41,6 +41,7 @@ pub struct Uplink {
     file: Rc<File>,
     network: Rc<RefCell<Network>>,
     frame: Vec<u8>,
+    front: Front,
     incoming: Incoming,
 }
 
@@ -114,7 +115,8 @@ impl Uplink {
     pub fn new(config: &UplinkConfig, file: File, networks: &mut Networks) -> Uplink {
         let network = networks.of(&config.network);
         let frame = vec![0; LARGEST];
-        Uplink { config: config.clone(), file: Rc::new(file), network, frame, incoming: Incoming::default() }
+        let (file, front, incoming) = (Rc::new(file), Front::default(), Incoming::default());
+        Uplink { config: config.clone(), file, network, frame, front, incoming }
     }
 
     /// World to network.
@@ -164,15 +166,14 @@ impl Uplink {
         if length < ETHERNET {
             return Err(DropReason::Malformed);
         }
-        let (header, frame) = self.frame.split_at_mut(LENGTH);
-        let mut rest = vec![libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: length }];
-        let mut front = Front::take(&mut rest, length);
-        let mut known = [0; LEGACY_LENGTH];
-        known.copy_from_slice(&header[..LEGACY_LENGTH]);
-        let (offload, segments) = Offload::parse(&known, front.frame(), length)?;
+        let front = &mut self.front;
+        let mut rest =
+            vec![libc::iovec { iov_base: self.frame.as_mut_ptr().cast(), iov_len: LENGTH + length }];
+        front.take(&mut rest, LENGTH, length);
+        let (offload, segments) = Offload::parse(&front.header(LENGTH), front.frame(), length)?;
         add(&context.page.writes, 1);
         add(&context.page.written_bytes, length as u64);
-        let sent = Sent { front: &mut front, rest: &rest, length, offload, segments };
+        let sent = Sent { front, rest: &rest, length, offload, segments };
         // What no buffer is there for is dropped: the tap's queue is behind it, with the frames for all others.
         network.send(context.now, (context.token.slot, None), &mut context.peers, sent);
         Ok(())

@@ -47,8 +47,8 @@ const CALLS_PER_CHECK: u8 = 32;
 const SHOWN_AT_ONCE: usize = 4;
 
 /// How many chains ahead of the one that is taken descriptors and buffers are fetched into the CPU's cache.
-const FETCH_DESCRIPTOR: u16 = 4;
-const FETCH_BUFFER: u16 = 2;
+const FETCH_DESCRIPTOR: u16 = 8;
+const FETCH_BUFFER: u16 = 4;
 
 /// So long a lazy queue's driver waits for its interrupt, ns. A sender that cannot go on without may still have several
 /// Gbit/s, with two large frames at a time.
@@ -227,14 +227,19 @@ impl VirtQueue {
         if self.stopping.is_some() {
             return Ok(None);
         }
-        let Some(head) = self.next_chain(buffers)? else { return Ok(None) };
+        let Some(head) = self.next_head()? else { return Ok(None) };
+        if self.inflight.is_taken(head) {
+            let detail = format!("chain {head} is offered again before it was used");
+            return Err(Violation::new("head-in-use", detail));
+        }
+        self.walk(head, buffers)?;
         self.inflight.take(head);
         self.taken += 1;
         Ok(Some(head))
     }
 
-    /// The next chain of the available ring, in `buffers`.
-    fn next_chain(&mut self, buffers: &mut Buffers) -> Result<Option<u16>, Violation> {
+    /// Where the next chain of the available ring begins.
+    fn next_head(&mut self) -> Result<Option<u16>, Violation> {
         let size = self.rings.size();
         if self.seen == self.next_avail {
             self.seen = self.rings.avail_index();
@@ -262,13 +267,6 @@ impl VirtQueue {
         if head >= size {
             return Err(Violation::new("head", format!("chain {head} in a queue of {size} descriptors")));
         }
-        if self.inflight.is_taken(head) {
-            return Err(Violation::new(
-                "head-in-use",
-                format!("chain {head} is offered again before it was used"),
-            ));
-        }
-        self.walk(head, buffers)?;
         Ok(Some(head))
     }
 

@@ -5,6 +5,7 @@ mod guard;
 mod hostile;
 mod learning;
 mod private;
+mod runs;
 mod scene;
 mod security;
 mod vlans;

@@ -85,15 +85,15 @@ impl Network {
         let Some(index) = receive_queue(queues, page, flow) else { return false };
         let Some(receive) = queues[usize::from(index)].as_mut() else { return false };
         let merges = receive.features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
-        let needed = if merges { 1 + length / BUFFER } else { 1 };
-        if usize::from(receive.offered()) >= needed {
+        let needed = if merges { 1 + (length / BUFFER) as u16 } else { 1 };
+        if receive.offers(needed) {
             patience.served(now);
             return false;
         }
         if !patience.waits(now) {
             return false;
         }
-        receive.want(needed as u16);
+        receive.want(needed);
         peers.wake(slot, index);
         self.held.push((slot, (sender, queue)));
         true

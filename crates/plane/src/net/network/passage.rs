@@ -76,7 +76,8 @@ impl Network {
     fn go_on(&mut self, now: Nanos, peers: &mut Peers<'_>, is_there: bool, mut parked: Parked) {
         let (length, offload) = (parked.bytes.len(), parked.offload);
         let mut rest = vec_of(&mut parked.bytes);
-        let mut front = Front::take(&mut rest, length);
+        let mut front = Front::default();
+        front.take(&mut rest, 0, length);
         let mut frame = Frame { front: &mut front, rest: &rest, length, offload };
         let way = Way { from: parked.from, flow: parked.flow, segments: parked.segments, wire: parked.wire };
         for delivery in &parked.deliveries {

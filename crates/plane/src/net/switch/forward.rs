@@ -33,6 +33,11 @@ impl Switch {
         if header.len() < length.min(HEADER) || header.len() > length {
             return Err(DropReason::Malformed);
         }
+        if let Some((delivery, verdict)) = self.continues(now, from, header, (length, segments)) {
+            out.push(delivery);
+            return Ok(verdict);
+        }
+        self.end_run();
         let frame = Frame::parse(header, length)?;
         let vlan = self.admit(now, from, header, &frame)?;
         if frame.tag == Some(0) {
@@ -66,7 +71,11 @@ impl Switch {
         let Network::Ip(packet) = &frame.network else { return Ok(Verdict { flow: 0, ip: None }) };
         let (protocol, fragment) = (packet.protocol, packet.fragment.is_some());
         let ip = Ip { v4: packet.is_v4(), protocol, upper: packet.span.0, fragment };
-        Ok(Verdict { flow: self.keyed.flow(packet), ip: Some(ip) })
+        let verdict = Verdict { flow: self.keyed.flow(packet), ip: Some(ip) };
+        if let (To::One(_), [delivery]) = (to, out.as_slice()) {
+            self.begin_run((now, from, vlan), (header, length), frame.network, (*delivery, verdict));
+        }
+        Ok(verdict)
     }
 
     /// Whether the port may send the frame; its VLAN.

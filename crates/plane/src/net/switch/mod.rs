@@ -6,7 +6,7 @@
 //! - [`frame`]: headers, parsed once; [`guard`]: who a guest may say it is; [`storm`]: how much it may send to many;
 //! - [`fdb`]: which address is at which port; [`forward`]: where a frame goes;
 //! - [`private`]: ways out of one machine alone;
-//! - [`security`]: which connections are allowed; [`track`]: those that there are; [`fragments`]: packets in parts;
+//! - [`run`]: frames that share a decision; [`security`]: which connections are allowed; [`track`]: those that there are; [`fragments`]: packets in parts;
 //! - [`faults`]: a link that is bad on purpose; [`keyed`]: hashes that guests cannot guess.
 
 pub mod faults;
@@ -20,6 +20,7 @@ pub mod port;
 mod private;
 pub mod reason;
 pub mod rules;
+mod run;
 mod security;
 mod storm;
 pub mod track;
@@ -32,6 +33,7 @@ use keyed::Keyed;
 use port::{OBSERVED, Port};
 pub use reason::{DropReason, Drops};
 pub use rules::{PortKind, Rules};
+use run::Run;
 use track::Entry;
 
 /// A port: a small number that the caller chooses, below [`MAX_PORTS`]; free again after [`Switch::remove_port`].
@@ -104,6 +106,8 @@ pub struct Switch {
     generation: u32,
     /// Until when connections may be older than the switch.
     resumed: Nanos,
+    /// The last decision, if the next frame may share it.
+    run: Option<Run>,
 }
 
 impl Switch {
@@ -114,6 +118,7 @@ impl Switch {
 
     /// Until `until`, accept answers to connections that a switch before this one knew: those that the rows would have allowed.
     pub fn resume(&mut self, until: Nanos) {
+        self.end_run();
         self.resumed = until;
     }
 
@@ -129,6 +134,7 @@ impl Switch {
         rules: Rules,
     ) -> Result<(), String> {
         rules.check()?;
+        self.end_run();
         if id >= MAX_PORTS || self.port(id).is_some() {
             return Err(format!("port {id} exists, or is not below {MAX_PORTS}"));
         }
@@ -152,6 +158,7 @@ impl Switch {
 
     /// A port goes, with all that was learnt from it.
     pub fn remove_port(&mut self, id: PortId) {
+        self.end_run();
         self.fdb.forget(id);
         self.generation = self.generation.wrapping_add(1);
         let gone = self.ports.get_mut(id as usize).and_then(Option::take);
@@ -166,6 +173,7 @@ impl Switch {
     /// If there is no such port, or the rules are out of bounds.
     pub fn set_rules(&mut self, id: PortId, rules: Rules) -> Result<(), String> {
         rules.check()?;
+        self.end_run();
         let port = self.port_mut(id).ok_or_else(|| format!("there is no port {id}"))?;
         port.set_rules(rules);
         self.generation = self.generation.wrapping_add(1);
@@ -176,6 +184,7 @@ impl Switch {
 
     /// The name of a port, for faults that part others from it and for ways out that are its alone.
     pub fn set_name(&mut self, id: PortId, name: &str) {
+        self.end_run();
         if let Some(port) = self.port_mut(id) {
             port.name = name.to_owned();
         }
@@ -187,6 +196,7 @@ impl Switch {
 
     /// The uplink `id` is the way out of the guest `owner` alone. Its addresses are those that it answers for; nobody else has them.
     pub fn set_owner(&mut self, id: PortId, owner: &str) {
+        self.end_run();
         let Some(uplink) = self.port_mut(id) else { return };
         uplink.owner = Some(owner.to_owned());
         let addresses = uplink.addresses.clone();
@@ -214,6 +224,7 @@ impl Switch {
 
     /// Faults on purpose for a port; `None` ends them.
     pub fn set_faults(&mut self, id: PortId, faults: Option<Faults>) {
+        self.end_run();
         if let Some(port) = self.port_mut(id) {
             port.faults = faults;
         }
@@ -271,6 +282,7 @@ impl Switch {
     /// The `limit` connections of a port with the most bytes. Of a port without security rules they are counted for a minute
     /// from this call on.
     pub fn flows(&mut self, now: Nanos, id: PortId, limit: usize) -> Vec<Entry> {
+        self.end_run();
         let Some(port) = self.port_mut(id) else { return Vec::new() };
         port.observed = now + OBSERVED;
         let mut flows: Vec<Entry> = port.track.iter(now).filter(|entry| !entry.refused).copied().collect();

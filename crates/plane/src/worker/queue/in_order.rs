@@ -24,12 +24,20 @@ impl VirtQueue {
         if self.stopping.is_some() {
             return Ok(None);
         }
-        self.next_chain(buffers)
+        let Some(head) = self.next_head()? else { return Ok(None) };
+        self.walk(head, buffers)?;
+        Ok(Some(head))
     }
 
     /// Chains that are offered and not taken.
     pub fn offered(&self) -> u16 {
         self.rings.avail_index().wrapping_sub(self.next_avail)
+    }
+
+    /// Whether so many chains are offered and not taken. The ring is looked at only if we know of fewer: its driver may be writing
+    /// there.
+    pub fn offers(&self, chains: u16) -> bool {
+        self.seen.wrapping_sub(self.next_avail) >= chains || self.offered() >= chains
     }
 
     /// From now on the queue has something to do when so many chains are offered; 1 is as ever.
