@@ -79,8 +79,8 @@ class Plane:
         """What is asked of each disk of the host and how it answers, enough to replay it: JSON `[{"worker", "cells":
         [{"number", "kind", "bytes", "load", "count", "times_ns": 17 quantiles}], "patterns": [{"id", "recorded_us", "mix":
         [{"kind", "count", "bytes"}], "periods": [{"number", "count", "gap_us", "span_us", "requests", "depth", "think_us"}],
-        "squares": [gaps, spans], "latency": [[bucket, count]], "p99_us"}]}]` (docs/capacity.md). With `anew` patterns are
-        recorded from now on only; cells forget by themselves."""
+        "squares": [gaps, spans], "latency": [[bucket, count]], "p99_us"}]}]` (docs/capacity.md). With `anew` the next
+        answer has only what comes from now on. Cells forget by themselves, too."""
 
     def set_layers(self, id: str, config: str, fds: Sequence[int]) -> None:
         """Serve a blk device from other image files: `config` as for `device_add`, with other `layers` alone; `fds` are

@@ -26,7 +26,7 @@ from nagaya.resources.demand import (
     hour_of,
     hour_to_json,
     merged,
-    newest_cells,
+    merged_cells,
 )
 
 DAYS = 14
@@ -96,7 +96,7 @@ class DemandStore:
                         (disk, hour % _DAY, hour, one.worker, _text(whole)),
                     )
                 known = self.devices().get(one.worker)
-                cells = newest_cells(known.cells if known else (), one.cells)
+                cells = merged_cells(known.cells if known else (), one.cells)
                 self._db.execute(
                     "INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)",
                     (one.worker, *capacities.get(one.worker, (0, 0)), _text(cells)),

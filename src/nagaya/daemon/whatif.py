@@ -13,7 +13,7 @@ from nagaya.models.plan import PlanRow
 from nagaya.plane.demand import Device, Outcome, simulate
 from nagaya.plane.shares import ArbiterStatus, ShareNode
 
-SECONDS, WARM_UP = 4.0, 2.0  # of simulated time; the window is found in the warm-up
+SECONDS, WARM_UP = 8.0, 10.0  # of simulated time; the window is found in the warm-up
 LEAST_BOUND_US = 10_000  # a disk without an objective may take so long, or
 GUESSED = 0.01  # of the requests: with more of them guessed, p99 is a guess
 ANSWERS = 100  # a disk with fewer has no p99

@@ -36,6 +36,7 @@ class Model:
     write_us: int = 0
     flush_us: int = 0
     bytes_per_second: int = 0  # what moving bytes adds; 0 for nothing
+    varies_percent: int = 0  # of the time of each request, drawn from an exponential distribution
     speeds: tuple[Speed, ...] = ()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 INTERVAL = 10  # s between samples
 HOUR = 3600
 SAMPLES = HOUR // INTERVAL  # that are kept of a machine
+REMEMBERED = 10_000  # requests of a device under one load that count beside new ones
 PERIODS = 48  # kinds of busy periods that are kept of a disk: those with the most requests
 
 _SUMS = ("count", "gap_us", "span_us", "requests", "depth", "think_us")
@@ -132,13 +133,33 @@ def merged(before: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[st
     }
 
 
-def newest_cells(before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """What is known of a device: what it has just shown, and what it had shown before under other loads."""
+def merged_cells(before: Iterable[Mapping[str, Any]], more: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """What is known of a device: what it had shown before and has just shown, by their requests.
+
+    Under one load no more than the last `REMEMBERED` requests count before the new ones.
+    """
     found = {one["number"]: one for one in before}
-    for one in now:
-        if one["count"] >= min(50, found.get(one["number"], one)["count"]):
-            found[one["number"]] = one
+    for one in more:
+        known = found.get(one["number"])
+        found[one["number"]] = one if known is None else _added_cell(known, one)
     return [found[number] for number in sorted(found)]
+
+
+def _added_cell(before: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    old, new = min(before["count"], REMEMBERED), more["count"]
+    part: float = old / max(1, old + new)
+
+    def mean(one: float, other: float) -> float:
+        return one * part + other * (1 - part)
+
+    times = zip(before["times_ns"], more["times_ns"], strict=True)
+    return {
+        **more,
+        "count": old + new,
+        "bytes": round(mean(before["bytes"], more["bytes"])),
+        "load": mean(before["load"], more["load"]),
+        "times_ns": [round(mean(one, other)) for one, other in times],
+    }
 
 
 def _mean_p99(*patterns: Mapping[str, Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -71,3 +72,51 @@ def test_one_question_at_a_time_about_a_machine_that_is_known(invoke: Invoke) ->
     invoke("create", "busybox", "--name", "young")
     outcome = invoke("plan", "--like", "young")
     assert "nothing has been recorded of young yet" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--most", "0"), ("--most", "-1"), ("--most", "many"), ("--most", "1001"),
+        ("--p99", "0"), ("--p99", "-1ms"), ("--p99", "soon"), ("--p99", "10"),
+    ],
+)  # fmt: skip
+def test_a_bound_that_makes_no_sense_is_refused(recorded: Invoke, wrong: tuple[str, str]) -> None:
+    outcome = recorded("plan", "--like", "web", *wrong)
+    assert outcome.status == 2 and wrong[0] in outcome.err
+
+
+def test_a_machine_that_asked_for_nothing_fits_as_often_as_was_looked(
+    invoke: Invoke, daemon_paths: Paths
+) -> None:
+    invoke("create", "busybox", "--name", "idle", "--memory", "64MiB")
+    (row,) = invoke("list", "--format", "json").json
+    store = DemandStore(daemon_paths.state / "demand.sqlite")
+    store.add(int(time.time()) - HOUR, {row["id"]: Sample(int(time.time()) - HOUR, 0, 0, 0, 0, 0, 0)})
+    store.close()
+    answer = invoke("plan", "--like", "idle", "--most", "3", "--format", "json").json
+    assert (answer["fits"], answer["breaks"], answer["rows"]) == (3, "", [])
+    assert "Nothing has been recorded of its disks yet: they are left out." in answer["words"]
+
+
+def test_a_device_of_which_nothing_is_known_is_left_out(recorded: Invoke, daemon_paths: Paths) -> None:
+    with sqlite3.connect(daemon_paths.state / "demand.sqlite") as db:
+        db.execute("UPDATE devices SET cells = '[]'")
+    db.close()
+    answer = recorded("plan", "--like", "web", "--format", "json").json
+    assert answer["rows"] == [] and "they are left out" in answer["words"][-1]
+
+
+def test_a_recording_that_cannot_be_replayed_says_why(recorded: Invoke, daemon_paths: Paths) -> None:
+    with sqlite3.connect(daemon_paths.state / "demand.sqlite") as db:
+        db.execute("UPDATE patterns SET pattern = json_set(pattern, '$.mix', json('[]'))")
+    db.close()
+    outcome = recorded("plan", "--like", "web")
+    assert outcome.status != 0 and "has busy periods and no requests" in outcome.err
+
+
+def test_without_any_recording_no_host_is_filled(invoke: Invoke) -> None:
+    invoke("create", "busybox", "--name", "young")
+    answer = invoke("plan", "--consolidate", "--format", "json").json
+    assert (answer["groups"], answer["unknown"]) == ([], ["young"])
+    assert "not recorded yet: young" in invoke("plan", "--consolidate").out

@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nagaya.resources import demand
-from nagaya.resources.demand import PERIODS, Sample, Totals, between, hour_of, merged, newest_cells, quantiles
+from nagaya.resources.demand import PERIODS, Sample, Totals, between, hour_of, merged, merged_cells, quantiles
 
 COUNT = st.integers(0, 2**40)
 
@@ -65,10 +66,20 @@ def test_recordings_add_up_and_stay_bounded(one: list[tuple[int, int]], other: l
         assert sum(row["requests"] for row in whole["periods"]) == sum(row[1] for row in one + other)
 
 
-def test_a_device_is_known_under_old_loads_too() -> None:
-    def cell(number: int, count: int, time: int) -> dict[str, Any]:
-        return {"number": number, "count": count, "times_ns": [time]}
+def _cell(number: int, count: int, time: int) -> dict[str, Any]:
+    return {"number": number, "kind": "read", "bytes": 4096, "load": 2.0, "count": count, "times_ns": [time]}
 
-    before = [cell(1, 5000, 10), cell(2, 5000, 20)]
-    found = newest_cells(before, [cell(2, 900, 25), cell(1, 3, 99), cell(7, 1, 70)])
-    assert [(one["number"], one["times_ns"]) for one in found] == [(1, [10]), (2, [25]), (7, [70])]
+
+def test_a_device_is_known_under_old_loads_too() -> None:
+    before = [_cell(1, 5000, 10), _cell(2, 1000, 20)]
+    found = merged_cells(before, [_cell(2, 1000, 30), _cell(7, 1, 70)])
+    assert [(one["number"], one["count"], one["times_ns"]) for one in found] == [
+        (1, 5000, [10]), (2, 2000, [25]), (7, 1, [70]),
+    ]  # fmt: skip
+
+
+def test_a_device_that_changes_is_known_as_it_is_now() -> None:
+    cells: list[Any] = [_cell(1, 10**9, 100)]
+    for _ in range(10):
+        cells = merged_cells(cells, [_cell(1, 5000, 200)])
+    assert (cells[0]["times_ns"][0], cells[0]["bytes"]) == (pytest.approx(200, rel=0.05), 4096)

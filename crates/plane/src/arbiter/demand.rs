@@ -255,7 +255,8 @@ pub struct Cell {
     pub load: f64,
     /// How many requests this is from; old ones are forgotten.
     pub count: u32,
-    /// ns from the start to the answer that these [`PARTS`] of the requests stayed below.
+    /// ns from the start to the answer that these [`PARTS`] of the requests stayed below; but the last is not the longest
+    /// that was ever seen: it is so long that half way to it is the mean of those above the one before.
     pub times_ns: Vec<Nanos>,
 }
 
@@ -308,10 +309,18 @@ impl Profile {
             bytes: seen.bytes / seen.count.max(1),
             load: seen.load / seen.count.max(1) as f64,
             count: seen.times.total(),
-            times_ns: PARTS.iter().map(|part| seen.times.quantile(*part)).collect(),
+            times_ns: times(&seen.times),
         };
         self.seen.iter().map(cell).collect()
     }
+}
+
+fn times(seen: &Histogram) -> Vec<Nanos> {
+    let mut times: Vec<Nanos> = PARTS.iter().map(|part| seen.quantile(*part)).collect();
+    if let [.., slow, slowest] = &mut times[..] {
+        *slowest = (2 * seen.mean_above(PARTS[PARTS.len() - 2])).saturating_sub(*slow).max(*slow);
+    }
+    times
 }
 
 fn quarter(load: u64) -> usize {
@@ -331,7 +340,7 @@ pub struct Demand {
 }
 
 impl Arbiter {
-    /// What was recorded; with `anew` patterns are recorded from now on only.
+    /// What was recorded; with `anew` the next answer has only what comes from now on.
     pub fn demand(&mut self, now: Nanos, anew: bool) -> Demand {
         let mut patterns = Vec::new();
         for node in self.nodes.iter_mut().skip(ROOT as usize + 1) {
@@ -343,7 +352,11 @@ impl Arbiter {
                 recorder.clear(now);
             }
         }
-        Demand { cells: self.profile.cells(), patterns }
+        let cells = self.profile.cells();
+        if anew {
+            self.profile = Profile::new();
+        }
+        Demand { cells, patterns }
     }
 }
 

@@ -58,6 +58,22 @@ impl Histogram {
         }
         end
     }
+
+    /// The mean of those that are above the `part`-quantile; that quantile if there are none.
+    pub fn mean_above(&self, part: f64) -> Nanos {
+        let above = (1.0 - part.clamp(0.0, 1.0)) * f64::from(self.total);
+        let (mut left, mut sum) = (above, 0.0);
+        for (bucket, count) in self.counts.iter().enumerate().rev().filter(|(_, count)| **count > 0) {
+            let (from, to) = (start_of(bucket) as f64, start_of(bucket + 1) as f64);
+            let taken = f64::from(*count).min(left);
+            sum += taken * (to - (to - from) * taken / f64::from(*count) / 2.0);
+            left -= taken;
+            if left <= 0.0 {
+                break;
+            }
+        }
+        if above > 0.0 { (sum / above) as Nanos } else { self.quantile(part) }
+    }
 }
 
 fn bucket(time: Nanos) -> usize {
@@ -86,6 +102,19 @@ mod tests {
             times.sort_unstable();
             let rank = ((part * times.len() as f64).ceil() as usize).clamp(1, times.len());
             let (exact, found) = (times[rank - 1] as f64, histogram.quantile(part) as f64);
+            prop_assert!((found / exact - 1.0).abs() <= 1.0 / 16.0, "{found} instead of {exact}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_mean_of_the_slowest_is_right_within_a_bucket(mut times in proptest::collection::vec(2_000..1u64 << 34, 1..300), few in 1usize..300) {
+            let mut histogram = Histogram::default();
+            times.iter().for_each(|time| histogram.add(*time));
+            times.sort_unstable();
+            let slowest = &times[times.len() - few.min(times.len())..];
+            let exact = slowest.iter().sum::<u64>() as f64 / slowest.len() as f64;
+            let found = histogram.mean_above(1.0 - slowest.len() as f64 / times.len() as f64) as f64;
             prop_assert!((found / exact - 1.0).abs() <= 1.0 / 16.0, "{found} instead of {exact}");
         }
     }

@@ -1,6 +1,6 @@
 //! Disks without a file, for tests and benches: `null` does nothing, `simulated` takes the time that it is told.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
@@ -40,13 +40,14 @@ pub struct ModelDevice {
     begun: Nanos,
     /// When each place is free again.
     places: RefCell<Vec<Nanos>>,
+    random: Cell<u64>,
 }
 
 impl ModelDevice {
     /// Idle at `now`.
     pub fn new(model: Model, now: Nanos) -> ModelDevice {
         let places = RefCell::new(vec![now; model.parallel as usize]);
-        ModelDevice { model, begun: now, places }
+        ModelDevice { model, begun: now, places, random: Cell::new(0x9E37_79B9_7F4A_7C15) }
     }
 
     /// When a request that arrives at `now` will be done.
@@ -72,7 +73,19 @@ impl ModelDevice {
         let moving = (bytes * 1_000_000_000).checked_div(model.bytes_per_second).unwrap_or(0);
         let age_ms = (start - self.begun) / 1_000_000;
         let speed = model.speeds.iter().rev().find(|speed| speed.after_ms <= age_ms);
-        (micros * 1000 + moving) * 100 / speed.map_or(100, |speed| speed.percent.into())
+        let time = (micros * 1000 + moving) * 100 / speed.map_or(100, |speed| speed.percent.into());
+        let varying = time * u64::from(model.varies_percent) / 100;
+        time - varying + if varying == 0 { 0 } else { (varying as f64 * self.exponential()) as Nanos }
+    }
+
+    /// A number whose mean is 1: xorshift64, and the inverse of the distribution.
+    fn exponential(&self) -> f64 {
+        let mut random = self.random.get();
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        self.random.set(random);
+        -(1.0 - (random >> 11) as f64 / (1u64 << 53) as f64).ln()
     }
 }
 
@@ -142,6 +155,7 @@ mod tests {
             write_us: 2000,
             flush_us: 5000,
             bytes_per_second: 0,
+            varies_percent: 0,
             speeds: Vec::new(),
         }
     }
@@ -167,6 +181,17 @@ mod tests {
         let device = ModelDevice::new(Model { bytes_per_second: 1 << 30, speeds, ..model(1) }, 0);
         assert_eq!(device.take(0, Operation::Read, 1 << 20), MS + 976_562);
         assert_eq!(device.take(20 * MS, Operation::Read, 0), 22 * MS);
+    }
+
+    #[test]
+    fn a_part_of_the_times_varies_and_the_mean_stays() {
+        let device = ModelDevice::new(Model { varies_percent: 40, ..model(0) }, 0);
+        let times: Vec<_> = (0..10_000).map(|_| device.take(0, Operation::Read, 4096)).collect();
+        let mean = times.iter().sum::<Nanos>() as f64 / 1e4;
+        assert!((mean / MS as f64 - 1.0).abs() < 0.02, "{mean}");
+        assert!(times.iter().all(|time| *time >= MS * 6 / 10));
+        let slow = times.iter().filter(|time| **time > MS * 6 / 10 + MS * 4 / 10 * 3).count();
+        assert!((400..600).contains(&slow), "{slow} of 10,000 take three times the mean; e^-3 are 498");
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct Model {
     /// What moving bytes adds to it; 0 for nothing.
     #[serde(default)]
     pub bytes_per_second: u64,
+    /// So much of the time of each request is drawn from an exponential distribution, with the same mean.
+    #[serde(default)]
+    pub varies_percent: u32,
     /// Changes of its speed, in order of time.
     #[serde(default)]
     pub speeds: Vec<Speed>,
@@ -189,6 +192,7 @@ pub(super) fn check_models(layers: &[Layer]) -> Result<(), String> {
                 bound("size", model.size as usize, 512, 1 << 50)?;
                 let times = [model.read_us, model.write_us, model.flush_us];
                 bound("a time in µs", times.into_iter().max().unwrap_or(0) as usize, 0, 60_000_000)?;
+                bound("varies_percent", model.varies_percent as usize, 0, 100)?;
                 bound("speeds", model.speeds.len(), 0, 64)?;
                 for speed in &model.speeds {
                     bound("percent", speed.percent as usize, 1, 10_000)?;

@@ -9,6 +9,13 @@ const MOST_DEPTH: u32 = 4096;
 /// Bytes of a request at most: what no guest asks for.
 const MOST_BYTES: u64 = 1 << 30;
 
+/// One of so many times a clock is out by half of its span at most. Two clocks meet, sooner or later, at all places: what
+/// follows from where they happened to stand when they were recorded is no forecast.
+const WANDERS: u64 = 16;
+
+/// The deviation of a regular clock, as a part of its span.
+const REGULAR: f64 = 0.25;
+
 /// Numbers of periods below follow another without a pause.
 const CUT: u16 = 6;
 
@@ -30,6 +37,8 @@ pub(super) struct Client {
     requests: Vec<(u64, (Kind, u64))>,
     /// It begins by a clock of its own, not some time after the end of what was before.
     timed: bool,
+    /// And that clock is regular.
+    regular: bool,
     begun: Nanos,
     think: Nanos,
     depth: u32,
@@ -75,9 +84,9 @@ impl Client {
         if requests.is_empty() && !periods.is_empty() {
             return Err(format!("{} has busy periods and no requests", pattern.id));
         }
-        let timed = is_timed(pattern);
+        let (timed, regular) = clock(pattern);
         let (begun, think, depth, left, slots, then) = (0, 0, 0, 0, 0, None);
-        Ok(Client { periods, requests, timed, begun, think, depth, left, slots, then })
+        Ok(Client { periods, requests, timed, regular, begun, think, depth, left, slots, then })
     }
 
     /// When it begins: at some time of the pause before its first period. `None` if it asks for nothing.
@@ -103,9 +112,12 @@ impl Client {
             return Next::Ask(count, self.think);
         }
         match self.then {
-            Some(next) if self.slots == 0 => {
-                Next::Begin(if self.timed { now.max(self.begun + next.span) } else { now + next.gap })
+            Some(next) if self.slots == 0 && self.timed => {
+                let wanders = self.regular && random.next().is_multiple_of(WANDERS);
+                let out = if wanders { random.part() + 0.5 } else { 1.0 };
+                Next::Begin(now.max(self.begun + (next.span as f64 * out) as Nanos))
             }
+            Some(next) if self.slots == 0 => Next::Begin(now + next.gap),
             _ => Next::Nothing,
         }
     }
@@ -139,8 +151,8 @@ impl Client {
     }
 }
 
-/// Whether what varies less is the time from one start to the next, and not the pause.
-fn is_timed(pattern: &Pattern) -> bool {
+/// Whether what varies less is the time from one start to the next, and not the pause; and whether it varies little.
+fn clock(pattern: &Pattern) -> (bool, bool) {
     let (mut count, mut gaps, mut spans) = (0.0, 0.0, 0.0);
     for one in pattern.periods.iter().filter(|one| one.number >= CUT) {
         count += one.count as f64;
@@ -148,7 +160,9 @@ fn is_timed(pattern: &Pattern) -> bool {
         spans += one.span_us as f64;
     }
     let variance = |squares: f64, sum: f64| squares / count - (sum / count).powi(2);
-    count > 1.0 && variance(pattern.squares.1, spans) < variance(pattern.squares.0, gaps)
+    let span = variance(pattern.squares.1, spans);
+    let timed = count > 1.0 && span < variance(pattern.squares.0, gaps);
+    (timed, timed && span < (REGULAR * spans / count).powi(2))
 }
 
 fn draw<T: Copy>(from: &[(u64, T)], random: &mut Random) -> Option<T> {

@@ -38,6 +38,8 @@ pub(super) struct Device {
     slope: f64,
     /// ns for a request of 4 KiB when the device has more than enough to do; 0 if that is not known.
     each: f64,
+    /// The mean time under the greatest load that was seen.
+    mean: f64,
 }
 
 impl Device {
@@ -61,7 +63,11 @@ impl Device {
         };
         let slope = slope(&known[widest].seen);
         let of = vec![usize::MAX; usize::from(u8::MAX)];
-        Ok(Device { known, of, widest, slope, each: time_of_each(capacity_iops, capacity) })
+        let mean = known[widest].seen.last().map_or(0.0, |last| mean(&last.times));
+        // Little's law: what has always so much to do does at least so much.
+        let shown = mean / known[widest].range();
+        let each = time_of_each(capacity_iops, capacity).min(shown);
+        Ok(Device { known, of, widest, slope, each, mean })
     }
 
     /// The most that was seen at the device, in requests of 4 KiB.
@@ -84,8 +90,8 @@ impl Device {
         };
         let seen = load.min(known.range());
         let grown = (self.middle(load) - self.middle(seen)).max(0.0);
-        let least = if load > self.known_load() { self.each * load } else { 0.0 };
-        ((known.time(seen, part) * ratio + grown).max(least) as Nanos).max(1)
+        let least = if load > self.known_load() { self.each * load - self.mean } else { 0.0 };
+        ((known.time(seen, part) * ratio + grown.max(least)) as Nanos).max(1)
     }
 
     /// What half of the requests take at most under `load`, of the class that was seen under the greatest.
@@ -157,6 +163,13 @@ fn time_of_each(iops: u64, bytes: u64) -> f64 {
     if time.is_finite() { time } else { 0.0 }
 }
 
+fn mean(times: &[Nanos]) -> f64 {
+    let between = |(parts, times): (&[f64], &[Nanos])| {
+        (parts[1] - parts[0]) * (times[0] as f64 + times[1] as f64) / 2.0
+    };
+    PARTS.windows(2).zip(times.windows(2)).map(between).sum()
+}
+
 /// The time that `part` of all stay below.
 fn at(times: &[Nanos], part: f64) -> f64 {
     let above = PARTS.partition_point(|known| *known < part).clamp(1, PARTS.len() - 1);
@@ -187,10 +200,22 @@ mod tests {
 
     #[test]
     fn beyond_they_grow_as_before_and_the_device_does_no_more_than_it_can() {
-        let cells = reads(&[(1.0, 100_000), (4.0, 100_000), (8.0, 200_000)]);
-        let time = |iops| Device::new(&cells, iops, 0).unwrap().time(Kind::Read, 4096, 16.0, 0.5);
-        assert_eq!(time(0), 400_000);
-        assert_eq!(time(20_000), 800_000);
+        let time = |cells: &[Cell], iops, load| {
+            Device::new(cells, iops, 0).unwrap().time(Kind::Read, 4096, load, 0.5)
+        };
+        let growing = reads(&[(1.0, 100_000), (4.0, 100_000), (8.0, 200_000)]);
+        assert_eq!(time(&growing, 0, 16.0), 400_000);
+        // 8 at a time of 0.1 ms are 80,000 a second, whatever is said; after that each has to wait for the others.
+        let flat = reads(&[(1.0, 100_000), (8.0, 100_000)]);
+        for (iops, load, expected) in [
+            (0, 16.0, 100_000),
+            (20_000, 9.0, 112_500),
+            (20_000, 16.0, 200_000),
+            (160_000, 16.0, 100_000),
+            (160_000, 32.0, 200_000),
+        ] {
+            assert_eq!(time(&flat, iops, load), expected, "{iops} {load}");
+        }
     }
 
     #[test]
