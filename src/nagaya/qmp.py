@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 import socket
@@ -23,6 +24,7 @@ _CLIENTS = 64
 log = logging.getLogger(__name__)
 
 
+@functools.cache
 def version_info(version: str) -> dict[str, object]:
     """VersionInfo of the QMP schema for ours; clients want its three numbers under the name `qemu`."""
     numbers = [int(number) for number in re.findall(r"\d+", version)][:3]

@@ -293,7 +293,8 @@ def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> N
 
 def _entry(name: str) -> Callable[[Mapping[str, Any], Mapping[str, int], Callable[[], None]], None]:
     """The function `main(config, fds, ready)` behind a name in `CALLS`; it does not return."""
-    entry: Callable[..., None] = importlib.import_module(CALLS[name]).main
+    module = sys.modules.get(CALLS[name]) or importlib.import_module(CALLS[name])
+    entry: Callable[..., None] = module.main
     return entry
 
 

@@ -7,6 +7,7 @@ KVM delivers what it finds there when the irqfd comes back (virt/kvm/eventfd.c, 
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 
@@ -25,7 +26,8 @@ class KvmInterrupts:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         most = vm.system.check_extension(kvm.KVM_CAP_IRQ_ROUTING)
-        self._free = list(range(most - 1, layout.FIRST_MSI_GSI - 1, -1))  # pop() gives the lowest
+        self._unused = iter(range(layout.FIRST_MSI_GSI, most))
+        self._returned: list[int] = []
         self._fixed = _irqchip_routes()
         self._messages: dict[int, kvm.RoutingEntry] = {}
 
@@ -43,15 +45,17 @@ class KvmInterrupts:
 
     def vector(self) -> KvmVector:
         """A new vector, masked. Raises `ResourceError` when the host has no route left."""
-        if not self._free:
+        gsi = self._returned.pop() if self._returned else next(self._unused, None)
+        if gsi is None:
             raise ResourceError(
                 "all interrupt routes of this machine are in use", hint="fewer devices or queues"
             )
         try:
             fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
+            self._returned.append(gsi)
             raise ResourceError(f"no eventfd for an interrupt: {error.strerror}") from error
-        return KvmVector(self, fd, self._free.pop())
+        return KvmVector(self, fd, gsi)
 
     def route(self, gsi: int, address: int, payload: int) -> None:
         """Let `gsi` be this message. Costs the kernel a grace period, so an unchanged route is left alone."""
@@ -72,7 +76,7 @@ class KvmInterrupts:
     def give_back(self, gsi: int) -> None:
         """`gsi` may be another vector's. Its route goes with the next change; no irqfd leads there."""
         self._messages.pop(gsi, None)
-        self._free.append(gsi)
+        self._returned.append(gsi)
 
 
 class KvmLine:
@@ -170,7 +174,8 @@ class KvmDoorbells:
         ioctl(self._vm.fd, kvm.KVM_IOEVENTFD, bell)
 
 
-def _irqchip_routes() -> list[kvm.RoutingEntry]:
+@functools.cache
+def _irqchip_routes() -> tuple[kvm.RoutingEntry, ...]:
     """The routes of KVM_CREATE_IRQCHIP, which KVM_SET_GSI_ROUTING drops (arch/x86/kvm/irq_comm.c).
 
     Each GSI is the I/O APIC's pin of that number; the first 16 are pins of the two PICs too.
@@ -180,11 +185,11 @@ def _irqchip_routes() -> list[kvm.RoutingEntry]:
         (gsi, kvm.KVM_IRQCHIP_PIC_MASTER if gsi < _PIC_PINS else kvm.KVM_IRQCHIP_PIC_SLAVE, gsi % _PIC_PINS)
         for gsi in range(2 * _PIC_PINS)
     ]
-    return [
+    return tuple(
         kvm.RoutingEntry(
             gsi=gsi,
             type=kvm.KVM_IRQ_ROUTING_IRQCHIP,
             u=kvm.RoutingTarget(irqchip=kvm.RoutingIrqchip(irqchip=chip, pin=pin)),
         )
         for gsi, chip, pin in pins
-    ]
+    )

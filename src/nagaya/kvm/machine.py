@@ -288,10 +288,9 @@ class Machine(Closing):
         ]
         if Machine._supported is None:
             Machine._supported = self.vm.system.supported_cpuid()
-        supported, cpus, tsc_khz = Machine._supported, self.config.cpus, vcpus[0].tsc_khz()
+        tsc_khz = vcpus[0].tsc_khz()
         for vcpu in vcpus:
-            leaves = cpuid(self.config.cpu_model, supported, index=vcpu.index, cpus=cpus, tsc_khz=tsc_khz)
-            vcpu.set_cpuid(leaves)
+            vcpu.set_cpuid(_leaves(self.config.cpu_model, vcpu.index, len(vcpus), tsc_khz))
             vcpu.set_msrs(msrs.initial())
         return Vcpus(vcpus, self._failed)
 
@@ -304,7 +303,7 @@ class Machine(Closing):
                 self.config.cpus,
                 windows,
                 self._mmio_places(),
-                ram=layout.ram_ranges(self.config.memory),
+                ram=layout.ram_ranges(self.config.memory) if self.config.hot_memory else (),
                 hot_memory=hot if self.config.hot_memory else (),
             )
         )
@@ -346,6 +345,12 @@ class Machine(Closing):
             except NagayaError:
                 continue  # its backend is gone, which is why the machine ends
         self.devices.clear()
+
+
+@functools.lru_cache(1)
+def _leaves(model: str, index: int, cpus: int, tsc_khz: int) -> tuple[CpuidEntry, ...]:
+    """CPUID of vCPU `index`, of what `Machine._supported` has. The last is kept: a rehearsal's."""
+    return cpuid(model, Machine._supported or (), index=index, cpus=cpus, tsc_khz=tsc_khz)
 
 
 @functools.cache

@@ -66,8 +66,16 @@ def install_filter(system: Kvm, vm_fd: int) -> bool:
     """
     if not system.check_extension(kvm.KVM_CAP_X86_MSR_FILTER):
         return False
+    program, _ = _program()
+    ioctl(vm_fd, kvm.KVM_X86_SET_MSR_FILTER, program)
+    return True
+
+
+@functools.cache  # most of a millisecond of a machine's start, and always the same
+def _program() -> tuple[kvm.MsrFilter, list[object]]:
+    """The filter, and the bitmaps that it points to."""
     program = kvm.MsrFilter(flags=kvm.KVM_MSR_FILTER_DEFAULT_DENY)
-    alive = []
+    alive: list[object] = []
     for number, (base, count) in enumerate(WINDOWS):
         bits = ctypes.create_string_buffer(bitmap(base, count))
         alive.append(bits)
@@ -77,8 +85,7 @@ def install_filter(system: Kvm, vm_fd: int) -> bool:
             base=base,
             bitmap=ctypes.addressof(bits),
         )
-    ioctl(vm_fd, kvm.KVM_X86_SET_MSR_FILTER, program)
-    return True
+    return program, alive
 
 
 def initial() -> dict[int, int]:
@@ -89,7 +96,6 @@ def initial() -> dict[int, int]:
     }
 
 
-@functools.cache  # half a millisecond of a machine's start, and always the same
 def bitmap(base: int, count: int) -> bytes:
     """A bit for each of `count` MSRs from `base`: 1 allows it."""
     bits = 0
