@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+import pytest
+
+from nagaya.daemon import heldmemory
+from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.heldmemory import Held, _private
+from nagaya.errors import UnavailableError
+from nagaya.spec import MachineSpec
+from nagaya.testing import Stage, fake_parts
 
 MIB = 2**20
 
@@ -26,6 +34,22 @@ def test_what_nobody_counts_is_not_made_up() -> None:
 def test_counters_that_were_read_one_after_the_other_give_no_negative_numbers() -> None:
     held = Held(guest=MIB, charged=MIB, shared=2 * MIB)
     assert (held.own, held.by_plane, held.machine) == (0, 0, MIB)
+
+
+def test_who_may_not_look_at_guests_goes_by_their_control_groups(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_pid: int) -> None:
+        raise UnavailableError("the memory of process 7 cannot be looked at")
+
+    async def scene(daemon: Daemon) -> None:
+        await daemon.supervisor.create(MachineSpec(name="db"))
+        one = await daemon.supervisor.start("db")
+        assert daemon.supervisor.memory.held.of(one) == Held(charged=7 * MIB)
+
+    monkeypatch.setattr(heldmemory, "GuestMemory", refused)
+    stage.play(scene, replace(fake_parts(stage.paths), usage=lambda _machine: (0, 7 * MIB)))
+    stage.clear()
 
 
 def test_a_process_has_private_memory_until_it_ends() -> None:

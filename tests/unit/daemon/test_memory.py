@@ -12,7 +12,7 @@ import pytest
 from nagaya.daemon import memorywhy
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.parts import Parts
-from nagaya.errors import ConflictError, SpecError
+from nagaya.errors import ConflictError, SpecError, UnavailableError
 from nagaya.models.memory import MemoryMove
 from nagaya.plane.balloons import BalloonStatus
 from nagaya.resources.workingset import MIB
@@ -173,6 +173,88 @@ def test_a_state_that_cannot_be_written_stops_no_move(stage: Stage, caplog: pyte
         assert "moves of memory could not be recorded" in caplog.text
 
     play(stage, scene, {})
+
+
+def test_on_a_host_that_counts_nothing_guests_are_taken_at_their_word(stage: Stage) -> None:
+    async def scene(daemon: Daemon, held: dict[str, int]) -> None:
+        idle, _ = await idle_beside_busy(daemon, held)
+        for _ in range(4):
+            await daemon.supervisor.memory.round()
+        rows = daemon.supervisor.memory.moves.since(60)
+        assert {(row.machine, row.resident) for row in rows if row.kind == "take"} == {("idle", None)}
+        assert (await balloon(daemon, idle)).size > 0
+        shown = {one.name: one.resident for one in (await daemon.supervisor.memory.show()).machines}
+        assert shown == {"idle": None, "busy": None}
+
+    parts = replace(fake_parts(stage.paths), usage=lambda _machine: (None, None))
+    stage.play(lambda daemon: scene(daemon, {}), parts)
+    stage.clear()
+
+
+def test_a_balloon_that_cannot_be_told_keeps_no_other_from_moving(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(daemon: Daemon, held: dict[str, int]) -> None:
+        idle, _ = await idle_beside_busy(daemon, held)
+        deaf = await started(daemon, "deaf")
+        held[deaf] = 900 * MIB
+        says(daemon, deaf, free=100 * MIB, available=900 * MIB)
+        tell = daemon.parts.plane.set_balloon
+
+        async def but_one(device_id: str, size: int | None, **more: Any) -> None:
+            if size is not None and device_id.startswith(deaf):
+                raise UnavailableError("the plane is away")
+            await tell(device_id, size, **more)
+
+        monkeypatch.setattr(daemon.parts.plane, "set_balloon", but_one)
+        for _ in range(4):
+            await daemon.supervisor.memory.round()
+        assert (await balloon(daemon, idle)).size > 0
+        assert (await balloon(daemon, deaf)).size == 0
+        assert "deaf" not in {move.machine for move in daemon.supervisor.memory.moves.since(60)}
+
+    play(stage, scene, {})
+
+
+def test_a_broker_that_dies_in_the_middle_of_a_round_is_followed_by_one_that_goes_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[str, int] = {}
+    ids: list[str] = []
+
+    async def first(daemon: Daemon) -> None:
+        ids.extend(await idle_beside_busy(daemon, held))
+        tell, told = daemon.parts.plane.set_balloon, asyncio.Event()
+
+        async def and_no_more(device_id: str, size: int | None, **more: Any) -> None:
+            if told.is_set():
+                await asyncio.Event().wait()
+            await tell(device_id, size, **more)
+            if size is not None:
+                told.set()
+
+        monkeypatch.setattr(daemon.parts.plane, "set_balloon", and_no_more)
+        memory = daemon.supervisor.memory
+        dying = asyncio.gather(*(memory.round() for _ in range(4)), return_exceptions=True)
+        async with asyncio.timeout(60):
+            await told.wait()
+        dying.cancel()
+
+    async def second(daemon: Daemon) -> None:
+        before = [(await balloon(daemon, one)).size for one in ids]
+        assert sorted(before) != [0, 700 * MIB]  # one of two moves was made
+        for _ in range(8):
+            await daemon.supervisor.memory.round()
+            for one in ids:
+                held[one] = min(held[one], SIZE - (await balloon(daemon, one)).size)
+        idle, busy = [(await balloon(daemon, one)).size for one in ids]
+        assert idle > 0
+        assert busy < 700 * MIB
+        assert SIZE - idle >= 32 * MIB
+
+    stage.play(first, parts_with(stage, held))
+    stage.play(second, parts_with(stage, held))
+    stage.clear()
 
 
 def test_why_says_it_in_words(stage: Stage) -> None:

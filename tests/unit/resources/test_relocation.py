@@ -79,6 +79,34 @@ def test_without_swap_nothing_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
         relocation.page_out(stand.pid, MIB)
 
 
+def test_a_host_with_v2_is_asked_to_reclaim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relocation, "swap_free", lambda: 64 * MIB)
+    (tmp_path / "memory.reclaim").touch()
+    with Stand(32 * MIB, touched=20 * MIB) as stand:
+        done = relocation.page_out(stand.pid, 18 * MIB, Cgroup({"memory": tmp_path}))
+    assert done.how == "memory.reclaim"
+    assert (tmp_path / "memory.reclaim").read_text() == str(2 * MIB)  # after one of 16 MiB
+
+
+def test_on_v1_the_limit_is_as_before_whatever_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relocation, "swap_free", lambda: 64 * MIB)
+    (tmp_path / "memory.limit_in_bytes").write_text(f"{99 * MIB}\n")
+    (tmp_path / "memory.usage_in_bytes").write_text(f"{20 * MIB}\n")
+    with Stand(32 * MIB, touched=20 * MIB) as stand:
+        done = relocation.page_out(stand.pid, 18 * MIB, Cgroup({"memory": tmp_path}))
+    assert (done.how, done.done) == ("memory.limit_in_bytes", 0)
+    assert (tmp_path / "memory.limit_in_bytes").read_text() == str(99 * MIB)
+
+
+def test_without_control_groups_addresses_are_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relocation, "swap_free", lambda: 64 * MIB)
+    with Stand(8 * MIB, touched=4 * MIB) as stand:
+        assert relocation.page_out(stand.pid, MIB).how == "MADV_PAGEOUT"
+        assert stand.holds()
+
+
 def test_what_is_not_out_does_not_come_back() -> None:
     with Stand(8 * MIB, touched=MIB) as stand:
         assert relocation.bring_back(stand.pid).asked == 0
