@@ -223,6 +223,30 @@ async def test_a_status_of_the_wrong_type_is_an_error(directory: Path, status: d
             await agent.exec(["true"])
 
 
+@pytest.mark.parametrize(("kills", "then"), [(True, "and was killed"), (False, "and may still run")])
+async def test_past_its_deadline_it_is_said_what_became_of_a_command(
+    directory: Path, kills: bool, then: str
+) -> None:
+    begun = False
+
+    async def reply(message: dict[str, Any]) -> bytes | None:
+        nonlocal begun
+        if message["execute"] == "guest-exec-status":
+            begun = True
+            return b'{"return": {"exited": false}}'
+        if message["arguments"]["path"] == "sleep" or kills:
+            return b'{"return": {"pid": 7}}'
+        return b'{"error": {"class": "GenericError", "desc": "no sh"}}'
+
+    async with agent_that(directory, reply) as agent:
+        for seconds in (0.2, 2, 20):  # on a busy host it may not have begun before the first
+            with pytest.raises(TimeoutExpiredError, match=r"sleep in machine web did not end") as told:
+                await agent.exec(["sleep", "9"], timeout=seconds)
+            if begun:
+                break
+        assert told.value.message.endswith(f"within {seconds} s {then}")
+
+
 async def test_an_endless_answer_is_cut_off(directory: Path) -> None:
     async def reply(message: dict[str, Any]) -> bytes:
         return b"x" * 10**6

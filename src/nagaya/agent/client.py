@@ -112,8 +112,8 @@ class GuestAgent:
                 pid = self._field(self._object(started, "guest-exec"), "pid", int)
                 return await self._exec_result(pid)
         except TimeoutError as error:
-            await self._kill(pid)
-            message = f"{argv[0]} in machine {self._machine} did not end within {timeout:g} s and was killed"
+            then = "and was killed" if await self._kill(pid) else "and may still run"
+            message = f"{argv[0]} in machine {self._machine} did not end within {timeout:g} s {then}"
             raise TimeoutExpiredError(message, hint="give it more time with --timeout") from error
         except asyncio.CancelledError:
             await self._kill(pid)
@@ -191,13 +191,15 @@ class GuestAgent:
             or self._field(status, "err-truncated", bool, False),
         )
 
-    async def _kill(self, pid: int | None) -> None:
-        """Best effort: guest-exec has no counterpart that ends a command."""
+    async def _kill(self, pid: int | None) -> bool:
+        """Best effort, for guest-exec has no counterpart that ends a command; whether the agent took it."""
         if pid is None:
-            return
+            return False
         with contextlib.suppress(NagayaError, TimeoutError):
             async with asyncio.timeout(2):
                 await self._call("guest-exec", {"path": "sh", "arg": ["-c", f"kill -9 {pid}"]})
+                return True
+        return False
 
     @contextlib.asynccontextmanager
     async def _open(self, path: str, mode: str) -> AsyncIterator[int]:
