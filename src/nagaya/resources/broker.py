@@ -112,6 +112,7 @@ class _Known:
 
     use: WorkingSet = field(default_factory=WorkingSet)
     taken: float = -inf
+    cut: float = -inf  # when something was last taken that it held
     given: float = -inf
     actual: int = 0
     stuck: int = 0
@@ -147,8 +148,7 @@ class Broker:
         left = budget - held
         coming = left - int(self._growth(now, machines) * AHEAD_S)
         room = sum(map(_room, machines))
-        self._judge(now, coming, reserve, machines)
-        self._short = self._short or (left < RESERVE_MAX and room > left)
+        self._judge(now, coming, reserve, machines, roomy=left < RESERVE_MAX and room > left)
         targets = self._targets(max(0, budget - reserve), machines)
         moves = _Moves(
             now=now,
@@ -161,12 +161,15 @@ class Broker:
             reserve=reserve,
         )
         actions = [*moves.takes(self._short), *moves.gives(self._short)]
+        by_name = {one.name: one for one in machines}
         for action in actions:
-            known = self._known[action.machine]
+            known, one = self._known[action.machine], by_name[action.machine]
             if action.kind == "give":
                 known.given = now
             else:
                 known.taken = now
+                if action.kind == "page-out" or action.bytes > one.has - _used(one):
+                    known.cut = now
         urgent = any(target.need for target in targets.values())
         return Plan(tuple(actions), targets, budget, left, reserve, self._short, urgent)
 
@@ -180,20 +183,23 @@ class Broker:
 
     def _watch(self, now: float, machine: MachineMemory) -> None:
         known = self._known[machine.name]
-        known.use.update(now, machine, known.taken)
+        known.use.update(now, machine, known.cut)
         wanting = machine.balloon - machine.actual > BAND_MIN
         moved = abs(machine.actual - known.actual) >= MIB
         known.stuck = 0 if moved or not wanting else known.stuck + 1
         known.actual = machine.actual
 
-    def _judge(self, now: float, left: int, reserve: int, machines: Sequence[MachineMemory]) -> None:
-        """Short below the reserve, sufficient again when twice of it was left for a while."""
-        if (
-            left < reserve
-            and sum(one.most for one in machines) > left + sum(one.holds for one in machines) - reserve
-        ):
+    def _judge(
+        self, now: float, left: int, reserve: int, machines: Sequence[MachineMemory], *, roomy: bool
+    ) -> None:
+        """Short below the reserve, sufficient again when twice of it was left for a while.
+
+        `roomy`: guests could grow by more than is left before anybody is asked. That is short as well.
+        """
+        held = sum(one.holds for one in machines)
+        if roomy or (left < reserve and sum(one.most for one in machines) > left + held - reserve):
             self._short = True
-        if left < 2 * reserve:
+        if roomy or left < 2 * reserve:
             self._sufficient_since = inf
         elif self._sufficient_since == inf:
             self._sufficient_since = now

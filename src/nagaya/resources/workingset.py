@@ -17,6 +17,9 @@ CALM_S = 5.0  # a need after so long without one says that what was taken since 
 REACTION_S = 2.0  # what a guest grows by in this time it should have before it asks
 HALF_LIFE_S = 10.0  # of memory that was used and is not any more
 AT_REST = 0.1  # of a CPU: a machine that computes less hardly touches its memory
+GIVING = (
+    64 * MIB
+)  # that a guest gives, or takes back, with a second of CPU time; what it needs for that is no work
 AT_REST_FASTER = 10  # and what it used is forgotten so many times sooner
 LONGEST_HALF_LIFE_S = 640.0  # after it was needed again soon after it had been taken, again and again
 STALE_S = 30.0  # statistics older than this say nothing
@@ -91,19 +94,22 @@ class WorkingSet:
     _at: float = 0.0
     _now: float = 0.0
     _growth: float = 0.0  # bytes/s
+    _moves: bool = False  # its balloon: statistics of before say nothing of growth then
     _stall: tuple[float, int] | None = None  # when it was another, and what it was then
     _reached: bool = False  # the guest had given what it was asked for
     _needed: float = -inf  # when it was last in need
     _forgets: float = HALF_LIFE_S  # the half-life now: of one at rest it is shorter
 
     def update(self, now: float, machine: MachineMemory, taken: float) -> None:
-        """Take in what is known `now`; `taken` is when memory was last taken from it."""
+        """Take in what is known `now`; `taken` is when memory that it held was last taken from it."""
         past, self._now = now - self._at, now
         stats = _fresh(machine.stats, now)
         busy = _busy(machine, stats)
         if self._last is not None and past > 0:
+            moved, self._moves = self._moves, abs(machine.actual - self._last.actual) >= MIB
             before = _busy(self._last, _fresh(self._last.stats, self._at))
-            self._growth = max((busy - before) / past, self._growth / 2)
+            grown = 0 if moved or self._moves else busy - before
+            self._growth = max(grown / past, self._growth / 2)
         self.need = self._needs(machine, stats, past)
         want = busy + margin(machine) + int(self._growth * REACTION_S)
         if self.need:
@@ -122,16 +128,18 @@ class WorkingSet:
         self._last, self._at = machine, now
 
     def _rests(self, machine: MachineMemory, past: float) -> bool:
-        before = None if self._last is None else self._last.cpu_us
-        if machine.cpu_us is None or before is None:
+        last = self._last
+        if last is None or machine.cpu_us is None or last.cpu_us is None:
             return False
-        return machine.cpu_us - before < AT_REST * past * 1e6
+        giving = abs(machine.actual - last.actual) / GIVING
+        return (machine.cpu_us - last.cpu_us) / 1e6 < AT_REST * past + giving
 
     def _needs(self, machine: MachineMemory, stats: GuestStats | None, past: float) -> str:
         stalled = self._stalled(machine)
         if stalled >= STALLED:
             return f"it waits for memory {stalled:.0%} of the time"
-        if self._reached and machine.actual < machine.balloon - MIB:
+        asked = min(machine.balloon, self._last.balloon) if self._last else 0
+        if self._reached and machine.actual < asked - MIB:
             return "its guest took memory back by itself: it had none left"
         if stats is None:
             return ""

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nagaya.resources.broker import Broker, HostMemory
-from nagaya.resources.workingset import MIB
+from nagaya.resources.workingset import HALF_LIFE_S, MIB
 from nagaya.testing.memory import SimGuest, SimHost
 
 GIB = 1024 * MIB
@@ -68,6 +68,24 @@ def test_room_that_nobody_uses_is_taken_when_less_is_left_than_guests_grow_by_in
     host.play(60)
     assert sum(guest.room for guest in host.guests) <= 1200 * MIB
     assert host.play(300) == []
+
+
+def test_what_a_new_machine_holds_already_is_not_growth() -> None:
+    host = SimHost([SimGuest("old", 750 * MIB, 300 * MIB)], 1600 * MIB)
+    host.play(10)
+    host.guests.append(SimGuest("new", 800 * MIB, 800 * MIB))
+    assert host.play(10) == []
+    assert not any(plan.short for plan in host.plans)
+
+
+def test_taking_what_was_never_used_says_nothing_of_how_long_to_wait() -> None:
+    db = SimGuest("db", GIB, 100 * MIB)
+    host = SimHost([db, SimGuest("web", GIB, 500 * MIB)], 1200 * MIB)
+    assert [action for action in host.play(5) if action.machine == "db"]
+    db.demand = 900 * MIB
+    host.play(2)
+    assert any(plan.targets["db"].need for plan in host.plans)
+    assert host.broker._known["db"].use.half_life == HALF_LIFE_S
 
 
 def test_the_weight_decides_between_two_in_need() -> None:
@@ -139,6 +157,14 @@ def test_a_guest_without_statistics_is_asked_for_little_at_a_time() -> None:
     busy.demand = 700 * MIB
     takes = [action for action in host.play(60) if action.machine == "mute" and action.kind == "take"]
     assert takes and max(action.bytes for action in takes) <= 16 * MIB
+
+
+def test_what_a_guest_without_statistics_never_used_is_taken_at_once() -> None:
+    mute = SimGuest("mute", GIB, 100 * MIB, mute=True)
+    host = SimHost([mute, SimGuest("busy", GIB, 700 * MIB)], 1200 * MIB)
+    first = [action for action in host.play(1) if action.machine == "mute"]
+    assert first[0].kind == "take"
+    assert first[0].bytes > 256 * MIB
 
 
 def test_a_guest_that_gives_more_than_asked_harms_only_itself() -> None:

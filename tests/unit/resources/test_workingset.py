@@ -94,3 +94,31 @@ def test_a_machine_that_does_not_compute_is_known_to_be_idle_sooner() -> None:
     lasting = 124 * MIB + SIZE // 16
     assert abs(rests.active - (lasting + (SIZE - lasting) // 4)) < MIB
     assert works.active > lasting + (SIZE - lasting) * 0.8
+
+
+def test_what_a_guest_computes_to_give_memory_is_no_work() -> None:
+    use = WorkingSet()
+    for second in range(3):
+        given = second * 64 * MIB
+        one = machine(second, 900 * MIB - given, balloon=given, actual=given)
+        use.update(second, replace(one, cpu_us=second * 900_000), taken=-1e9)
+    lasting = 124 * MIB + SIZE // 16
+    assert abs(use.active - (lasting + (SIZE - lasting) // 4)) < MIB
+
+
+def test_statistics_older_than_the_balloon_are_not_growth() -> None:
+    use = WorkingSet()
+    for second in range(100):
+        use.update(second, machine(second, 900 * MIB), taken=-1e9)
+    calm = use.active
+    # It has given 300 MiB, and its statistics tell so a moment later.
+    use.update(100, machine(99, 900 * MIB, balloon=300 * MIB, actual=300 * MIB), taken=-1e9)
+    use.update(101, machine(101, 600 * MIB, balloon=300 * MIB, actual=300 * MIB), taken=-1e9)
+    assert abs(use.active - calm) < MIB
+
+
+def test_one_that_is_asked_for_more_has_not_taken_memory_back() -> None:
+    use = WorkingSet()
+    use.update(0, machine(0, 500 * MIB, balloon=100 * MIB, actual=100 * MIB), taken=-1e9)
+    use.update(1, machine(1, 500 * MIB, balloon=200 * MIB, actual=101 * MIB), taken=-1e9)
+    assert use.need == ""
