@@ -242,6 +242,12 @@ def fork(flags: int, cgroup_fd: int = -1) -> int:
     return int(pid)
 
 
+def default_signals() -> None:
+    """Give every signal its default action. The module `signal` is not told: by it they take 0.2 ms."""
+    for number in range(1, signal.NSIG):
+        _libc.signal(number, None)  # refused for SIGKILL, SIGSTOP and those of the C library
+
+
 def seccomp_install(program: bytes) -> None:
     """Add a seccomp filter, an array of `struct sock_filter`; needs no_new_privs or CAP_SYS_ADMIN."""
     fprog = SockFprog(len(program) // 8, program)

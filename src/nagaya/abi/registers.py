@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Self, overload
 
 
@@ -46,9 +47,11 @@ class Register(int):
     """
 
     FIELDS: ClassVar[tuple[Bits, ...]] = ()
+    _BY_NAME: ClassVar[Mapping[str, Bits]] = {}
 
     def __init_subclass__(cls) -> None:
         cls.FIELDS += tuple(field for field in vars(cls).values() if isinstance(field, Bits))
+        cls._BY_NAME = {field.name: field for field in cls.FIELDS}
 
     @classmethod
     def of(cls, **fields: int) -> Self:
@@ -57,10 +60,9 @@ class Register(int):
 
     def replace(self, **fields: int) -> Self:
         """This value with other `fields`. Raises `ValueError` if one does not exist or fit."""
-        declared = {field.name: field for field in self.FIELDS}
         value = int(self)
         for name, number in fields.items():
-            field = declared.get(name)
+            field = self._BY_NAME.get(name)
             if field is None or not 0 <= number < 1 << field.width:
                 raise ValueError(f"{type(self).__name__} has no field {name} that holds {number:#x}")
             value = value & ~field.mask | number << field.first

@@ -178,9 +178,7 @@ def _streams(log_fd: int, kept: Iterable[int]) -> None:
             linux.close_range(first, fd - 1)
         first = fd + 1
     linux.close_range(first)
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):  # 32 and 33 belong to the C library
-            signal.signal(number, signal.SIG_DFL)
+    linux.default_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

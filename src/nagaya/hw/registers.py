@@ -19,7 +19,7 @@ from nagaya.errors import UsageError
 R = TypeVar("R", bound=Register)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RegisterAt(Generic[R]):
     """One register of a block. `writable` and `clears` are masks of what a guest's write changes."""
 

@@ -43,7 +43,7 @@ def ioctl(fd: int, request: int, argument: ctypes._CData | int = 0) -> int:
 
 def array(header: ctypes.Structure, entries: Sequence[ctypes.Structure]) -> ctypes.Array[ctypes.c_char]:
     """`header` and the flexible array behind it in one buffer."""
-    content = bytes(header) + b"".join(bytes(entry) for entry in entries)
+    content = b"".join((header, *entries))
     return ctypes.create_string_buffer(content, len(content))
 
 
