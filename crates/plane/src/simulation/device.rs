@@ -5,6 +5,9 @@ use crate::arbiter::{Cell, Class, Kind, Nanos, PARTS};
 /// Cells of fewer requests say little; they count only where there are no others.
 const ENOUGH: u32 = 30;
 
+/// With so much at it, in requests of 4 KiB, a device counts as busy; as for the arbiter.
+const BUSY: f64 = 8.0;
+
 /// What beginning a request costs, in bytes; as the arbiter has it.
 const START: f64 = 16384.0;
 
@@ -64,9 +67,13 @@ impl Device {
         let slope = slope(&known[widest].seen);
         let of = vec![usize::MAX; usize::from(u8::MAX)];
         let mean = known[widest].seen.last().map_or(0.0, |last| mean(&last.times));
-        // Little's law: what has always so much to do does at least so much.
-        let shown = mean / known[widest].range();
-        let each = time_of_each(capacity_iops, capacity).min(shown);
+        // Little's law: with so much to do it does at least so much; and no more, if it is busy and nothing else is known.
+        let range = known[widest].range();
+        let each = match time_of_each(capacity_iops, capacity) {
+            measured if measured > 0.0 => measured.min(mean / range),
+            _ if range >= BUSY => mean / range,
+            _ => 0.0,
+        };
         Ok(Device { known, of, widest, slope, each, mean })
     }
 
@@ -208,7 +215,7 @@ mod tests {
         // 8 at a time of 0.1 ms are 80,000 a second, whatever is said; after that each has to wait for the others.
         let flat = reads(&[(1.0, 100_000), (8.0, 100_000)]);
         for (iops, load, expected) in [
-            (0, 16.0, 100_000),
+            (0, 16.0, 200_000),
             (20_000, 9.0, 112_500),
             (20_000, 16.0, 200_000),
             (160_000, 16.0, 100_000),
@@ -216,6 +223,8 @@ mod tests {
         ] {
             assert_eq!(time(&flat, iops, load), expected, "{iops} {load}");
         }
+        // Two at a time say nothing of what it can do.
+        assert_eq!(time(&flat[..1], 0, 2.0), 100_000);
     }
 
     #[test]
