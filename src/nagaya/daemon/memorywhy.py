@@ -27,7 +27,7 @@ async def why(supervisor: Supervisor, name: str, since: int) -> MemoryWhy:
     mine = of(now, one)
     moves = [move for move in supervisor.memory.moves.since(since) if move.machine == one.name]
     words = [*_now(mine), *_others(mine, now), *_host(now), *_past(mine.name, moves, since)]
-    return MemoryWhy(one.name, since, moves, words, list(_advice(mine, now)))
+    return MemoryWhy(one.name, since, moves, words, list(_advice(mine, one)))
 
 
 def of(now: MemoryAnswer, one: Supervised) -> MachineMemoryInfo:
@@ -87,10 +87,15 @@ def _past(name: str, moves: Sequence[MemoryMove], since: int) -> Iterator[str]:
         )
 
 
-def _advice(one: MachineMemoryInfo, now: MemoryAnswer) -> Iterator[Advice]:
+def _advice(one: MachineMemoryInfo, machine: Supervised) -> Iterator[Advice]:
+    memory = machine.spec.memory
     if one.limit is not None and one.target >= one.limit and one.need:
-        doubled = format_size(one.limit * 2)
-        yield Advice(f"nagaya set {one.name} memory.limit={doubled}", "doubles the limit that it is at")
+        if memory.limit is not None:
+            doubled = format_size(memory.limit * 2)
+            yield Advice(f"nagaya set {one.name} memory.limit={doubled}", "doubles the limit that it is at")
+        if memory.size < one.size:
+            whole = format_size(one.size)
+            yield Advice(f"nagaya set {one.name} memory.size={whole}", "gives back what it started with")
     if not one.actual and not one.need:
         return
     if one.floor < one.active:

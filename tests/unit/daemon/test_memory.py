@@ -278,6 +278,22 @@ def test_why_says_it_in_words(stage: Stage) -> None:
     play(stage, scene, {})
 
 
+def test_a_machine_in_need_at_its_limit_is_told_which_knob_it_is(stage: Stage) -> None:
+    async def scene(daemon: Daemon, held: dict[str, int]) -> None:
+        db = await started(daemon, "db", limit="512MiB")
+        held[db] = 400 * MIB
+        for knobs, command in (
+            ([], "nagaya set db memory.limit=1GiB"),
+            ([("memory.limit", "none"), ("memory.size", "256MiB")], "nagaya set db memory.size=1GiB"),
+        ):
+            await daemon.supervisor.shares.set("db", knobs)
+            says(daemon, db, free=MIB, available=MIB)
+            answer = await memorywhy.why(daemon.supervisor, "db", 60)
+            assert command in [advice.command for advice in answer.advice]
+
+    play(stage, scene, {})
+
+
 def test_who_holds_what_a_machine_lacks_is_known_while_memory_is_short(stage: Stage) -> None:
     async def scene(daemon: Daemon, held: dict[str, int]) -> None:
         idle, busy = await idle_beside_busy(daemon, held)
