@@ -16,7 +16,6 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from nagaya.errors import UnavailableError
 
@@ -25,6 +24,7 @@ _POLITE_S = 2.0
 _ATTEMPTS = 3
 _BACKOFF_S = (0.1, 30.0)  # of restarts: the first, and the longest
 _STEADY_S = 60.0  # who lived so long begins again with the shortest
+_PART = 32 * 1024  # bytes of a command line that are read at once; most have less
 _MESSAGE_LIMIT = 1000  # bytes of a program's complaint in an error
 
 log = logging.getLogger("nagaya.networks")
@@ -161,10 +161,10 @@ def find(mark: str, uid: int) -> list[int]:
         try:
             if entry.stat().st_uid not in (0, uid):
                 continue
-            words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+            line = _command_line(entry.name)
         except OSError:  # it has ended
             continue
-        if wanted in words and entry.name != str(os.getpid()):
+        if wanted in line and wanted in line.split(b"\0") and entry.name != str(os.getpid()):
             found.append(int(entry.name))
     return sorted(found)
 
@@ -182,10 +182,23 @@ async def end(mark: str, uid: int) -> None:
 def arguments(pid: int) -> tuple[str, ...]:
     """The command line of a process, empty if it has ended."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        words = _command_line(str(pid)).rstrip(b"\0").split(b"\0")
     except OSError:
         return ()
     return tuple(map(os.fsdecode, words))
+
+
+def _command_line(pid: str) -> bytes:
+    """Read of all processes a dozen times for a network: a file object would take nine times as long."""
+    fd = os.open(f"/proc/{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        line = part = os.read(fd, _PART)
+        while len(part) == _PART:
+            part = os.read(fd, _PART)
+            line += part
+        return line
+    finally:
+        os.close(fd)
 
 
 def _runs(pid: int, program: Program) -> bool:
