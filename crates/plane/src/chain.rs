@@ -267,7 +267,13 @@ pub fn read_front(buffers: &[libc::iovec], bytes: &mut [u8]) {
 }
 
 /// Remove `count` bytes from the front of `buffers`; fewer if there are fewer.
-pub fn skip_front(buffers: &mut Vec<libc::iovec>, mut count: usize) {
+pub fn skip_front(buffers: &mut Vec<libc::iovec>, count: usize) {
+    let left = behind_front(buffers, count).len();
+    buffers.drain(..buffers.len() - left);
+}
+
+/// What is left of `buffers` behind their first `count` bytes.
+pub fn behind_front(buffers: &mut [libc::iovec], mut count: usize) -> &mut [libc::iovec] {
     let mut used = 0;
     for buffer in buffers.iter_mut() {
         let part = buffer.iov_len.min(count);
@@ -280,7 +286,7 @@ pub fn skip_front(buffers: &mut Vec<libc::iovec>, mut count: usize) {
             break;
         }
     }
-    buffers.drain(..used);
+    &mut buffers[used..]
 }
 
 #[cfg(test)]

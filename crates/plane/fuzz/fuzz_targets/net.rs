@@ -111,7 +111,7 @@ impl Scene {
             return Ok(());
         }
         let mut front = Front::default();
-        front.take(buffers, header_length, length);
+        let rest = front.take(buffers, header_length, length);
         let header = front.header(header_length);
         let Ok((offload, segments)) = Offload::parse(&header, front.frame(), length) else { return Ok(()) };
         let mut out = Vec::new();
@@ -123,8 +123,8 @@ impl Scene {
             return Ok(());
         }
         let mut receiver = Receiver::default();
-        receiver.put(receive, front.with_header(&offload), buffers)?;
-        let frame = Frame { front: &mut front, rest: buffers, length, offload };
+        receiver.put(receive, front.with_header(&offload), rest)?;
+        let frame = Frame { front: &mut front, rest, length, offload };
         frame.linear(&mut self.whole);
         assert_eq!(self.whole.len(), length);
         self.finish(receive, &mut receiver, (offload, segments), verdict.ip)
@@ -175,10 +175,10 @@ impl Scene {
 
 /// Give a frame that is in one piece to the guest.
 fn put(receive: &mut VirtQueue, receiver: &mut Receiver, bytes: &mut [u8]) -> Result<(), Violation> {
-    let mut rest = vec![libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
+    let mut all = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
     let mut front = Front::default();
-    front.take(&mut rest, 0, bytes.len());
-    receiver.put(receive, front.with_header(&Offload::default()), &rest).map(|_| ())
+    let rest = front.take(&mut all, 0, bytes.len());
+    receiver.put(receive, front.with_header(&Offload::default()), rest).map(|_| ())
 }
 
 fuzz_target!(|bytes: &[u8]| {

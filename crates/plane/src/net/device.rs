@@ -12,7 +12,7 @@ use crate::chain::{self, Buffers};
 use crate::clock::Nanos;
 use crate::config::NetConfig;
 use crate::net::frame::Front;
-use crate::net::header::{ETHERNET, LENGTH, Offload};
+use crate::net::header::{ETHERNET, LENGTH, Offload, PLAIN};
 use crate::net::network::{Network, Networks, Sent};
 use crate::net::order::Order;
 use crate::net::receive::header_length;
@@ -160,8 +160,16 @@ impl Net {
         let header_length = header_length(features);
         let length = (chain::total(buffers) as usize).checked_sub(header_length);
         let length = length.filter(|length| *length >= ETHERNET).ok_or(DropReason::Malformed)?;
-        front.take(buffers, header_length, length);
-        let (offload, segments) = Offload::parse(&front.header(header_length), front.frame(), length)?;
+        let rest = front.take(buffers, header_length, length);
+        let header = front.header(header_length);
+        let parsed;
+        // The usual one is not copied about: its parts would be read back before they are in the cache, behind the frame itself.
+        let (offload, segments) = if Offload::is_plain(&header) {
+            (&PLAIN, 1)
+        } else {
+            parsed = Offload::parse(&header, front.frame(), length)?;
+            (&parsed.0, parsed.1)
+        };
         if offload.largest(length) > usize::from(self.config.mtu) + OVERHEAD || length > LARGEST {
             return Err(DropReason::Oversize);
         }
@@ -169,7 +177,7 @@ impl Net {
         if !network.has_link(slot) {
             return Err(DropReason::LinkDown);
         }
-        let sent = Sent { front, rest: buffers, length, offload, segments };
+        let sent = Sent { front, rest, length, offload, segments };
         if !network.send(context.now, (slot, Some(index)), &mut context.peers, sent) {
             return Ok(0);
         }

@@ -28,13 +28,18 @@ impl Default for Front {
 }
 
 impl Front {
-    /// Take the front of a frame of `length` bytes out of `buffers`, which keep the rest. Before it are `header` bytes, at most
+    /// Take the front of a frame of `length` bytes out of `buffers`, and return the rest. Before it are `header` bytes, at most
     /// [`LENGTH`].
-    pub fn take(&mut self, buffers: &mut Vec<libc::iovec>, header: usize, length: usize) {
+    pub fn take<'a>(
+        &mut self,
+        buffers: &'a mut [libc::iovec],
+        header: usize,
+        length: usize,
+    ) -> &'a [libc::iovec] {
         (self.begin, self.end) = (ROOM, ROOM + length.min(HEADER));
         let begin = ROOM - header;
         chain::read_front(buffers, &mut self.bytes[begin..self.end]);
-        chain::skip_front(buffers, self.end - begin);
+        chain::behind_front(buffers, self.end - begin)
     }
 
     /// The virtio-net header that was taken with the frame, of so many bytes.
@@ -174,15 +179,15 @@ mod tests {
         ) {
             let mut sent: Vec<u8> = (0..length).map(|at| (at * 7 % 251) as u8).collect();
             let expected = sent.clone();
-            let mut rest = pieces(&mut sent, &from);
+            let mut buffers = pieces(&mut sent, &from);
             let mut front = Front::default();
-            front.take(&mut rest, 0, length);
-            let frame = Frame { front: &mut front, rest: &rest, length, offload: Offload::default() };
+            let rest = front.take(&mut buffers, 0, length);
+            let frame = Frame { front: &mut front, rest, length, offload: Offload::default() };
             let mut whole = Vec::new();
             frame.linear(&mut whole);
             prop_assert_eq!(&whole, &expected);
             let mut got = vec![0; LENGTH + length + 9];
-            scatter(front.with_header(&Offload::default()), &rest, &pieces(&mut got, &to));
+            scatter(front.with_header(&Offload::default()), rest, &pieces(&mut got, &to));
             prop_assert_eq!(&got[LENGTH..LENGTH + length], &expected[..]);
             prop_assert!(got[LENGTH + length..].iter().all(|byte| *byte == 0));
         }

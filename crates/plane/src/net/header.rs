@@ -67,32 +67,34 @@ pub struct Offload {
     pub segmentation: Option<Segmentation>,
 }
 
+/// Nothing is left to be done.
+pub const PLAIN: Offload = Offload { checksum: None, segmentation: None };
+
 impl Offload {
+    /// Whether the header in `bytes` leaves nothing to be done.
+    pub fn is_plain(bytes: &[u8; LEGACY_LENGTH]) -> bool {
+        let (flags, kind) = (u32::from(bytes[0]), u32::from(bytes[1]));
+        flags & VIRTIO_NET_HDR_F_NEEDS_CSUM == 0 && kind & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE
+    }
+
     /// Check the header in `bytes`, of a frame of `length` bytes that begins with `front`. Nothing in it is believed that
     /// the frame itself can tell.
     ///
     /// # Errors
     /// [`DropReason::BadHeader`].
-    #[inline]
     pub fn parse(
         bytes: &[u8; LEGACY_LENGTH],
         front: &[u8],
         length: usize,
     ) -> Result<(Offload, u32), DropReason> {
-        let (flags, kind) = (u32::from(bytes[0]), u32::from(bytes[1]));
-        if flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
-            return Offload::parse_checksum(bytes, front, length);
+        if Offload::is_plain(bytes) {
+            return Ok((PLAIN, 1));
         }
-        let plain = kind & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE;
-        if plain { Ok((Offload::default(), 1)) } else { Err(DropReason::BadHeader) }
-    }
-
-    fn parse_checksum(
-        bytes: &[u8; LEGACY_LENGTH],
-        front: &[u8],
-        length: usize,
-    ) -> Result<(Offload, u32), DropReason> {
-        let (word, kind) = (|at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]), u32::from(bytes[1]));
+        let word = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let (flags, kind) = (u32::from(bytes[0]), u32::from(bytes[1]));
+        if flags & VIRTIO_NET_HDR_F_NEEDS_CSUM == 0 {
+            return Err(DropReason::BadHeader);
+        }
         let checksum = Checksum { start: word(6), offset: word(8) };
         let start = usize::from(checksum.start);
         if start < ETHERNET || start + usize::from(checksum.offset) + 2 > length {

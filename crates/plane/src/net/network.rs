@@ -83,7 +83,7 @@ pub struct Sent<'a> {
     /// Bytes of all.
     pub length: usize,
     /// What is left to be done to it.
-    pub offload: Offload,
+    pub offload: &'a Offload,
     /// Frames on the wire.
     pub segments: u32,
 }
@@ -229,7 +229,7 @@ impl Network {
                 passed = !self.holds(now, peers, (from, held), (&out, verdict.flow, length));
                 if passed {
                     let mut frame =
-                        Frame { front: sent.front, rest: sent.rest, length, offload: sent.offload };
+                        Frame { front: sent.front, rest: sent.rest, length, offload: *sent.offload };
                     self.show(now, from, &frame, Tag::Keep);
                     let wire = sent.offload.wire(length, segments);
                     let way = passage::Way { from: from.into(), flow: verdict.flow, segments, wire };
@@ -299,10 +299,9 @@ impl Network {
         flow: u32,
         bytes: &mut [u8],
     ) -> Result<(), DropReason> {
-        let mut rest = vec_of(bytes);
-        let mut front = Front::default();
-        front.take(&mut rest, 0, bytes.len());
-        self.hand_over(peers, slot, flow, (&mut front, &rest), Offload::default())
+        let (mut all, mut front) = (whole(bytes), Front::default());
+        let rest = front.take(&mut all, 0, bytes.len());
+        self.hand_over(peers, slot, flow, (&mut front, rest), Offload::default())
     }
 
     /// Give a frame to the port at `slot`, which takes what is left to be done to it.
@@ -406,8 +405,8 @@ fn counted(page: &DevicePage) -> [u64; DropReason::ALL.len()] {
     std::array::from_fn(|place| page.drops[place].load(Relaxed))
 }
 
-fn vec_of(bytes: &mut [u8]) -> Vec<libc::iovec> {
-    vec![libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }]
+fn whole(bytes: &mut [u8]) -> [libc::iovec; 1] {
+    [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }]
 }
 
 /// The receive queue for a flow: one of those that the guest uses, which it tells by the control queue (virtio 1.3, 5.1.5),

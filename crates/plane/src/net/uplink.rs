@@ -167,13 +167,12 @@ impl Uplink {
             return Err(DropReason::Malformed);
         }
         let front = &mut self.front;
-        let mut rest =
-            vec![libc::iovec { iov_base: self.frame.as_mut_ptr().cast(), iov_len: LENGTH + length }];
-        front.take(&mut rest, LENGTH, length);
+        let mut all = [libc::iovec { iov_base: self.frame.as_mut_ptr().cast(), iov_len: LENGTH + length }];
+        let rest = front.take(&mut all, LENGTH, length);
         let (offload, segments) = Offload::parse(&front.header(LENGTH), front.frame(), length)?;
         add(&context.page.writes, 1);
         add(&context.page.written_bytes, length as u64);
-        let sent = Sent { front, rest: &rest, length, offload, segments };
+        let sent = Sent { front, rest, length, offload: &offload, segments };
         // What no buffer is there for is dropped: the tap's queue is behind it, with the frames for all others.
         network.send(context.now, (context.token.slot, None), &mut context.peers, sent);
         Ok(())

@@ -38,7 +38,7 @@ impl Network {
             self.decided.iter().position(|decided| Some(decided.from) == queue.map(|queue| (from, queue)))?;
         let decided = self.decided.swap_remove(place);
         let same = decided.generation == self.switch.generation()
-            && (decided.length, decided.offload) == (sent.length, sent.offload)
+            && (decided.length, decided.offload) == (sent.length, *sent.offload)
             && decided.front.frame() == sent.front.frame();
         same.then(|| {
             out.extend(decided.out);
@@ -59,7 +59,7 @@ impl Network {
             from: (from, queue),
             front: sent.front.clone(),
             length: sent.length,
-            offload: sent.offload,
+            offload: *sent.offload,
             verdict,
             out: out.to_vec(),
             generation: self.switch.generation(),

@@ -1,6 +1,6 @@
 //! The gates on a frame's way: where it leaves its machine, and where it comes to another.
 
-use super::{Frame, Front, Network, Peers, vec_of};
+use super::{Frame, Front, Network, Peers, whole};
 use crate::arbiter::{Stats, TreeError, Wait};
 use crate::clock::Nanos;
 use crate::net::switch::{Delivery, DropReason, PortId, PortKind};
@@ -75,10 +75,9 @@ impl Network {
     /// A frame that waited goes to where it was to go, past the last gate if it `is_there`.
     fn go_on(&mut self, now: Nanos, peers: &mut Peers<'_>, is_there: bool, mut parked: Parked) {
         let (length, offload) = (parked.bytes.len(), parked.offload);
-        let mut rest = vec_of(&mut parked.bytes);
-        let mut front = Front::default();
-        front.take(&mut rest, 0, length);
-        let mut frame = Frame { front: &mut front, rest: &rest, length, offload };
+        let (mut all, mut front) = (whole(&mut parked.bytes), Front::default());
+        let rest = front.take(&mut all, 0, length);
+        let mut frame = Frame { front: &mut front, rest, length, offload };
         let way = Way { from: parked.from, flow: parked.flow, segments: parked.segments, wire: parked.wire };
         for delivery in &parked.deliveries {
             if is_there {
