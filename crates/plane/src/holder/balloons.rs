@@ -1,6 +1,7 @@
 //! Balloons: how large they are to be, what their guests say, and what `query-balloons` tells of it.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -14,6 +15,15 @@ use crate::holder::session::{Session, refused};
 use crate::holder::shadow::{Outgoing, Shadow};
 use crate::holder::{Plane, PlaneError};
 
+/// Part of its memory that a guest is asked for at a time. Linux's driver sleeps 0.2 s whenever it finds no free page: when
+/// its memory is full of caches, and it is quicker than kswapd. That begins a thousandth of the memory before there are none
+/// (`watermark_scale_factor`).
+const BITES: u64 = 1024;
+const LEAST_BITE: u64 = 256 << 10;
+
+/// Time for kswapd between two bites: without it one bite of eight met that sleep on a busy host, with it one of a hundred.
+pub const PAUSE: Duration = Duration::from_millis(1);
+
 /// What is asked of a balloon; what is left out stays.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,7 +34,7 @@ struct Wish {
 
 impl Plane {
     /// Have a guest give so many bytes, or be asked for statistics so often, as `json` says (`size`, `stats_ms`). It is told at
-    /// once, also if it has been asked for the same before, and does it in its own time.
+    /// once, also if it has been asked for the same before, and does it in its own time, bite by bite.
     ///
     /// # Errors
     /// If there is no such balloon, or a number is out of bounds.
@@ -34,9 +44,11 @@ impl Plane {
         let inner = lock(&self.inner);
         let device = inner.devices.get(id).ok_or_else(|| PlaneError::NoDevice(id.to_owned()))?;
         let number = device.number;
-        let size = device.link.change(|state| {
-            let shadow = state.devices.get_mut(&number);
-            let Some(DeviceConfig::Balloon(config)) = shadow.map(|shadow| &mut shadow.config) else {
+        device.link.change(|state| {
+            let Some(shadow) = state.devices.get_mut(&number) else {
+                return Err(PlaneError::NoDevice(id.to_owned()));
+            };
+            let DeviceConfig::Balloon(config) = &mut shadow.config else {
                 return Err(PlaneError::Config(format!("device {id} is no balloon")));
             };
             let mut wanted = config.clone();
@@ -44,17 +56,15 @@ impl Plane {
             wanted.stats_ms = wish.stats_ms.unwrap_or(wanted.stats_ms);
             wanted.check().map_err(PlaneError::Config)?;
             *config = wanted;
-            let size = config.size;
+            if wish.size.is_some() {
+                device.patch(place::WANTED, &next_size(shadow));
+            }
             if let Some(stats_ms) = wish.stats_ms {
                 let message = ToWorker::StatsPeriod { device: number, stats_ms };
                 state.tell(Outgoing { message, fds: Vec::new() });
             }
-            Ok(size)
-        })?;
-        if wish.size.is_some() {
-            device.patch(place::WANTED, &balloon::wanted_pages(size).to_le_bytes());
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Each balloon as JSON, see `_core.pyi`.
@@ -82,6 +92,7 @@ impl Session {
             (place::ACTUAL, Ok(pages)) => {
                 let actual = u64::from(pages) * PAGE;
                 let before = page.actual.swap(actual, Relaxed);
+                self.given = actual > before && actual < config.size;
                 // Linux does so when it has no other memory left.
                 if actual < before && actual < config.size {
                     page.taken_back.fetch_add(1, Relaxed);
@@ -98,6 +109,18 @@ impl Session {
         Ok(())
     }
 
+    /// Ask for the next bite; whether there is one.
+    pub fn next_bite(&mut self) -> bool {
+        let state = self.link.state();
+        let Some(shadow) = state.devices.get(&self.device) else { return false };
+        let next = next_size(shadow);
+        let mut space = lock(&self.offer.config);
+        let wanted = &mut space[place::WANTED..place::ACTUAL];
+        let more = *wanted != next;
+        wanted.copy_from_slice(&next);
+        more
+    }
+
     /// Another driver comes: its balloon is empty.
     pub fn restart_balloon(&mut self) {
         if let Some((_, page)) = self.link.state().devices.get(&self.device).and_then(balloon_of) {
@@ -105,6 +128,14 @@ impl Session {
             lock(&self.offer.config)[place::ACTUAL..].fill(0);
         }
     }
+}
+
+/// `num_pages` of what the guest is asked for next, on the way to the size that is wanted.
+fn next_size(shadow: &Shadow) -> [u8; 4] {
+    let Some((config, page)) = balloon_of(shadow) else { return [0; 4] };
+    let memory: u64 = shadow.memory.iter().map(|(region, _)| region.size).sum();
+    let reach = page.actual.load(Relaxed).saturating_add(LEAST_BITE.max(memory / BITES));
+    balloon::wanted_pages(config.size.min(reach)).to_le_bytes()
 }
 
 fn balloon_of(shadow: &Shadow) -> Option<(&crate::config::BalloonConfig, &balloon::BalloonState)> {

@@ -13,6 +13,7 @@ use serde_json::json;
 use vhost::vhost_user::Error;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::holder::balloons::PAUSE;
 use crate::holder::events::{Events, lock};
 use crate::holder::link::{Link, STACK};
 use crate::holder::offer::Offer;
@@ -175,7 +176,7 @@ impl Server {
         };
         while !self.stop.flag.load(Ordering::SeqCst) {
             match relay.handle_one() {
-                Ok(()) => {}
+                Ok(()) => self.ask_on(&session),
                 // The frontend has been told, if it asked for an answer; the connection is in order.
                 Err(Error::ReqHandlerError(error)) => lock(&session).violation("refused", &error.to_string()),
                 Err(Error::Disconnected) => break,
@@ -187,6 +188,16 @@ impl Server {
         }
         *lock(&self.stop.stream) = None;
         lock(&session).end();
+    }
+
+    /// The next bite of a balloon that has grown.
+    fn ask_on(&self, session: &Mutex<Session>) {
+        if std::mem::take(&mut lock(session).given) {
+            thread::sleep(PAUSE);
+            if lock(session).next_bite() {
+                self.channel.config_changed();
+            }
+        }
     }
 
     fn set_connected(&self, connected: bool) {

@@ -78,6 +78,8 @@ pub struct Session {
     pub vrings: BTreeMap<u16, Vring>,
     /// Once there is one.
     pub inflight: Option<InflightFile>,
+    /// A balloon has grown, and is to grow on. One that shrank by itself is left in peace.
+    pub given: bool,
     last_report: Option<Instant>,
 }
 
@@ -97,6 +99,7 @@ impl Session {
             features: 0,
             vrings: BTreeMap::new(),
             inflight: None,
+            given: false,
             last_report: None,
         }
     }

@@ -1,5 +1,5 @@
-/* A virtio-balloon driver (virtio 1.3, 5.5): gives as many pages of its own as it is asked for, takes them back when it is
- * asked for none, then reports the same pages as free. What comes back is zeroes, and the pages beside are as they were.
+/* A virtio-balloon driver (virtio 1.3, 5.5): gives as many pages of its own as it is asked for, bite by bite, takes them
+ * back when it is asked for none, then reports the same pages as free. What comes back is zeroes, and the pages beside are as they were.
  */
 #include "virtio.h"
 
@@ -29,11 +29,11 @@ static void say(struct virtq *queue, void *buffer, u32 length, bool device_write
         pause();
 }
 
-/* Name the first `count` pages in several chains. */
-static void name(struct virtq *queue, u32 count)
+/* Name the pages from `first` to `end` in several chains. */
+static void name(struct virtq *queue, u32 first, u32 end)
 {
-    for (u32 first = 0; first < count; first += AT_ONCE) {
-        u32 part = count - first < AT_ONCE ? count - first : AT_ONCE;
+    for (; first < end; first += AT_ONCE) {
+        u32 part = end - first < AT_ONCE ? end - first : AT_ONCE;
         for (u32 i = 0; i < part; i++)
             numbers[i] = (u64)pages / PAGE + first + i;
         say(queue, numbers, part * 4, false);
@@ -70,13 +70,16 @@ int main(void)
     virtio_ready(&device);
     fill(0, MOST);
     print("FILLED\n");
-    u32 count = wanted(&device, 0);
-    check(count <= MOST);
-    name(&inflate, count);
-    write32(device.config + ACTUAL, count);
-    print("GIVEN %u\n", count);
-    check(wanted(&device, count) == 0);
-    name(&deflate, count);
+    u32 count = 0, next;
+    while ((next = wanted(&device, count)) > count) {
+        check(next <= MOST);
+        name(&inflate, count, next);
+        count = next;
+        write32(device.config + ACTUAL, count);
+        print("GIVEN %u\n", count);
+    }
+    check(next == 0);
+    name(&deflate, 0, count);
     write32(device.config + ACTUAL, 0);
     check(hold(0, count, true) && hold(count, MOST - count, false));
     fill(0, count);
