@@ -259,7 +259,9 @@ impl Window {
         self.phase = match self.phase {
             // What was asked for was measured, not the device.
             _ if !shared || throughput <= 0.0 => {
-                if now < self.contended_until {
+                // One that was full now and then is not too large: without this, bursts on a device that is mostly idle
+                // would find it smaller and smaller.
+                if now < self.contended_until && trial.most < self.size {
                     self.shrink_to(trial.most as f64 / UNIT as f64 * (-SWING).exp());
                 }
                 Phase::Hold(0)

@@ -1,6 +1,6 @@
 //! What was recorded of some machines says what more of them would get.
 
-use nagaya_plane::arbiter::{Demand, Kind, Knobs, Nanos};
+use nagaya_plane::arbiter::{self, Busy, Cell, Demand, Kind, Knobs, Nanos, PARTS, Pattern};
 use nagaya_plane::simulation::{self, Got, Scenario};
 
 use crate::simulator::{Client, Device, MS, SECOND, Simulator};
@@ -109,5 +109,51 @@ fn one_machine_more_is_foreseen() {
     {
         let errors = errors(mix, before, after);
         assert!(median(errors.clone()) < 15.0, "{errors:?}");
+    }
+}
+
+/// Three that ask for 32 blocks each 50 ms, on a device that serves eight at a time in 0.1 ms: latencies after `warm_up`.
+fn bursts(warm_up: f64) -> Vec<Got> {
+    let cell = |load: u32| Cell {
+        number: load as u16,
+        kind: Kind::Read,
+        bytes: 4096,
+        load: load.into(),
+        count: 1000,
+        times_ns: vec![100_000 * u64::from(load.max(8)) / 8; PARTS.len()],
+    };
+    let pattern = |(number, span_us): (usize, u64)| Pattern {
+        id: format!("burst{number}/disk0"),
+        recorded_us: 1_000_000,
+        mix: vec![arbiter::Mix { kind: Kind::Read, count: 1, bytes: 4096 }],
+        periods: vec![Busy {
+            number: 98,
+            count: 1,
+            gap_us: span_us,
+            span_us,
+            requests: 32,
+            depth: 32,
+            think_us: 0,
+        }],
+        squares: (1e18, (span_us * span_us) as f64),
+        ..Pattern::default()
+    };
+    let scenario = Scenario {
+        cells: [1, 2, 4, 8, 16, 32, 64, 128].map(cell).to_vec(),
+        capacity_iops: 80_000,
+        capacity: 0,
+        nodes: Vec::new(),
+        patterns: [50_000, 49_000, 51_000].into_iter().enumerate().map(pattern).collect(),
+        seconds: 10.0,
+        warm_up,
+        seed: 1,
+    };
+    simulation::run(&scenario).expect("a scenario").leaves
+}
+
+#[test]
+fn bursts_on_an_idle_device_are_served_at_once_after_a_minute_too() {
+    for (soon, late) in bursts(1.0).iter().zip(bursts(60.0)) {
+        assert!(late.p50_us <= soon.p50_us * 1.1 && late.p99_us <= 1000.0, "{soon:?}, then {late:?}");
     }
 }
