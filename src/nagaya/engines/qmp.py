@@ -55,7 +55,10 @@ async def _monitor(name: str, path: Path, command: str) -> AsyncIterator[Any]:
     client.logger.disabled = True  # what goes wrong is raised
     try:
         async with asyncio.timeout(ANSWER_S):
-            await client.connect(str(path))
+            try:
+                await client.connect(str(path))
+            except AssertionError as error:  # of qemu.qmp: the session is over before `connect` has returned
+                raise EOFError("it closed the connection") from error
         yield client
     except ExecuteError as error:
         details: Any = error.received["error"]

@@ -131,6 +131,8 @@ class PlaneClient:
                 await client._qmp.connect(os.fspath(path))
         except ConnectError as error:
             raise UnavailableError(f"no plane on {path}: {error.exc}", hint=_HINT, path=str(path)) from error
+        except AssertionError as error:  # of qemu.qmp: the session is over before `connect` has returned
+            raise UnavailableError(f"the plane on {path} hung up", hint=_HINT, path=str(path)) from error
         except TimeoutError as error:
             message = f"the plane on {path} did not greet within {timeout_seconds:g} s"
             raise TimeoutExpiredError(message, hint=_HINT) from error
