@@ -214,7 +214,8 @@ impl Simulation {
                 return Err(format!("{} is there twice", pattern.id));
             }
             tree.join(0, &mut self.arbiter, &pattern.id).map_err(|error| error.to_string())?;
-            self.leaves.extend(self.arbiter.node(&pattern.id));
+            let leaf = self.arbiter.node(&pattern.id);
+            self.leaves.push(leaf.ok_or_else(|| format!("{:?} is no disk", pattern.id))?);
             let client = Client::new(pattern)?;
             if let Some(pause) = client.first(&mut self.random) {
                 self.at(pause, Event::Begin(number));
