@@ -101,7 +101,7 @@ def _words(one: MachineMemoryInfo) -> Iterator[str]:
         f"{one.name} has {human_size(one.size - one.actual)} of its {human_size(one.size)}, uses about "
         f"{human_size(one.active)}, and is to have {human_size(one.target)}"
     )
-    limit = "none" if one.limit is None else human_size(one.limit)
+    limit = "none" if one.limit is None else f"{human_size(one.limit)} without its processes"
     yield f"  floor {human_size(one.floor)}, limit {limit}, weight {one.weight}"
     if one.guest is not None:
         by_plane = f", {human_size(one.by_plane)} of it read by the plane" if one.by_plane else ""

@@ -41,5 +41,5 @@ def _node(spec: MachineSpec) -> Refusal:
         node is not None and node not in there,
         "memory.node",
         node,
-        f"this host has {', '.join(map(str, there))}",
+        f"this host has NUMA node {', '.join(map(str, there))}",
     )
