@@ -79,22 +79,18 @@ class MemoryHome:
 
     async def look(self) -> None:
         """Look at each such machine once; one that a command is at work on has to wait for the next look."""
-        wanted = [
-            one
-            for one in self._supervisor.all()
-            if one.row.state in UP and (_wants(one.spec.memory) or one.row.id in self._known)
-        ]
-        self._known = {one.row.id: self._of(one) for one in wanted if one.process is not None}
-        for one in wanted:
-            known = self._known.get(one.row.id)
-            if known is not None and not one.lock.locked():
-                await self._keep(one, known)
-        self._known = {
-            one.row.id: known
-            for one in wanted
-            if _wants(one.spec.memory)
-            if (known := self._known.get(one.row.id)) is not None
-        }
+        known: dict[str, Known] = {}
+        for one in self._supervisor.all():
+            if one.row.state not in UP or one.process is None:
+                continue
+            if not (_wants(one.spec.memory) or one.row.id in self._known):
+                continue
+            mine = self._of(one)
+            if not one.lock.locked():
+                await self._keep(one, mine)
+            if _wants(one.spec.memory) or mine.node is not None:
+                known[one.row.id] = mine
+        self._known = known
 
     def _of(self, one: Supervised) -> Known:
         pid = one.require_process().id.pid

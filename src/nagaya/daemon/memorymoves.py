@@ -1,7 +1,8 @@
 """The record of what the broker moved, why, and what came of it: in the state, the newest thousand.
 
-The broker does not wait for the state's disk. What it moves while a write is under way is in the next one,
-so a daemon that is killed forgets the last moments at most; and of a move that it made then, what came of it.
+The broker does not wait for the state's disk. What it moves while a write is under way, and what could not be
+written, is in the next one: on a full disk it is tried again round after round. So a daemon that is killed
+forgets the last moments at most; and of a move that it made then, what came of it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class MemoryMoves:
         self._open: list[_Open] = []
         self._unsaved: dict[int, MemoryMove] = {}
         self._saving: asyncio.Task[None] | None = None
+        self._failed = False
 
     def since(self, seconds: float) -> list[MemoryMove]:
         """Those of the last `seconds`, by the host's clock (earlier daemons had no other in common)."""
@@ -92,8 +94,13 @@ class MemoryMoves:
     async def _save(self, moves: Mapping[int, MemoryMove]) -> None:
         try:
             await self._writer.call(State.save_memory_moves, moves)
+            self._failed = False
         except NagayaError as error:
-            log.warning("moves of memory could not be recorded: %s", error)
+            kept = {number: move for number, move in moves.items() if number in self._moves}
+            self._unsaved = kept | self._unsaved
+            if not self._failed:  # said once, not with every round
+                self._failed = True
+                log.warning("moves of memory cannot be recorded, it is tried again: %s", error)
 
 
 def _effect(record: _Open, at: float, one: MachineMemory) -> MemoryMove | None:

@@ -159,18 +159,26 @@ def test_moves_outlive_the_daemon(stage: Stage) -> None:
     stage.clear()
 
 
-def test_a_state_that_cannot_be_written_stops_no_move(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_state_that_cannot_be_written_stops_no_move_and_has_all_once_it_can(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scene(daemon: Daemon, held: dict[str, int]) -> None:
         idle, _ = await idle_beside_busy(daemon, held)
-        db = daemon.supervisor.memory._writer.state._db
-        db.execute("PRAGMA query_only = 1")
+        memory = daemon.supervisor.memory
+        state = memory._writer.state
+        state._db.execute("PRAGMA query_only = 1")
+        before = state.memory_moves()  # the daemon's own round may have been first
         for _ in range(4):
-            await daemon.supervisor.memory.round()
-        await daemon.supervisor.memory.moves.close()
-        db.execute("PRAGMA query_only = 0")
+            await memory.round()
+            if memory.moves._saving is not None:
+                await memory.moves._saving
         assert (await balloon(daemon, idle)).size > 0
-        assert daemon.supervisor.memory.moves.since(60)
-        assert "moves of memory could not be recorded" in caplog.text
+        assert len(memory.moves.since(60)) > len(before)
+        assert state.memory_moves() == before
+        assert caplog.text.count("moves of memory cannot be recorded") == 1
+        state._db.execute("PRAGMA query_only = 0")
+        await memory.moves.close()
+        assert list(state.memory_moves().values()) == memory.moves.since(60)
 
     play(stage, scene, {})
 

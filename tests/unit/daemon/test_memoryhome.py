@@ -65,7 +65,8 @@ def test_without_a_wish_nothing_moves() -> None:
 
 def test_a_node_that_the_host_has_not_is_refused() -> None:
     spec = MachineSpec.model_validate({"name": "db", "memory": {"node": 77}})
-    with pytest.raises(UnsupportedError, match=r"memory\.node: 77 is not possible .* this host has NUMA node 0"):
+    said = r"memory\.node: 77 is not possible .* this host has NUMA node 0"
+    with pytest.raises(UnsupportedError, match=said):
         refuse(spec, "uml", ())
 
 
