@@ -1,4 +1,4 @@
-"""Swap for a test, in compressed memory, taken away again whatever happens. One test at a time."""
+"""Swap for a test or a bench, taken away again whatever happens. One at a time on a host."""
 
 from __future__ import annotations
 
@@ -10,25 +10,52 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CONTROL = Path("/sys/class/zram-control")
+_SHARED = Path("/sys/kernel/mm")  # swap is the whole host's: others that test with it wait for its lock
 
 
 @contextlib.contextmanager
 def swap(size: int) -> Iterator[str]:
     """Swap of `size` bytes on a zram device of our own; its path. Needs root and the kernel's zram."""
-    lock = os.open(CONTROL, os.O_RDONLY)  # swap is the whole host's: others that test with it wait
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked():
         number = int((CONTROL / "hot_add").read_text())
         device = f"/dev/zram{number}"
         try:
             Path(f"/sys/block/zram{number}/disksize").write_text(str(size))
-            subprocess.run(["mkswap", device], check=True, capture_output=True)
-            subprocess.run(["swapon", device], check=True)
-            try:
+            with _swap_on(device):
                 yield device
-            finally:
-                subprocess.run(["swapoff", device], check=True)
         finally:
             (CONTROL / "hot_remove").write_text(str(number))
+
+
+@contextlib.contextmanager
+def swap_file(size: int, path: Path) -> Iterator[Path]:
+    """Swap of `size` bytes in a new file at `path`, on the disk that is there. Needs root."""
+    with _locked():
+        try:
+            with path.open("xb") as file:
+                path.chmod(0o600)
+                os.posix_fallocate(file.fileno(), 0, size)  # swap needs a file without holes
+            with _swap_on(str(path)):
+                yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _swap_on(path: str) -> Iterator[None]:
+    subprocess.run(["mkswap", path], check=True, capture_output=True)
+    subprocess.run(["swapon", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", path], check=True)
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    lock = os.open(_SHARED, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(lock)
