@@ -82,7 +82,7 @@ def _show(session: Session, name: str | None) -> None:
         print_value(session, asdict(answer))
         return
     if session.format == "table" and not session.quiet:
-        click.echo(_headline(answer))
+        click.echo(headline(answer))
     print_rows(session, rows, _MACHINE_COLUMNS)
 
 
@@ -122,7 +122,7 @@ def _plan(session: Session) -> None:
     answer = session.client.memory.show()
     rows = [asdict(one) for one in answer.moves]
     if session.format == "table" and not session.quiet:
-        click.echo(_headline(answer))
+        click.echo(headline(answer))
         if not rows:
             click.echo("It would move nothing.")
             return
@@ -246,9 +246,12 @@ def print_answer(
         click.echo(f"  {advice.command}\n      {advice.effect}")
 
 
-def _headline(answer: MemoryAnswer) -> str:
+def headline(answer: MemoryAnswer) -> str:
+    """Whether memory is short, and why."""
     state = "short" if answer.short else "sufficient"
     off = "" if answer.broker else "; the broker is off"
+    if answer.short and answer.left >= answer.reserve and answer.room > answer.left:
+        off = f", and guests could grow by {human_size(answer.room)} at once{off}"
     return (
         f"Memory is {state}: machines may have {human_size(answer.budget)}, {human_size(answer.left)} "
         f"are left, {human_size(answer.reserve)} of it in reserve{off}"

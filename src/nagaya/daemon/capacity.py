@@ -147,7 +147,7 @@ def _with(policy: HostPolicy, changed: Settings) -> HostPolicy:
         if not isinstance(place, dict) or name not in place:
             known = ", ".join(f"{part}.{name}" for part in body for name in ("overcommit", "kept"))
             raise UsageError(f"the host has no field {field!r}", hint=f"it has {known}")
-        if value is None:
+        if value is None or (name == "kept" and value == "none"):  # what it keeps by itself
             del place[name]
         else:
             place[name] = value

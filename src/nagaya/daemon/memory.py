@@ -139,6 +139,7 @@ class Memory:
             budget=plan.budget,
             left=plan.left,
             reserve=plan.reserve,
+            room=plan.room,
             short=plan.short,
             machines=[
                 _info(one, look.balloons.get(one.name), plan, look.held[one.name]) for one in look.machines

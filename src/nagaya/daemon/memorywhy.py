@@ -68,7 +68,9 @@ def _host(now: MemoryAnswer) -> Iterator[str]:
     if not now.broker:
         yield f"The broker is off: nothing moves; {of}."
     elif now.short:
-        yield f"Memory is short: {of}, and {human_size(now.reserve)} should be."
+        roomy = now.left >= now.reserve and now.room > now.left
+        kept = f"guests could grow by {human_size(now.room)} at once" if roomy else ""
+        yield f"Memory is short: {of}, and {kept or f'{human_size(now.reserve)} should be'}."
     else:
         yield f"Memory suffices: {of}."
 

@@ -68,14 +68,16 @@ class MemoryAnswer(Answer):
     """Memory of all machines that run, and the moves that the broker would make now.
 
     `budget` is what they may have in all, after the host's other programs took theirs; `left` of it nobody
-    holds, `reserve` of that is kept. `short`: less was left than that, and the broker takes from those that
-    have more than their share. `moved`: bytes that it moved since the daemon began, by kind.
+    holds, `reserve` of that is kept; `room` is by how much guests could grow before anybody is asked.
+    `short`: less was left than one of these, and the broker takes from those that have more than their share.
+    `moved`: bytes that it moved since the daemon began, by kind.
     """
 
     broker: bool  # whether it acts
     budget: int
     left: int
     reserve: int
+    room: int
     short: bool
     machines: list[MachineMemoryInfo]
     moves: list[MemoryMove]
@@ -88,7 +90,7 @@ class MemoryAnswer(Answer):
             "machines": [MachineMemoryInfo.from_json(one) for one in body["machines"]],
             "moves": [MemoryMove.from_json(one) for one in body["moves"]],
         }
-        names = ("broker", "budget", "left", "reserve", "short", "moved")
+        names = ("broker", "budget", "left", "reserve", "room", "short", "moved")
         return cls(**{name: body[name] for name in names}, **parts)
 
 

@@ -111,7 +111,7 @@ def admit(pool: Pool, ask: Ask, others: Sequence[Ask], before: Ask | None = None
         need, taken = rule.amount(ask), sum(map(rule.amount, others))
         fits = not need or taken + need <= rule.limit + _SLACK
         if not fits and (before is None or need > rule.amount(before)):
-            raise _refusal(pool, rule, ask, others)
+            raise _refusal(pool, rule, ask, others, has=before is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _rules(pool: Pool) -> Iterator[_Rule]:
         yield _Rule(lambda ask: max(ask.size, ask.reservation), pool.limit * pool.overcommit, pool.overcommit)
 
 
-def _refusal(pool: Pool, rule: _Rule, ask: Ask, others: Sequence[Ask]) -> ResourceError:
+def _refusal(pool: Pool, rule: _Rule, ask: Ask, others: Sequence[Ask], *, has: bool) -> ResourceError:
     need, taken = rule.amount(ask), sum(map(rule.amount, others))
     free = max(0, rule.limit - taken)
     sizes = pool.overcommit == "none" or rule.times is not None
@@ -139,7 +139,7 @@ def _refusal(pool: Pool, rule: _Rule, ask: Ask, others: Sequence[Ask]) -> Resour
         f"{_overhead(pool)}, {pool.text(free)} are left: the host has {pool.text(pool.total)}, "
         f"{pool.text(pool.kept)} stay with it{times}, {pool.text(taken)} are promised"
         f"{_listed(pool, rule, others)}",
-        hint=_hint(pool, rule, ask),
+        hint=_hint(pool, rule, ask, has=has),
         machine=ask.name,
         room=pool.resource,
         need=need,
@@ -165,11 +165,13 @@ def _listed(pool: Pool, rule: _Rule, others: Sequence[Ask]) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def _hint(pool: Pool, rule: _Rule, ask: Ask) -> str:
+def _hint(pool: Pool, rule: _Rule, ask: Ask, *, has: bool) -> str:
     if rule.amount(ask) > rule.limit:
         return f"this host never has that much: lower {pool.resource} of {ask.name}"
     fair = f"nagaya host set {pool.resource}.overcommit=fair"
     less = "" if pool.overcommit == "fair" else f", or promise only what is reserved: {fair}"
+    if has:  # it runs, and asks for more
+        return f"stop another machine, or let one reserve less (nagaya set){less}"
     return f"stop a machine, queue for it (nagaya start {ask.name} --wait){less}"
 
 

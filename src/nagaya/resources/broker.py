@@ -94,7 +94,8 @@ class Plan:
     """One round: what is to be done, each machine's target, and whether memory is short.
 
     `budget` is what machines may have in all, after others on the host took theirs; `left` is what nobody
-    holds of it, `reserve` what of that is kept. `urgent`: somebody is in need, ask again soon.
+    holds of it, `reserve` what of that is kept, `room` by how much guests could grow before anybody is asked.
+    `urgent`: somebody is in need, ask again soon.
     """
 
     actions: tuple[Action, ...]
@@ -102,6 +103,7 @@ class Plan:
     budget: int
     left: int
     reserve: int
+    room: int
     short: bool
     urgent: bool
 
@@ -171,7 +173,7 @@ class Broker:
                 if action.kind == "page-out" or action.bytes > one.has - _used(one):
                     known.cut = now
         urgent = any(target.need for target in targets.values())
-        return Plan(tuple(actions), targets, budget, left, reserve, self._short, urgent)
+        return Plan(tuple(actions), targets, budget, left, reserve, room, self._short, urgent)
 
     def _growth(self, now: float, machines: Sequence[MachineMemory]) -> float:
         """Bytes/s by which machines that were there before grow; what was seen counts half the next time."""

@@ -166,7 +166,7 @@ class Placement:
             f"{left[cpu]:.2g} of CPU {cpu}" for cpu in sorted(left, key=lambda cpu: -left[cpu])[:8]
         )
         return ResourceError(
-            f"it reserves {need.reservation:g} of one CPU, and {words} are left",
+            f"it reserves {need.reservation:g}, {CPU_MOST:g} of one can be promised, and {words} are left",
             hint="reserve less, or let another machine reserve less (nagaya set)",
             room="cpu",
             need=need.reservation,

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from nagaya.cli.memory import headline
+from nagaya.models.memory import MemoryAnswer
 from nagaya.paths import Paths
 
 Invoke = Callable[..., Any]  # the fixture's: an Outcome
@@ -66,6 +68,16 @@ def test_why_says_what_it_has_and_what_would_change_it(squeezed: Invoke) -> None
 
 def test_nothing_to_move_is_said(invoke: Invoke) -> None:
     assert invoke("memory", "plan").out.splitlines()[-1] == "It would move nothing."
+
+
+def test_why_memory_is_short_is_said() -> None:
+    def said(left: int, room: int) -> str:
+        answer = MemoryAnswer(True, 1000 * MIB, left * MIB, 60 * MIB, room * MIB, True, [], [], {})
+        return headline(answer)
+
+    assert said(900, 950).endswith("of it in reserve, and guests could grow by 950 MiB at once")
+    assert said(40, 950).endswith("40 MiB are left, 60 MiB of it in reserve")
+    assert said(900, 800).endswith("900 MiB are left, 60 MiB of it in reserve")
 
 
 def test_settings_are_set_and_what_is_so_already_is_said(invoke: Invoke) -> None:

@@ -82,7 +82,7 @@ def test_a_wrong_policy_is_refused(stage: Stage) -> None:
         assert capacity.policy == before
         await capacity.set([("cpu.overcommit", "none"), ("memory.kept", "1GiB")])
         assert capacity.policy.memory.kept == 1024 * MIB
-        await capacity.set([("cpu.overcommit", None), ("memory.kept", None)])
+        await capacity.set([("cpu.overcommit", None), ("memory.kept", "none")])
         assert capacity.policy == before
 
     stage.play(scene)

@@ -286,6 +286,24 @@ def test_why_says_it_in_words(stage: Stage) -> None:
     play(stage, scene, {})
 
 
+def test_memory_is_short_also_when_guests_could_grow_into_more_than_is_left(stage: Stage) -> None:
+    async def scene(daemon: Daemon, held: dict[str, int]) -> None:
+        promised = await started(daemon, "db", reservation="1GiB")
+        says(daemon, promised, free=900 * MIB, available=900 * MIB)
+        held[promised] = 100 * MIB
+        await daemon.supervisor.memory.set([("budget", "800MiB")])
+        await daemon.supervisor.memory.round()
+        now = await daemon.supervisor.memory.show()
+        assert (now.short, now.left, now.room) == (True, 700 * MIB, 924 * MIB)
+        answer = await memorywhy.why(daemon.supervisor, "db", 60)
+        assert (
+            "Memory is short: 700 MiB of 800 MiB that machines may have are left, and guests could grow by "
+            "924 MiB at once." in answer.words
+        )
+
+    play(stage, scene, {})
+
+
 def test_a_machine_in_need_at_its_limit_is_told_which_knob_it_is(stage: Stage) -> None:
     async def scene(daemon: Daemon, held: dict[str, int]) -> None:
         db = await started(daemon, "db", limit="512MiB")

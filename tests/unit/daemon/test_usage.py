@@ -44,7 +44,7 @@ HOST = HostPressureInfo(StallInfo(9_000_000, 0, 0.3, 0), None, None, 2_000_000, 
 IN_NEED = MachineMemoryInfo(
     "db", 512, 0, None, 100, 300, 256, 128, 0, 5, 300, 400, "its guest swaps", driver=True, refuses=False
 )
-MEMORY = MemoryAnswer(True, 1000, 40, 60, True, [IN_NEED], [], {"take": 7})
+MEMORY = MemoryAnswer(True, 1000, 40, 60, 0, True, [IN_NEED], [], {"take": 7})
 NOW = UsageAnswer(1.0, 60, [DB, WEB], [ARBITER, LINK], [WAIT, CPU_WAIT], [UPLINK], HOST)
 
 

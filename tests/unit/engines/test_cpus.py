@@ -87,7 +87,7 @@ def test_machines_on_other_cpus_do_not_count_until_they_move(host: Host) -> None
 def test_one_cpu_never_promises_more_than_it_has(host: Host) -> None:
     for name in ("a", "b", "c", "d"):
         host.start(name, cpu={"reservation": 0.6})
-    with pytest.raises(ResourceError, match=r"e cannot have one CPU: it reserves 0\.6 .* 0\.35 of CPU 0"):
+    with pytest.raises(ResourceError, match=r"e cannot have one CPU: it reserves 0\.6, .* 0\.35 of CPU 0"):
         host.start("e", cpu={"reservation": 0.6})
     host.start("e", cpu={"reservation": 0.3})
     host.start("f")

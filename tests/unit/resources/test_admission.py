@@ -42,6 +42,13 @@ def test_without_overcommit_all_that_guests_see_counts() -> None:
     assert "nagaya host set memory.overcommit=fair" in error.hint
 
 
+def test_a_machine_that_runs_and_asks_for_more_is_not_told_to_queue() -> None:
+    web = Ask("web", GIB, GIB)
+    with pytest.raises(ResourceError, match=r"db reserves 8\.0 GiB of memory .* 7\.0 GiB are left") as caught:
+        admit(memory("fair"), Ask("db", 8 * GIB, 8 * GIB), [web], Ask("db", 8 * GIB, GIB))
+    assert caught.value.hint == "stop another machine, or let one reserve less (nagaya set)"
+
+
 def test_with_fair_overcommit_only_reservations_count() -> None:
     others = [Ask(f"m{n}", 4 * GIB, GIB) for n in range(7)]
     admit(memory("fair"), Ask("db", 64 * GIB, GIB), others)
