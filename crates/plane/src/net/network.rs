@@ -15,7 +15,7 @@ use crate::clock::Nanos;
 use crate::net::capture::Capture;
 use crate::net::delay::Delayed;
 use crate::net::frame::{Frame, Front};
-use crate::net::header::{Checksum, Gso, Offload, Segmentation};
+use crate::net::header::Offload;
 use crate::net::patience::Patience;
 use crate::net::receive::{Put, Receiver};
 use crate::net::segment;
@@ -31,8 +31,14 @@ use crate::worker::queue::VirtQueue;
 mod holding;
 mod observe;
 mod passage;
+mod takes;
 
 use holding::Decided;
+pub use takes::Takes;
+use takes::Todo;
+
+/// So long after a large frame there are others, ns.
+const BULK: Nanos = 1_000_000;
 
 /// The networks of a worker, by name. One lasts as long as a device of it.
 #[derive(Default)]
@@ -112,6 +118,10 @@ pub struct Network {
     pub ticking: bool,
     /// Something was sent by an uplink.
     unflushed: bool,
+    /// When a frame passed last that is several on the wire, and whether that was a moment ago: then CPUs have better to do
+    /// than to wait for answers.
+    bulk_at: Nanos,
+    is_bulk: bool,
     /// A timeout is under way after which drops are noted.
     pub settling: bool,
     receiver: Receiver,
@@ -215,6 +225,10 @@ impl Network {
         let mut out = std::mem::take(&mut self.out);
         out.clear();
         let (length, segments) = (sent.length, sent.segments);
+        if segments > 1 {
+            self.bulk_at = now;
+        }
+        self.is_bulk = now < self.bulk_at + BULK;
         let known = self.known(from, held, &sent, &mut out);
         let verdict = known.map_or_else(
             || {
@@ -323,6 +337,9 @@ impl Network {
                 way.send(bytes, rest)?;
                 add(&page.reads, 1);
                 add(&page.read_bytes, length as u64);
+                if !self.is_bulk {
+                    peers.ask(slot);
+                }
                 return Ok(());
             }
             _ => return Err(DropReason::LinkDown),
@@ -360,6 +377,9 @@ impl Network {
             let Some(Some(queue)) = queues.get_mut(usize::from(index)) else { continue };
             queue.publish();
             peers.touch(slot);
+            if !self.is_bulk {
+                peers.ask(slot);
+            }
         }
     }
 
@@ -420,45 +440,4 @@ fn receive_queue(queues: &[Option<VirtQueue>], page: &DevicePage, flow: u32) -> 
         return Some(2 * (flow % told) as u16);
     }
     runs(0).then_some(0)
-}
-
-/// What a receiver takes on itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Takes {
-    /// Checksums.
-    pub checksum: bool,
-    /// Frames to be cut, of TCP over IPv4 and IPv6, and those that signal congestion.
-    pub tcp4: bool,
-    /// See `tcp4`.
-    pub tcp6: bool,
-    /// See `tcp4`.
-    pub ecn: bool,
-    /// Frames to be cut, of UDP.
-    pub udp: bool,
-}
-
-/// What is to be done to a frame before a receiver gets it.
-enum Todo {
-    Nothing,
-    Checksum(Checksum),
-    Cut(Checksum, Segmentation),
-}
-
-impl Offload {
-    fn for_one_who(&self, takes: &Takes) -> Todo {
-        let Some(checksum) = self.checksum else { return Todo::Nothing };
-        let Some(cut) = self.segmentation else {
-            return if takes.checksum { Todo::Nothing } else { Todo::Checksum(checksum) };
-        };
-        let kind = match cut.kind {
-            Gso::Tcp4 => takes.tcp4,
-            Gso::Tcp6 => takes.tcp6,
-            Gso::Udp => takes.udp,
-        };
-        if takes.checksum && kind && (takes.ecn || !cut.ecn) {
-            Todo::Nothing
-        } else {
-            Todo::Cut(checksum, cut)
-        }
-    }
 }

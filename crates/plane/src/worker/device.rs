@@ -122,6 +122,8 @@ pub struct Effects {
     pub wake: Vec<(u16, u16)>,
     /// Queues whose drivers broke a rule.
     pub faults: Vec<(u16, Fault)>,
+    /// Place of the device that got something last, and may answer.
+    pub asked: Option<u16>,
 }
 
 impl Peers<'_> {
@@ -141,6 +143,11 @@ impl Peers<'_> {
         if self.effects.touched.last() != Some(&slot) {
             self.effects.touched.push(slot);
         }
+    }
+
+    /// The device at `slot` got something that it may answer.
+    pub fn ask(&mut self, slot: u16) {
+        self.effects.asked = Some(slot);
     }
 
     /// Have queue `index` of the device at `slot` served.

@@ -2,11 +2,13 @@
 //!
 //! A window grows while work arrives soon after we slept, and shuts when it takes longer than the window may ever be: a
 //! worker without work never spins. (QEMU's aio poll has the same idea.) A device and a guest have their own pace each,
-//! so what we learn from waiting for one says nothing of the other.
+//! so what we learn from waiting for one says nothing of the other. Of machines on a network each has its own: one that answers what it
+//! gets is waited for, one that asks now and then is not.
 //!
 //! Spinning is for CPUs that nobody else wants. Whoever spins where others wait takes their time, and pays for it with
 //! its own turn when there is work: so when somebody else has run between two looks, there is none for a while. A guest
-//! on our own CPU even works only once we sleep: so there is none either when it finds nothing again and again.
+//! on our own CPU even works only once we sleep: so there is none either when it finds nothing again and again. To a machine that
+//! is to answer a frame we leave the CPU between two looks, and go on when it sleeps.
 
 use std::time::Duration;
 
@@ -19,6 +21,9 @@ pub const DISK: Duration = Duration::from_micros(20);
 /// Longest window for a guest that was just answered: its wake-up and its next request take 30 to 50 µs.
 pub const GUEST: Duration = Duration::from_micros(50);
 
+/// Longest window for the answer of a machine that got a frame: its wake-up, what it does, and a frame of its own.
+pub const PEER: Duration = Duration::from_micros(150);
+
 /// First window after a closed one.
 const FIRST: Duration = Duration::from_micros(8);
 
@@ -27,6 +32,10 @@ const WAKE_UP: Duration = Duration::from_micros(30);
 
 /// Between two looks, which are less than a µs apart, nothing but somebody else on our CPU takes longer, ns.
 const TAKEN_AWAY: Nanos = 100_000;
+
+/// Who waits for an answer leaves the CPU to whoever wants it, perhaps to who is to answer: only longer than this it was
+/// somebody else, ns.
+const GIVEN_AWAY: Nanos = 400_000;
 
 /// Spins in a row, from the first short one on, that may find nothing.
 const MISSES: u32 = 8;
@@ -40,6 +49,8 @@ const LONGEST_PAUSE: Nanos = 320_000_000;
 pub enum For {
     /// Requests.
     Guest,
+    /// The answer of the device at this place, which got a frame.
+    Peer(u16),
     /// Answers.
     Disk,
     /// Answers of a thread of the kernel, which may want this CPU: never by spinning.
@@ -50,6 +61,8 @@ pub enum For {
 pub struct Spinning {
     guest: Polling,
     disk: Polling,
+    /// By place.
+    peers: Vec<Polling>,
     /// What it waits for, and the last look at the clock.
     spin: Option<(For, Nanos)>,
     /// Others want the CPU.
@@ -60,7 +73,7 @@ impl Default for Spinning {
     /// Not at first.
     fn default() -> Spinning {
         let (guest, disk) = (Polling::new(GUEST), Polling::new(DISK));
-        Spinning { guest, disk, spin: None, pause: Pause::default() }
+        Spinning { guest, disk, peers: Vec::new(), spin: None, pause: Pause::default() }
     }
 }
 
@@ -79,10 +92,11 @@ impl Spinning {
 
     /// A look at the clock.
     pub fn look(&mut self, now: Nanos) {
-        if let Some((_, last)) = &mut self.spin
-            && now - std::mem::replace(last, now) > TAKEN_AWAY
-        {
-            self.pause.begin(now);
+        if let Some((whom, last)) = &mut self.spin {
+            let most = if matches!(whom, For::Peer(_)) { GIVEN_AWAY } else { TAKEN_AWAY };
+            if now - std::mem::replace(last, now) > most {
+                self.pause.begin(now);
+            }
         }
     }
 
@@ -117,6 +131,11 @@ impl Spinning {
         match whom {
             For::Guest => Some(&mut self.guest),
             For::Disk => Some(&mut self.disk),
+            For::Peer(slot) => {
+                let places = self.peers.len().max(usize::from(slot) + 1);
+                self.peers.resize_with(places, || Polling::new(PEER));
+                self.peers.get_mut(usize::from(slot))
+            }
             For::Thread => None,
         }
     }
@@ -248,6 +267,26 @@ mod tests {
         // A disk is something else.
         spinning.learn(For::Disk, Duration::from_micros(40));
         assert_eq!(spinning.window(now, For::Disk), FIRST);
+    }
+
+    #[test]
+    fn each_machine_that_answers_has_a_window_of_its_own() {
+        let mut spinning = Spinning::default();
+        for _ in 0..10 {
+            spinning.learn(For::Peer(3), Duration::from_micros(140));
+            spinning.learn(For::Peer(0), Duration::from_millis(1));
+        }
+        let now = 1_000 * MS;
+        assert_eq!(spinning.window(now, For::Peer(3)), PEER);
+        for other in [For::Peer(0), For::Peer(9), For::Guest, For::Disk] {
+            assert_eq!(spinning.window(now, other), Duration::ZERO, "{other:?}");
+        }
+        spinning.begin(now, For::Peer(3));
+        spinning.found(now + GIVEN_AWAY);
+        assert_eq!(spinning.window(now + GIVEN_AWAY, For::Peer(3)), PEER, "it is its CPU too");
+        spinning.begin(now, For::Peer(3));
+        spinning.found(now + GIVEN_AWAY + 1);
+        assert_eq!(spinning.window(now + GIVEN_AWAY + 1, For::Peer(3)), Duration::ZERO);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::uring::Uring;
 use rings::{Place, Rings};
 
 mod in_order;
+mod lazy;
 mod rings;
 
 /// A rule that a guest or a frontend broke; the queue is not served any more.
@@ -49,13 +50,6 @@ const SHOWN_AT_ONCE: usize = 4;
 /// How many chains ahead of the one that is taken descriptors and buffers are fetched into the CPU's cache.
 const FETCH_DESCRIPTOR: u16 = 8;
 const FETCH_BUFFER: u16 = 4;
-
-/// So long a lazy queue's driver waits for its interrupt, ns. A sender that cannot go on without may still have several
-/// Gbit/s, with two large frames at a time.
-const LAZY: Nanos = 200_000;
-
-/// One part in so many of a lazy queue may be used without its driver's knowing.
-const LAZY_PART: u16 = 4;
 
 /// A queue that the worker serves.
 pub struct VirtQueue {
@@ -99,8 +93,8 @@ pub struct VirtQueue {
     announced: u16,
     /// The driver is in no hurry to know what was used: see [`defers`](Self::defers).
     pub lazy: bool,
-    /// Since when the driver does not know of what was used, if the queue is lazy.
-    unknown_since: Option<Nanos>,
+    /// Since when the driver does not know of what was used, if the queue is lazy, and the used index then.
+    unknown_since: Option<(Nanos, u16)>,
     /// Feature bits that the driver took.
     pub features: u64,
     /// Nothing is taken from the queue any more after a violation.
@@ -324,19 +318,6 @@ impl VirtQueue {
             self.calls = (self.calls + 1) % CALLS_PER_CHECK;
             self.calling = call.raise(uring, (self.calls == 0).then_some(token));
         }
-    }
-
-    /// Until when the driver of a lazy queue may be left without an interrupt for what was used; most of them have a look
-    /// before, when another queue interrupts. It may not if that is much, or the queue is to stop.
-    pub fn defers(&mut self, now: Nanos) -> Option<Nanos> {
-        self.publish();
-        let unknown = self.next_used.wrapping_sub(self.announced);
-        let much = unknown >= self.rings.size() / LAZY_PART;
-        if !self.lazy || !self.unannounced || self.owed || self.stopping.is_some() || much {
-            return None;
-        }
-        let until = *self.unknown_since.get_or_insert(now) + LAZY;
-        (now < until).then_some(until)
     }
 
     /// Whether the driver wants to know of what was used since this was last asked (virtio 1.3, 2.7.7 and 2.7.10).

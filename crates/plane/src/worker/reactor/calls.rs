@@ -7,18 +7,16 @@ use crate::worker::device::{Kind, Token};
 impl Reactor {
     /// Interrupt the guests of the devices that have worked, and those whose time has come.
     pub(super) fn announce(&mut self) {
-        for (at, slot) in std::mem::take(&mut self.deferred) {
-            if at <= self.now {
-                self.touch(slot);
-            } else {
-                self.defer(at, slot);
-            }
+        let now = self.now;
+        while let Some(place) = self.deferred.iter().position(|(at, _)| *at <= now) {
+            let (_, slot) = self.deferred.swap_remove(place);
+            self.touch(slot);
         }
         let mut touched = std::mem::take(&mut self.touched);
         for slot in touched.drain(..) {
-            if let Some(at) = self.announce_device(slot) {
-                self.defer(at, slot);
-            }
+            self.deferred.retain(|(_, other)| *other != slot);
+            let later = self.announce_device(slot);
+            self.deferred.extend(later.map(|at| (at, slot)));
             self.finish_stops(slot);
             self.finish_close(slot);
         }
@@ -45,12 +43,5 @@ impl Reactor {
             queue.announce(&self.uring, token.pack());
         }
         later
-    }
-
-    fn defer(&mut self, at: Nanos, slot: u16) {
-        match self.deferred.iter_mut().find(|(_, other)| *other == slot) {
-            Some((earlier, _)) => *earlier = at.min(*earlier),
-            None => self.deferred.push((at, slot)),
-        }
     }
 }

@@ -22,7 +22,7 @@ impl Reactor {
         }
         let start = clock::now();
         let whom = match (self.taken, self.threaded) {
-            (0, _) => For::Guest,
+            (0, _) => self.effects.asked.take().map_or(For::Guest, For::Peer),
             (_, 0) => For::Disk,
             _ => For::Thread,
         };
@@ -78,6 +78,9 @@ impl Reactor {
                     return Ok(true);
                 }
                 std::hint::spin_loop();
+            }
+            if matches!(whom, For::Peer(_)) {
+                std::thread::yield_now();
             }
             let now = clock::now();
             self.spinning.look(now);
