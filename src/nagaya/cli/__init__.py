@@ -13,7 +13,11 @@ def main() -> NoReturn:
     import sys
 
     gc.set_threshold(50_000)  # importing makes no garbage, and looking for it takes 3 ms of each command
-    from nagaya.cli.app import run
+    try:
+        from nagaya.cli.app import run
+    except KeyboardInterrupt:  # nothing has begun; later ones are `run`'s
+        os.write(2, b"interrupted\n")
+        os._exit(130)
 
     status = run()
     for stream in (sys.stdout, sys.stderr):

@@ -61,6 +61,22 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_ctrl_c_while_the_program_comes_up_is_130_too() -> None:
+    program = """
+import sys
+class Interrupted:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name == "nagaya.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted)
+from nagaya.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
