@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -32,10 +32,17 @@ def _amount(name: str) -> Column:
     return Column(name.upper(), value, human, right=True)
 
 
+def _notes(row: Row) -> Iterator[str]:
+    if row["worst_p99_us"] > row["worst_bound_us"]:
+        yield "too slow"
+    if row["guessed"]:
+        yield "guessed"
+
+
 ROOM_COLUMNS = (
     Column("RESOURCE", field("resource")),
     Column("OF", field("name")),
-    Column("BUSIEST", field("hour"), lambda hour: f"{hour:02}:00 UTC"),
+    Column("BUSIEST", lambda row: "" if row["name"] == "promised" else f"{row['hour']:02}:00 UTC"),
     _amount("used"),
     _amount("each"),
     _amount("limit"),
@@ -49,8 +56,7 @@ ROW_COLUMNS = (
     Column("WORST", field("worst")),
     Column("ITS P99", field("worst_p99_us"), human_time, right=True),
     Column("BOUND", field("worst_bound_us"), human_time, right=True),
-    Column("", lambda row: "too slow" if row["worst_p99_us"] > row["worst_bound_us"] else ""),
-    Column("", lambda row: "guessed" if row["guessed"] else ""),
+    Column("NOTE", lambda row: ", ".join(_notes(row))),
 )
 
 

@@ -211,9 +211,11 @@ def _reason(
                 f" to {human_time(late.worst_p99_us)}; {human_time(late.worst_bound_us)} is the bound: {why}."
             )
     elif tight is not None:
+        what = f"{_amount(tight, tight.used)} are {tight.name or 'used'}"
+        when = "Now" if tight.name == "promised" else f"At {tight.hour:02}:00 UTC"
         yield (
-            f"At {tight.hour:02}:00 UTC {_amount(tight, tight.used)} are {tight.name or 'used'}, each machine"
-            f" adds {_amount(tight, tight.each)}, there are {_amount(tight, tight.limit or 0)}."
+            f"{when} {what}, each machine adds {_amount(tight, tight.each)},"
+            f" there are {_amount(tight, tight.limit or 0)}."
         )
     then = next((row for row in rows if row.more == fits), None)
     if now is not None and then is not None and fits:

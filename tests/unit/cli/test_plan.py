@@ -55,6 +55,7 @@ def test_a_bound_on_latency_is_what_breaks(recorded: Invoke) -> None:
         "plan", "--like", "web", "--most", "30", "--p99", "500us", "--format", "csv"
     ).out.splitlines()
     assert rows[0].startswith("disk,more,iops,p99") and len(rows) == len(answer["rows"]) + 1
+    assert rows[0].endswith(",note") and any("too slow" in row for row in rows)
 
 
 def test_machines_are_packed(recorded: Invoke) -> None:
