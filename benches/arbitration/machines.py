@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benches.disk.backends import await_socket, end
+from benches.disk.backends import await_socket, cpu_wait_seconds, end, worker_pid
 
 from nagaya import _core
 from nagaya.plane import worker
@@ -36,6 +36,7 @@ class Asks:
     order: str = "random"
     op: str = "read"
     block: int = 4096
+    first: bool = False  # at the CPUs, before all that is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Got:
     iops: float
     p99_us: float
     slices: list[int]  # answers in each tenth of a second
+    cpu_wait_us: float  # for each request, in which the client was ready and had no CPU
 
 
 class Machines:
@@ -75,6 +77,24 @@ class Machines:
     def share(self, name: str, **shares: int) -> None:
         """Give the machine other knobs."""
         self._plane.set_shares(json.dumps([{"id": name, **shares}]))
+
+    def first_at_the_cpus(self) -> None:
+        """The worker has a CPU as soon as it wants one."""
+        for task in Path(f"/proc/{worker_pid(self._plane)}/task").iterdir():
+            _put_first(int(task.name))
+
+    def cpu_wait_seconds(self) -> float:
+        """For how long the worker was ready and had no CPU."""
+        return cpu_wait_seconds(worker_pid(self._plane))
+
+    def waited_us(self, name: str) -> float:
+        """How long each request of a machine waited for others in the arbiter, since the last call."""
+        events = [json.loads(event) for event in self._plane.take_events()]
+        rows = [row for event in events if event["event"] == "ARBITER_WAITS" for row in event["data"]["rows"]]
+        mine = [row for row in rows if row["waiter"] == name]
+        answered: int = sum(row["requests"] for row in mine if row["cause"] == "device")
+        waited: int = sum(row["wait_us"] for row in mine if row["cause"] == "machine")
+        return waited / max(answered, 1)
 
     def arbiter(self) -> dict[str, Any]:
         """The state of the worker's arbiter."""
@@ -140,9 +160,12 @@ class Crowd:
         self.seconds = seconds
         self.warm_up = warm_up
 
-    def ask(self, sockets: Mapping[str, Path], asks: Mapping[str, Asks]) -> dict[str, Got]:
+    def ask(
+        self, sockets: Mapping[str, Path], asks: Mapping[str, Asks], *, warm_up: float | None = None
+    ) -> dict[str, Got]:
         """What each got, the first seconds not counted."""
-        processes = {name: self._start(sockets[name], one) for name, one in asks.items()}
+        warm_up = self.warm_up if warm_up is None else warm_up
+        processes = {name: self._start(sockets[name], one, warm_up) for name, one in asks.items()}
         outputs: dict[str, bytes] = {}
 
         def read(name: str) -> None:
@@ -155,14 +178,23 @@ class Crowd:
             reader.join()
         return {name: _got(json.loads(output)) for name, output in outputs.items()}
 
-    def _start(self, path: Path, asks: Asks) -> subprocess.Popen[bytes]:
+    def _start(self, path: Path, asks: Asks, warm_up: float) -> subprocess.Popen[bytes]:
         command = [str(self._vub), "bench", "--socket", str(path), "--op", asks.op, "--mode", "block"]
         command += ["--depth", str(asks.depth), "--rate", str(asks.rate), "--order", asks.order]
         command += ["--block", str(asks.block)]
         command += ["--slice-ms", str(SLICE_MS)]
-        command += ["--seconds", str(self.seconds), "--warm-up", str(self.warm_up)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE)
+        command += ["--seconds", str(self.seconds), "--warm-up", str(warm_up)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        if asks.first:
+            _put_first(process.pid)
+        return process
+
+
+def _put_first(task: int) -> None:
+    """A task of the lowest real-time priority runs before all of none."""
+    os.sched_setscheduler(task, os.SCHED_RR, os.sched_param(1))
 
 
 def _got(result: Mapping[str, Any]) -> Got:
-    return Got(result["iops"], result["latency_us"]["p99"], result["slices"])
+    wait = result["client_cpu_wait_seconds"] * 1e6 / max(result["ios"], 1)
+    return Got(result["iops"], result["latency_us"]["p99"], result["slices"], wait)

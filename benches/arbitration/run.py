@@ -13,9 +13,11 @@ import argparse
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from benches._table import Row, report
@@ -37,6 +39,9 @@ QSD = {"qsd, one": True, "qsd, one each": False}
 # How many slices make a second.
 SECOND = 1000 // SLICE_MS
 
+# The warm-up where no window is to be found: the clients connect.
+CONNECTED_S = 0.5
+
 # A latency-sensitive machine and its neighbours.
 QUIET = Asks(depth=1, rate=100)
 BUSY = {name: Asks(depth=32) for name in ("b1", "b2", "b3")}
@@ -52,7 +57,8 @@ def main(argv: Sequence[str] = ()) -> list[Row]:
         # Short: a vhost-user socket's path must fit in 107 bytes.
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ng", dir="/tmp")))
         path = options.file or directory / "disk.raw"
-        file = stack.enter_context(benched_file(path, options.size_mib * MIB))
+        size = options.size_mib * MIB if "file" in options.where else 0
+        file = stack.enter_context(benched_file(path, size))
         crowd = Crowd(build_vub(Path(__file__).parents[2]), options.seconds, options.warm_up)
         for _ in range(options.rounds):
             for where in options.where:
@@ -103,9 +109,10 @@ def _reservation(samples: Samples, where: str, crowd: Crowd, directory: Path, fi
 def _limit(samples: Samples, where: str, crowd: Crowd, directory: Path, file: Path | None) -> None:
     """The busiest second of a machine with a limit, at any tenth of a second."""
     limit = 1000
+    asks = {"l": Asks(), "n": Asks(depth=4)}
     with our_plane(directory, file) as plane:
         sockets = {"l": plane.add("l", limit_iops=limit), "n": plane.add("n")}
-        slices = crowd.ask(sockets, {"l": Asks(), "n": Asks(depth=4)})["l"].slices
+        slices = crowd.ask(sockets, asks, warm_up=CONNECTED_S)["l"].slices
     seconds = [sum(slices[at : at + SECOND]) for at in range(len(slices) - SECOND)]
     samples[f"{where}: limit of {limit:,} IOPS"].append((max(seconds) / limit - 1) * 100)
 
@@ -114,13 +121,31 @@ def _latency(samples: Samples, where: str, crowd: Crowd, directory: Path, file: 
     """100 requests a second beside three at depth 32; and as many of one, whom nobody arbitrates."""
     with our_plane(directory, file) as plane:
         sockets = {name: plane.add(name) for name in ("q", *BUSY)}
-        alone = crowd.ask(sockets, {"q": QUIET})
+        alone = crowd.ask(sockets, {"q": QUIET}, warm_up=CONNECTED_S)
+        plane.waited_us("q")
+        waited_s, start = plane.cpu_wait_seconds(), time.monotonic()
         beside = crowd.ask(sockets, {"q": QUIET, **BUSY})
-        free = crowd.ask(sockets, {"b1": Asks(depth=97)})
+        share = (plane.cpu_wait_seconds() - waited_s) / (time.monotonic() - start)
+        samples[f"{where}: for others in the arbiter"].append(plane.waited_us("q"))
+        samples[f"{where}: its client for a CPU"].append(beside["q"].cpu_wait_us)
+        samples[f"{where}: worker for a CPU"].append(share * 100)
+        free = crowd.ask(sockets, {"b1": Asks(depth=97)}, warm_up=CONNECTED_S)
         _note(samples, f"{where}: ours", alone, beside)
         samples[f"{where}: total of one"].append(free["b1"].iops)
         plane.share("q", latency_p99_us=round(alone["q"].p99_us * 1.4))
         _note(samples, f"{where}: ours, objective", alone, crowd.ask(sockets, {"q": QUIET, **BUSY}))
+    if file is not None:
+        _latency_without_cpu_waits(samples, crowd, directory, file)
+
+
+def _latency_without_cpu_waits(samples: Samples, crowd: Crowd, directory: Path, file: Path) -> None:
+    """The same, but worker and quiet machine never wait for a CPU: what is left is arbiter and disk."""
+    quiet = replace(QUIET, first=True)
+    with our_plane(directory, file) as plane:
+        sockets = {name: plane.add(name) for name in ("q", *BUSY)}
+        plane.first_at_the_cpus()
+        alone = crowd.ask(sockets, {"q": quiet}, warm_up=CONNECTED_S)
+        _note(samples, "file: first", alone, crowd.ask(sockets, {"q": quiet, **BUSY}))
 
 
 def _neighbours(samples: Samples, where: str, crowd: Crowd, directory: Path, file: Path | None) -> None:
@@ -137,9 +162,10 @@ def _neighbours(samples: Samples, where: str, crowd: Crowd, directory: Path, fil
 def _peers(samples: Samples, crowd: Crowd, directory: Path, file: Path) -> None:
     for peer, one in QSD.items():
         with qemu_storage_daemons(directory, file, ["q", *BUSY], one) as sockets:
-            alone = crowd.ask(sockets, {"q": QUIET})
-            _note(samples, f"file: {peer}", alone, crowd.ask(sockets, {"q": QUIET, **BUSY}))
-            got = crowd.ask(sockets, dict(BUSY))
+            alone, got = (
+                crowd.ask(sockets, asks, warm_up=CONNECTED_S) for asks in ({"q": QUIET}, {"q": QUIET, **BUSY})
+            )
+            _note(samples, f"file: {peer}", alone, got)
             samples[f"file: weights, {peer}"].append(_off([got[name].iops for name in BUSY], (1, 2, 4)))
 
 
@@ -181,6 +207,7 @@ def _rows(samples: Samples) -> list[Row]:
     for where in [where for where in DEVICES if f"{where}: total of one" in samples]:
         for ours in ("ours", "ours, objective"):
             rows += _latency_rows(samples, where, ours, list(QSD) if where == "file" else [])
+        rows += _cpu_rows(samples, where)
     for where in [where for where in DEVICES if f"{where}: s beside" in samples]:
         for name, label in {"s": "a sequential reader", "r": "its neighbour"}.items():
             peers = {"both random": samples[f"{where}: {name} random"]}
@@ -205,20 +232,43 @@ def _latency_rows(samples: Samples, where: str, ours: str, peers: Sequence[str])
     ]
 
 
+def _cpu_rows(samples: Samples, where: str) -> list[Row]:
+    """What of the quiet machine's time is the arbiter's, and what the CPUs'."""
+    each = [f"{where}: {what}" for what in ("for others in the arbiter", "its client for a CPU")]
+    rows = [
+        Row(f"{key.replace(': ', ': depth 1 waits ')}", samples[key], {}, "us each", "lower") for key in each
+    ]
+    rows.append(
+        Row(f"{where}: the worker waits for a CPU", samples[f"{where}: worker for a CPU"], {}, "%", "lower")
+    )
+    if first := samples.get(f"{where}: first ratio"):
+        beside = {BOUND: [1.5] * len(first)}
+        label = f"{where}, it and the worker first at the CPUs"
+        rows.append(Row(f"{label}, p99 alone", samples[f"{where}: first alone"], {}, "us", "lower"))
+        rows.append(Row(f"{label}, p99", samples[f"{where}: first beside"], {}, "us", "lower"))
+        rows.append(Row(f"{label}, p99 to alone", first, beside, "x", "lower"))
+    return rows
+
+
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benches.arbitration.run", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--quick", action="store_true", help="one round: a look, not a figure")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of 4 s after 2 s: a look, not a figure"
+    )
     parser.add_argument("--where", nargs="+", choices=DEVICES, default=DEVICES)
     parser.add_argument("--rounds", type=int, help="default 3")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of one measurement")
-    parser.add_argument("--warm-up", type=float, default=3.0, help="seconds before it")
-    parser.add_argument("--size-mib", type=int, default=2048, help="of the file")
+    parser.add_argument("--seconds", type=float, help="of one measurement, default 6")
+    parser.add_argument("--warm-up", type=float, help="seconds before it, default 3")
+    parser.add_argument("--size-mib", type=int, default=1024, help="of the file")
     parser.add_argument("--file", type=Path, help="use and keep this file if it has the size")
     parser.add_argument("--json", type=Path, help="write all samples here")
     options = parser.parse_args(argv)
-    options.rounds = options.rounds or (1 if options.quick else 3)
+    rounds, seconds, warm_up = (1, 4.0, 2.0) if options.quick else (3, 6.0, 3.0)
+    options.rounds = options.rounds or rounds
+    options.seconds = options.seconds or seconds
+    options.warm_up = warm_up if options.warm_up is None else options.warm_up
     return options
 
 

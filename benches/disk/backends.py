@@ -183,7 +183,7 @@ def our_machines(
                     "arbitrated": arbitrated,
                 }  # fmt: skip
                 plane.device_add(json.dumps(config), [listener.fileno(), *fds])
-        yield [Client(vub, path, _worker_pid(plane)) for path in paths]
+        yield [Client(vub, path, worker_pid(plane)) for path in paths]
     finally:
         for fd in fds:
             os.close(fd)
@@ -231,10 +231,17 @@ def benched_file(path: Path, size: int) -> Iterator[Path]:
 
 def cpu_seconds(pid: int) -> float:
     """CPU time of all threads of a process, from the scheduler's own account (nanoseconds, not ticks)."""
-    spent = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        spent += int((task / "schedstat").read_text().split()[0])
-    return spent / 1e9
+    return _schedstat(pid, 0)
+
+
+def cpu_wait_seconds(pid: int) -> float:
+    """For how long threads of a process were ready and had no CPU, all together."""
+    return _schedstat(pid, 1)
+
+
+def _schedstat(pid: int, field: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[field]) for task in tasks) / 1e9
 
 
 def build_vub(top: Path) -> Path:
@@ -259,7 +266,8 @@ def build_vub(top: Path) -> Path:
     raise RuntimeError(f"{' '.join(command)}: cargo names no executable")
 
 
-def _worker_pid(plane: _core.Plane) -> int:
+def worker_pid(plane: _core.Plane) -> int:
+    """The process of the plane's only worker, as soon as it has one."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         for served in json.loads(plane.query())["workers"]:

@@ -34,6 +34,9 @@ const SLOWEST: f64 = 0.25;
 const FASTEST: f64 = 4.0;
 const LONGEST_HOLD: u32 = 16;
 
+/// Trials get rarer by this when they find nothing new; when they do, half as rare.
+const RARER: u32 = 4;
+
 /// A quiet one is disturbed by trials: less often when they find nothing new.
 const LONGEST_QUIET_HOLD: u32 = 150;
 
@@ -312,7 +315,7 @@ impl Window {
         } else {
             self.pace = (self.pace / 2.0).max(SLOWEST);
             let longest = if now < self.quiet_until { LONGEST_QUIET_HOLD } else { LONGEST_HOLD };
-            self.holds = (self.holds * 2 + 1).min(longest);
+            self.holds = (self.holds * RARER + 1).min(longest);
         }
         let step = (worth * STEP * self.pace).clamp(-LONGEST_STEP, LONGEST_STEP);
         self.centre = (self.centre * step.exp()).clamp(LEAST, MOST);

@@ -103,5 +103,6 @@ fn a_request_now_and_then_beside_three_queues_is_answered_as_if_alone() {
     simulator.run(20 * SECOND);
     let (p99, alone) = (simulator.latency(client, from, 99), alone(&device));
     assert!(p99 * 2 <= alone * 3, "{p99} ns, and {alone} ns alone");
-    near(total(&simulator, from), 80_000.0, 5.0);
+    // Trials of a smaller window cost little: they are rare once they find nothing new.
+    near(total(&simulator, from), 80_000.0, 2.0);
 }

@@ -1,4 +1,4 @@
-//! Random reads or writes at a fixed depth: rate, latency, and CPU time of this client.
+//! Random reads or writes at a fixed depth: rate, latency, and this client's time on a CPU, and waiting for one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> io::Result<Value> {
         write,
         polling,
     };
-    let cpu = cpu_seconds();
+    let (cpu, wait) = (cpu_seconds(), cpu_wait_seconds()?);
     bench.work(depth, start + Duration::from_secs_f64(options.float("seconds", 2.0)?))?;
     let seconds = start.elapsed().as_secs_f64();
     let ios = bench.latencies.count;
@@ -64,6 +64,7 @@ pub fn run(options: &Options) -> io::Result<Value> {
         "iops": ios as f64 / seconds,
         "slices": bench.slices,
         "client_cpu_seconds": cpu_seconds() - cpu,
+        "client_cpu_wait_seconds": cpu_wait_seconds()? - wait,
         "latency_us": {
             "p50": bench.latencies.quantile(0.5),
             "p99": bench.latencies.quantile(0.99),
@@ -236,4 +237,11 @@ pub fn cpu_seconds() -> f64 {
     // SAFETY: a valid clock and a timespec to fill.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// For how long this thread was ready so far and had no CPU (Documentation/scheduler/sched-stats.rst of Linux).
+fn cpu_wait_seconds() -> io::Result<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let wait = text.split(' ').nth(1).and_then(|field| field.parse::<u64>().ok());
+    wait.map(|ns| ns as f64 / 1e9).ok_or_else(|| invalid(format!("schedstat says {text:?}")))
 }
