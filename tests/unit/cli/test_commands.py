@@ -7,7 +7,9 @@ import os
 import pty
 import re
 import signal
+import termios
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,13 +164,23 @@ def test_console_detaches_and_leaves_the_machine_running(
     master, slave = pty.openpty()
     with os.fdopen(slave, "r") as terminal:
         monkeypatch.setattr("sys.stdin", terminal)
-        threading.Timer(0.5, os.write, (master, b"\x1d")).start()
+        typist = threading.Thread(target=_detach_when_raw, args=(master,))
+        typist.start()
         done = invoke("console", "b1")
+        typist.join()
     os.close(master)
     assert done.status == 0
     assert "ctrl-] detaches" in done.err
     assert "Detached from b1" in done.err
     assert invoke("list", "--state", "running", "-q").out == "b1\n"
+
+
+def _detach_when_raw(master: int) -> None:
+    """What is typed before the terminal is raw is thrown away."""
+    deadline = time.monotonic() + 60
+    while termios.tcgetattr(master)[3] & termios.ICANON and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.write(master, b"\x1d")
 
 
 FILE = """\
