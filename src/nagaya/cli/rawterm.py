@@ -49,9 +49,9 @@ def attach(stream: Stream, stdin: int, stdout: int, detach_byte: int = DETACH_BY
             os.write(wake_write, b"x")
 
     receiver = threading.Thread(target=receive, name="console output", daemon=True)
+    receiver.start()  # first: a SIGTERM in raw mode must find a thread that can be joined
     try:
         with raw_mode(stdin, stdout):
-            receiver.start()
             return _send_typed(stream, stdin, wake_read, detach_byte, activity)
     finally:
         stream.close()

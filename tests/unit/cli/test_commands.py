@@ -264,7 +264,6 @@ def test_ctrl_c_cancels_a_job_and_says_so(
     monkeypatch.setattr("nagaya.cli.images._build_image", _slow_build)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
-        threading.Timer(0.7, _interrupt_main).start()
         done = invoke("image", "build", "busybox", "--name", "slow")
     finally:
         signal.signal(signal.SIGINT, before)
@@ -277,7 +276,9 @@ def _slow_build(session: object, name: str, _options: object) -> None:
     from nagaya.cli.follow import follow
 
     client = session.client  # type: ignore[attr-defined]
-    follow(session, client.images.build(name, {"kind": "fake", "seconds": 200}), f"image {name}")  # type: ignore[arg-type]
+    job = client.images.build(name, {"kind": "fake", "seconds": 200})
+    threading.Timer(0.3, _interrupt_main).start()
+    follow(session, job, f"image {name}")  # type: ignore[arg-type]
 
 
 def _interrupt_main() -> None:

@@ -9,7 +9,7 @@ import signal
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -43,8 +43,16 @@ def terminal() -> Iterator[tuple[int, int]]:
     os.close(slave)
 
 
-def _type_later(master: int, typed: bytes) -> None:
-    threading.Timer(0.05, os.write, (master, typed)).start()
+def _when_raw(terminal: int, act: Callable[[], object]) -> None:
+    """Beside the test, as soon as the terminal is raw: what is typed before is thrown away."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 30
+        while termios.tcgetattr(terminal)[3] & termios.ICANON and time.monotonic() < deadline:
+            time.sleep(0.005)
+        act()
+
+    threading.Thread(target=wait).start()
 
 
 def _read(master: int) -> bytes:
@@ -57,7 +65,7 @@ def test_keys_go_through_unchanged_until_the_detach_key(terminal: tuple[int, int
     master, slave = terminal
     saved = termios.tcgetattr(slave)
     stream = Loop()
-    _type_later(master, b"ls\r\x03\x04\x1a\x1dnot this")
+    _when_raw(master, lambda: os.write(master, b"ls\r\x03\x04\x1a\x1dnot this"))
     assert rawterm.attach(stream, slave, slave) is True
     assert stream.sent == b"ls\r\x03\x04\x1a"
     assert termios.tcgetattr(slave) == saved
@@ -76,7 +84,7 @@ def test_the_end_of_the_stream_ends_the_session(terminal: tuple[int, int]) -> No
 def test_another_detach_key_leaves_this_one_to_the_guest(terminal: tuple[int, int]) -> None:
     master, slave = terminal
     stream = Loop()
-    _type_later(master, b"\x1d\x01")
+    _when_raw(master, lambda: os.write(master, b"\x1d\x01"))
     assert rawterm.attach(stream, slave, slave, detach_byte=1) is True
     assert stream.sent == b"\x1d"
 
@@ -85,7 +93,7 @@ def test_sigterm_restores_the_terminal(terminal: tuple[int, int]) -> None:
     _master, slave = terminal
     saved = termios.tcgetattr(slave)
     handler = signal.getsignal(signal.SIGTERM)
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    _when_raw(slave, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as caught:
         rawterm.attach(Loop(), slave, slave)
     assert caught.value.code == 128 + signal.SIGTERM
