@@ -63,6 +63,39 @@ def test_idle_memory_comes_to_the_host_and_the_next_daemon_goes_on(
     assert known & {move.at for move in client.memory.moves(600)}
 
 
+def test_a_holder_killed_in_the_middle_of_a_move_loses_no_more_than_the_machine(
+    client: Client, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(128 * MIB))
+    disks = [{"image": "busybox"}, {"path": str(disk)}]
+    memory = {"size": "256MiB", "reservation": "128MiB"}
+    machine = client.machines.create({"name": "web", "memory": memory, "disks": disks}, start=True)
+    for _ in range(2):
+        machine.wait("agent", 60)
+        assert machine.exec(["sh", "-c", CACHE]).exit_code == 0
+        client.memory.set([("budget", "32MiB")])
+        until(lambda: machine.memory().balloon)  # asked for, and not all given yet
+        holder = client.host().plane_pid
+        assert holder is not None
+        os.kill(holder, signal.SIGKILL)
+        machine.wait("stopped", PATIENCE)
+        assert client.memory.show().machines == []
+        moves = [move.at for move in client.memory.moves(600)]
+        assert moves
+        client.memory.set([("budget", "none")])
+        machine.start().wait("agent", PATIENCE)
+        assert machine.memory().balloon == 0
+        assert moves == [move.at for move in client.memory.moves(600)]
+    client.memory.set([("budget", "32MiB")])
+    until(lambda: machine.memory().actual >= 112 * MIB)
+    for _ in range(20):
+        one = machine.memory()
+        assert one.size - one.balloon >= 128 * MIB, "the floor is broken"
+        time.sleep(0.1)
+    assert machine.exec(["sh", "-c", CACHE]).exit_code == 0
+
+
 def test_a_limit_and_a_smaller_size_hold_for_what_the_plane_reads_too(client: Client, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(192 * MIB))

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nagaya.engines.engine import Machine as EngineMachine
-from nagaya.errors import UnsupportedError
+from nagaya.errors import NagayaError, UnsupportedError
 from nagaya.paths import Paths
 from nagaya.resources import relocation
-from nagaya.sdk import Client, Machine
+from nagaya.resources.cgroups import Cgroup
+from nagaya.sdk import Client, Machine, ensure_daemon
 from nagaya.testing.kvm_yard import KvmYard
 from nagaya.testing.swap import CONTROL, swap
 from nagaya.testing.yard import wait_until
@@ -82,6 +89,59 @@ def test_pages_go_to_swap_and_come_back(filled: tuple[Machine, bytes]) -> None:
         machine.relocate(swap=16 * MIB)  # what is out when the swap goes away comes back with it
     assert digest(machine) == before
     assert "memory relocated" in [entry.event for entry in machine.journal()]
+
+
+def test_a_daemon_killed_while_pages_move_leaves_the_guest_and_its_limit_as_they_were(
+    filled: tuple[Machine, bytes], paths: Paths
+) -> None:
+    if not CONTROL.exists():
+        pytest.skip("needs zram in the host's kernel")
+    machine, before = filled
+    limit = limit_of(machine, paths)
+    usual = limit.read_text()
+    orders: list[dict[str, Any]] = [{"swap": 32 * MIB}, {"resident": True}, {"huge": True}, {"node": 0}]
+    with swap(256 * MIB):
+        for number, order in enumerate(orders * 2):
+            daemon = Client(paths).host().daemon_pid
+            mover = threading.Thread(target=move_or_not, args=(machine, order))
+            mover.start()
+            time.sleep(0.005 * number)
+            os.kill(daemon, signal.SIGKILL)
+            mover.join()
+            ensure_daemon(paths)
+            assert digest(machine) == before
+        asyncio.run(wait_until(lambda: limit.read_text() == usual, 60))
+        machine.relocate(resident=True)
+    assert machine.refresh().info.restarts == 0
+
+
+def test_a_limit_that_a_killed_daemon_left_low_is_set_again(
+    filled: tuple[Machine, bytes], paths: Paths
+) -> None:
+    machine, before = filled
+    limit = limit_of(machine, paths)
+    usual = limit.read_text()
+    os.kill(Client(paths).host().daemon_pid, signal.SIGKILL)
+    limit.write_text(str(int(usual) - 16 * MIB))  # as it is between two pieces that go to swap
+    assert limit.read_text() != usual
+    ensure_daemon(paths)
+    asyncio.run(wait_until(lambda: limit.read_text() == usual, 60))
+    assert digest(machine) == before
+
+
+def limit_of(machine: Machine, paths: Paths) -> Path:
+    """The file with the most that the machine's control group may have."""
+    group = Cgroup.load(paths.machine(machine.id).run / "cgroups.json")
+    assert group is not None
+    memory = group.groups["memory"]
+    v1 = memory / "memory.limit_in_bytes"
+    return v1 if v1.exists() else memory / "memory.max"
+
+
+def move_or_not(machine: Machine, order: dict[str, Any]) -> None:
+    """An order that the daemon's end may cut short."""
+    with contextlib.suppress(NagayaError):
+        machine.relocate(**order)
 
 
 def test_pages_stay_on_the_only_node_and_another_is_refused(filled: tuple[Machine, bytes]) -> None:

@@ -86,12 +86,18 @@ async def apply(supervisor: Supervisor, one: Supervised) -> None:
 
 
 async def renew(supervisor: Supervisor) -> None:
-    """An earlier daemon may have died between the state, the control group and the plane."""
+    """An earlier daemon may have died between the state, the control group and the plane.
+
+    Or while it held a control group below its limit, to page out (`nagaya.resources.relocation`).
+    """
     for one in supervisor.all():
-        if one.row.state in UP and one.spec.memory.max is not None:
+        if one.row.state in UP and one.process is not None:
             try:
                 async with one.lock:
-                    await apply(supervisor, one)
+                    if one.spec.memory.max is not None:
+                        await apply(supervisor, one)
+                    else:
+                        await one.require_process().engine.hold(supervisor.engine_machine(one), one.booted)
             except NagayaError as error:
                 log.warning("%s: its memory cannot be set: %s", one.name, error)
 

@@ -144,6 +144,20 @@ def test_the_next_daemon_tells_again_what_is_recorded(stage: Stage) -> None:
     stage.play(second)
 
 
+def test_the_next_daemon_sets_the_limit_of_what_plugs_nothing_too(stage: Stage) -> None:
+    async def first(daemon: Daemon) -> None:
+        await running(daemon, spec(64, most=None))
+
+    async def second(daemon: Daemon) -> None:
+        one = daemon.supervisor.get("db")
+        engine = daemon.supervisor.engine_of(one)
+        assert isinstance(engine, FakeEngine)
+        assert engine.held[one.row.id] == 64 * MIB
+
+    stage.play(first)
+    stage.play(second)
+
+
 def test_files_that_differ_in_memory_size_need_no_new_machine_if_there_is_a_maximum() -> None:
     assert only_knobs_differ(spec(64), spec(128))
     assert not only_knobs_differ(spec(64), spec(128, most=512))
