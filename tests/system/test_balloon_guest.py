@@ -26,7 +26,8 @@ EMPTY = "umount /mnt"
 # The same by four programs at once, who take from one another what the balloon gives back.
 CROWD = (
     "mount -t tmpfs -o size=90% none /mnt && "
-    "for i in 1 2 3 4; do dd if=/dev/zero of=/mnt/$i bs=1M count={} 2>/dev/null & done; wait"
+    "for i in 1 2 3 4; do dd if=/dev/zero of=/mnt/$i bs=1M count={} 2>/dev/null & done; "
+    "wait; [ $(cat /mnt/* | wc -c) = $((4 * {} << 20)) ]"
 )
 
 pytestmark = pytest.mark.uml
@@ -155,7 +156,7 @@ def test_a_guest_without_room_takes_its_memory_back_and_lives(client: Client, pa
                 return (await balloon(plane, machine)).actual == 80 * MIB
 
             await until(is_filled)
-            await asyncio.to_thread(run, machine, CROWD.format(16))
+            await asyncio.to_thread(run, machine, CROWD.format(16, 16))
             assert (await balloon(plane, machine)).taken_back > 0
 
     asyncio.run(scene())
