@@ -25,7 +25,9 @@ from nagaya.images.qemuimg import Node, QemuImg, graph
 from nagaya.images.store import Image, ImageStore
 from nagaya.images.tools import find_tool
 from nagaya.paths import Paths
+from nagaya.plane.imagelock import Access, lock_image
 from nagaya.progress import Progress, silent
+from nagaya.testing.hostwork import work
 from nagaya.testing.scratch import make_directory
 
 pytestmark = pytest.mark.qemu
@@ -48,8 +50,8 @@ def import_into(top: Path, source: Path, progress: Progress = silent, stated: st
     """Import `source` into a store of its own below `top`."""
     paths = Paths(top / "r", top / "s", top / "c")
     store, qemu = ImageStore(paths), QemuImg(tool_uid(paths))
-    work = import_image(store, qemu, "disk", source, stated, progress=progress)  # type: ignore[arg-type]
-    return asyncio.run(work)
+    made = import_image(store, qemu, "disk", source, stated, work=work, progress=progress)  # type: ignore[arg-type]
+    return asyncio.run(made)
 
 
 def in_format(disk: Path, driver: str) -> Path:
@@ -67,7 +69,15 @@ def test_the_content_is_the_same_whatever_the_format(tmp_path: Path, disk: Path,
     image = import_into(tmp_path, source, lambda _step, fraction: steps.append(fraction))
     assert Path(image.path).read_bytes() == disk.read_bytes()
     assert image.allocated < 3 * MIB
-    assert driver == "raw" or max(step or 0 for step in steps) >= 0.8
+    assert max(step or 0 for step in steps) >= 0.8
+
+
+def test_a_raw_file_that_somebody_writes_is_refused(tmp_path: Path, disk: Path) -> None:
+    with disk.open("r+b") as file:
+        assert lock_image(file.fileno(), Access.WRITER)
+        with pytest.raises(ConflictError):
+            import_into(tmp_path, disk)
+    assert nothing_left(tmp_path)
 
 
 def nothing_left(top: Path) -> bool:
@@ -117,15 +127,16 @@ def test_a_taken_name_and_a_cancelled_import_leave_what_there_was(tmp_path: Path
     async def cut_short() -> None:
         paths = Paths(tmp_path / "r", tmp_path / "s", tmp_path / "c")
         begun = asyncio.Event()
-        work = import_image(
+        made = import_image(
             ImageStore(paths),
             QemuImg(tool_uid(paths)),
             "disk",
             source,
             None,
+            work=work,
             progress=lambda *_: begun.set(),
         )
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(made)
         await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

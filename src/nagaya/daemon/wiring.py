@@ -29,6 +29,7 @@ from nagaya.resources.pressure import GroupPressure, group_pressure, host_pressu
 from nagaya.spec import MachineSpec
 
 if TYPE_CHECKING:
+    from nagaya.images.merge import Work
     from nagaya.images.recipe import Recipe
     from nagaya.images.store import Image
     from nagaya.resources.cgroups import Cgroup
@@ -49,7 +50,7 @@ def real_parts(paths: Paths) -> Parts:
     return Parts(
         engine=engines.select,
         plane=plane,
-        images=Images(paths),
+        images=Images(paths, plane.work),
         kernels=Kernels(paths, engines.select),
         networks=_networks(paths),
         agent=_GuestAgent,
@@ -91,10 +92,11 @@ def _networks(paths: Paths) -> HostNetworks:
 
 
 class Images:
-    """The image store, as `parts.ImageStore`."""
+    """The image store, as `parts.ImageStore`. `work` does host work on disks."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, work: Work) -> None:
         self._paths = paths
+        self._work = work
 
     def list(self) -> Sequence[BaseImage]:
         """All images, by name."""
@@ -143,7 +145,8 @@ class Images:
         from nagaya.images.qemuimg import QemuImg
 
         qemu = QemuImg(tool_uid(self._paths))
-        return _base(await import_image(self._store(), qemu, name, path, image_format, progress=progress))
+        store, work = self._store(), self._work
+        return _base(await import_image(store, qemu, name, path, image_format, work=work, progress=progress))
 
     def _store(self) -> Any:
         from nagaya.images.store import ImageStore

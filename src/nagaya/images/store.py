@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -114,21 +113,6 @@ class ImageStore:
                 f"image {name!r} exists", hint=f"remove it first: nagaya image remove {name}", image=name
             )
 
-    def import_raw(self, name: str, source: Path, *, os_name: str = "") -> Image:
-        """Copy a raw disk image into the store. Raises `ConflictError` if the name is taken."""
-        self.require_free(name)
-        if not source.is_file():
-            raise NotFoundError(f"{source} is not a file", path=str(source))
-        size = source.stat().st_size
-        if size == 0 or size % 512:
-            raise SpecError(
-                f"{source} has {size} bytes; a raw disk image is a multiple of 512, and not empty"
-            )
-        with self.area.work() as work:
-            copy = work.path / "image.raw"
-            _copy_sparse(source, copy)
-            return self.add(name, copy, os_name=os_name)
-
     def remove(self, name: str, in_use: Collection[str] = ()) -> None:
         """Forget `name`, and its file if nothing else names it. `in_use`: digests that machines need."""
         with self.area.locked("store"):
@@ -181,22 +165,3 @@ class ImageStore:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _copy_sparse(source: Path, target: Path) -> None:
-    """Copy the extents that hold something; holes stay holes."""
-    with source.open("rb") as reader, target.open("wb") as writer:
-        size = os.fstat(reader.fileno()).st_size
-        writer.truncate(size)
-        start = 0
-        while start < size:
-            try:
-                start = os.lseek(reader.fileno(), start, os.SEEK_DATA)
-            except OSError:  # ENXIO: nothing but a hole up to the end
-                return
-            end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
-            while start < end:
-                copied = os.copy_file_range(reader.fileno(), writer.fileno(), end - start, start, start)
-                if copied == 0:
-                    return
-                start += copied

@@ -83,29 +83,6 @@ def test_a_name_can_move_and_what_it_left_is_collected_unless_in_use(store: Imag
     assert blobs(store) == [new.digest]
 
 
-def test_an_import_keeps_holes_and_content(store: ImageStore, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    with source.open("wb") as file:
-        file.truncate(64 * MIB)
-        file.seek(32 * MIB)
-        file.write(b"data" * 1024)
-    image = store.import_raw("one", source)
-    assert image.size == 64 * MIB
-    assert image.allocated < MIB
-    assert image.digest == hashlib.sha256(source.read_bytes()).hexdigest()
-    with pytest.raises(ConflictError, match="'one' exists"):
-        store.import_raw("one", source)
-
-
-@pytest.mark.parametrize("size", [0, 511, 513])
-def test_an_import_refuses_what_is_no_disk(store: ImageStore, tmp_path: Path, size: int) -> None:
-    source = tmp_path / "source"
-    source.write_bytes(b"x" * size)
-    with pytest.raises(SpecError, match=f"has {size} bytes"):
-        store.import_raw("one", source)
-    assert store.all() == []
-
-
 def test_a_failed_build_leaves_nothing(store: ImageStore) -> None:
     with pytest.raises(RuntimeError), store.area.work() as work:
         (work.path / "half").write_bytes(b"x")
