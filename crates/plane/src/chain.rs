@@ -208,6 +208,15 @@ pub fn total(buffers: &[libc::iovec]) -> u64 {
 
 /// Copy the first `N` bytes out of `buffers` and remove them there; `None` if there are fewer.
 pub fn take_front<const N: usize>(buffers: &mut Vec<libc::iovec>) -> Option<[u8; N]> {
+    // As drivers lay their headers out; of a length that the compiler knows.
+    if let Some(first) = buffers.first()
+        && first.iov_len == N
+    {
+        // SAFETY: as below; bytes have no alignment.
+        let bytes = unsafe { first.iov_base.cast::<[u8; N]>().read_unaligned() };
+        buffers.remove(0);
+        return Some(bytes);
+    }
     let mut bytes = [0u8; N];
     let mut filled = 0;
     let mut used = 0;

@@ -210,6 +210,9 @@ impl Arbiter {
 
     /// Bring the account of leaf `index` up to now, before what it counts changes.
     pub(super) fn settle(&mut self, now: Nanos, index: u32) {
+        if self.nodes[index as usize].account.since == now {
+            return;
+        }
         let closed = if self.bounds == 0 { 0 } else { self.closed_above_leaf(now, index) };
         let node = &mut self.nodes[index as usize];
         node.account.settle(now, node.queue.len(), node.in_flight, closed);

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 
-use io_uring::{opcode, types};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use crate::chain::Buffers;
@@ -18,10 +17,12 @@ use crate::memory::Memory;
 use crate::uring::Uring;
 
 use rings::{Place, Rings};
+use signal::Signal;
 
 mod in_order;
 mod lazy;
 mod rings;
+mod signal;
 
 /// A rule that a guest or a frontend broke; the queue is not served any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,9 @@ const CALLS_PER_CHECK: u8 = 32;
 /// Completions of requests that the driver is shown at once: with fewer the ring's index would go to and fro between CPUs for
 /// each, with more a driver that polls would wait.
 const SHOWN_AT_ONCE: usize = 4;
+
+/// A busy queue's driver is asked for sure, with a fence, whether it wants an interrupt after so many.
+const ASK_AFTER: u16 = 16;
 
 /// How many chains ahead of the one that is taken descriptors and buffers are fetched into the CPU's cache.
 const FETCH_DESCRIPTOR: u16 = 8;
@@ -221,7 +225,7 @@ impl VirtQueue {
         if self.stopping.is_some() {
             return Ok(None);
         }
-        let Some(head) = self.next_head()? else { return Ok(None) };
+        let Some(head) = self.next_head(true)? else { return Ok(None) };
         if self.inflight.is_taken(head) {
             let detail = format!("chain {head} is offered again before it was used");
             return Err(Violation::new("head-in-use", detail));
@@ -232,8 +236,8 @@ impl VirtQueue {
         Ok(Some(head))
     }
 
-    /// Where the next chain of the available ring begins.
-    fn next_head(&mut self) -> Result<Option<u16>, Violation> {
+    /// Where the next chain of the available ring begins. `beside`: the driver has the place for the answer beside what it asks.
+    fn next_head(&mut self, beside: bool) -> Result<Option<u16>, Violation> {
         let size = self.rings.size();
         if self.seen == self.next_avail {
             self.seen = self.rings.avail_index();
@@ -248,13 +252,17 @@ impl VirtQueue {
             for place in 0..ahead.min(FETCH_DESCRIPTOR) {
                 self.rings.prefetch_descriptor(self.next_avail.wrapping_add(place));
             }
+            for place in 0..ahead.min(FETCH_BUFFER) {
+                self.rings.prefetch_buffer(&self.memory, self.next_avail.wrapping_add(place), beside);
+            }
+            self.rings.prefetch_used(self.next_used.wrapping_add(self.staged));
         }
         let ahead = self.seen.wrapping_sub(self.next_avail);
         if ahead > FETCH_DESCRIPTOR {
             self.rings.prefetch_descriptor(self.next_avail.wrapping_add(FETCH_DESCRIPTOR));
         }
         if ahead > FETCH_BUFFER {
-            self.rings.prefetch_buffer(&self.memory, self.next_avail.wrapping_add(FETCH_BUFFER));
+            self.rings.prefetch_buffer(&self.memory, self.next_avail.wrapping_add(FETCH_BUFFER), beside);
         }
         let head = self.rings.avail(self.next_avail);
         self.next_avail = self.next_avail.wrapping_add(1);
@@ -290,6 +298,11 @@ impl VirtQueue {
 
     /// The same, but the driver sees it with others, at the latest at the next [`announce`](Self::announce).
     pub fn complete_soon(&mut self, head: u16, length: u32) {
+        let unasked = self.next_used.wrapping_sub(self.announced);
+        // Not behind the index, where the fence would wait until that got to the driver's CPU.
+        if self.staged == 0 && unasked >= ASK_AFTER && std::mem::take(&mut self.unannounced) {
+            self.owed |= self.wants_call();
+        }
         self.taken -= 1;
         self.inflight.begin_completion(head);
         self.stage(head, length);
@@ -303,15 +316,17 @@ impl VirtQueue {
     /// given to [`called`](Self::called).
     pub fn announce(&mut self, uring: &Uring, token: u64) {
         self.publish();
-        // A frontend that makes the write wait holds up nothing but its own interrupts.
-        if !self.unannounced || self.calling {
+        // A frontend that makes the write wait holds up nothing but its own interrupts. A queue that is served again in the next
+        // turn is announced again then: a wish that is not seen yet is seen there.
+        if self.calling || (self.ready && !self.owed && !self.wishes_call()) {
             return;
         }
-        self.unannounced = false;
-        self.unknown_since = None;
-        // Asked in any case: the answer counts from the last question.
-        let wanted = self.wants_call();
-        if !std::mem::take(&mut self.owed) && !wanted {
+        if std::mem::take(&mut self.unannounced) {
+            self.unknown_since = None;
+            // Asked in any case: the answer counts from the last question.
+            self.owed |= self.wants_call();
+        }
+        if !std::mem::take(&mut self.owed) {
             return;
         }
         if let Some(call) = &self.call {
@@ -322,13 +337,19 @@ impl VirtQueue {
 
     /// Whether the driver wants to know of what was used since this was last asked (virtio 1.3, 2.7.7 and 2.7.10).
     fn wants_call(&mut self) -> bool {
-        let new = self.next_used;
-        let old = std::mem::replace(&mut self.announced, new);
         // The driver writes its wish, then looks at the used index; we the other way round.
         fence(Ordering::SeqCst);
+        let wishes = self.wishes_call();
+        self.announced = self.next_used;
+        wishes
+    }
+
+    /// The same by what is seen of its wish already.
+    fn wishes_call(&self) -> bool {
         if !self.event_idx {
             return !self.rings.no_interrupt();
         }
+        let (new, old) = (self.next_used, self.announced);
         new.wrapping_sub(self.rings.used_event()).wrapping_sub(1) < new.wrapping_sub(old)
     }
 
@@ -351,9 +372,9 @@ impl VirtQueue {
         self.parked = true;
     }
 
-    /// Whether there is something to do that a look at the ring shows.
+    /// Whether there is something to do that a look at the ring shows, and the reactor does not know of yet.
     pub fn wants_service(&self) -> bool {
-        !self.parked && self.has_work() && (self.wanted == 1 || self.offered() >= self.wanted)
+        !self.ready && !self.parked && self.has_work() && (self.wanted == 1 || self.offered() >= self.wanted)
     }
 
     /// Ask the driver for no kicks, because we look at the ring anyway. True if it was to kick before.
@@ -404,57 +425,11 @@ impl VirtQueue {
 
     /// The call fd, if there is one.
     pub fn call(&self) -> Option<&File> {
-        self.call.as_ref().map(|call| &call.file)
+        self.call.as_ref().map(Signal::file)
     }
 
     /// The kick fd.
     pub fn kick(&self) -> &File {
         &self.kick
-    }
-}
-
-/// What is written to a call fd.
-static ONE: [u8; 8] = 1u64.to_ne_bytes();
-
-/// The driver's call or err fd: an eventfd, or a pipe or socket as User-mode Linux uses them.
-struct Signal {
-    file: File,
-    socket: bool,
-}
-
-impl Signal {
-    fn new(file: File) -> Signal {
-        let mut kind: libc::c_int = 0;
-        let mut length = std::mem::size_of_val(&kind) as libc::socklen_t;
-        // SAFETY: both pointers are valid for the call.
-        let result = unsafe {
-            let kind = std::ptr::from_mut(&mut kind).cast();
-            libc::getsockopt(file.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TYPE, kind, &mut length)
-        };
-        Signal { file, socket: result == 0 }
-    }
-
-    /// Add one, without ever waiting for a frontend that has let its fd fill up. Sockets are told so; other fds are
-    /// written by the ring, for a flag like O_NONBLOCK is the frontend's to change. True if `token` will come back.
-    fn raise(&self, uring: &Uring, token: Option<u64>) -> bool {
-        let fd = self.file.as_raw_fd();
-        if self.socket {
-            // SAFETY: eight readable bytes.
-            unsafe {
-                libc::send(fd, ONE.as_ptr().cast(), ONE.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-            };
-            return false;
-        }
-        // Offset -1: the file's own position, as write() has it.
-        let write =
-            opcode::Write::new(types::Fd(fd), ONE.as_ptr(), ONE.len() as u32).offset(u64::MAX).build();
-        // SAFETY: the bytes are static; the file is open until after the next submission.
-        unsafe {
-            match token {
-                Some(token) => uring.push(write.user_data(token)),
-                None => uring.push_silent(write),
-            }
-        }
-        token.is_some()
     }
 }

@@ -24,7 +24,7 @@ impl VirtQueue {
         if self.stopping.is_some() {
             return Ok(None);
         }
-        let Some(head) = self.next_head()? else { return Ok(None) };
+        let Some(head) = self.next_head(false)? else { return Ok(None) };
         self.walk(head, buffers)?;
         Ok(Some(head))
     }

@@ -84,26 +84,34 @@ impl Rings {
         self.word(self.avail, place).load(Ordering::Relaxed)
     }
 
-    /// Have the CPU fetch the first descriptor of the chain that the driver, on another CPU, offered as number `at`.
+    /// Have the CPU fetch the first descriptors of the chain that the driver, on another CPU, offered as number `at`.
     #[inline]
     pub fn prefetch_descriptor(&self, at: u16) {
         if let Some(descriptor) = self.first(at) {
             prefetch(descriptor.cast());
+            prefetch(descriptor.wrapping_add(4).cast());
         }
     }
 
-    /// Have it fetch the first buffer of that chain, whose descriptor is here by now.
+    /// Have it fetch the first buffer of that chain, whose descriptor is here by now; to write there if the answer is `beside`
+    /// what is asked.
     #[inline]
-    pub fn prefetch_buffer(&self, memory: &Memory, at: u16) {
+    pub fn prefetch_buffer(&self, memory: &Memory, at: u16, beside: bool) {
         if let Some(descriptor) = self.first(at) {
             // SAFETY: the first word of a descriptor of the table.
             let address = u64::from_le(unsafe { descriptor.read_volatile() });
-            if let Some((host, _)) = memory.piece(address, 1) {
+            match memory.piece(address, 1) {
+                Some((host, _)) if beside => prefetch_to_write(host),
                 // The header and the shortest frame are in two lines.
-                prefetch(host);
-                prefetch(host.wrapping_add(64));
+                Some((host, _)) => [host, host.wrapping_add(64)].into_iter().for_each(|line| prefetch(line)),
+                None => {}
             }
         }
+    }
+
+    /// Have it fetch the place in the used ring for completion number `at`.
+    pub fn prefetch_used(&self, at: u16) {
+        prefetch_to_write(self.used.wrapping_add(RING + USED * self.wrap(at)));
     }
 
     /// The first descriptor of the chain that the driver offered as number `at`.
@@ -172,6 +180,18 @@ fn prefetch(place: *const u8) {
     // SAFETY: a hint, which touches nothing.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(place.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// One transfer between CPUs, where a read and then a write would be two.
+fn prefetch_to_write(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which touches nothing; CPUs without it take it for a no-op. (There is an intrinsic, but without the
+    // target feature it becomes a prefetch to read.)
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly))
     };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
