@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from nagaya.daemon.supervised import Supervised
 
 MOST_WEIGHT = 10000
+WORTH_SAYING = 0.005  # of the whole: less reads as 0%
+RESERVED = 0.5  # of a CPU, to begin with
 
 
 def words(one: Supervised, rows: Sequence[WaitInfo], since: int, when: str) -> Iterator[str]:
@@ -24,6 +26,8 @@ def words(one: Supervised, rows: Sequence[WaitInfo], since: int, when: str) -> I
     what = "a CPU" if rows[0].resource == "cpu" else "memory"
     yield f"{one.name} waited {human_time(total)} for {what} in {when} ({part:.0%} of the time)."
     for row in rows:
+        if row.wait_us < total * WORTH_SAYING:
+            continue
         because = _cpu(one, row) if row.resource == "cpu" else _memory(row)
         yield f"{human_time(row.wait_us)} ({row.wait_us / total:.0%}) {because}"
 
@@ -32,10 +36,14 @@ def advice(one: Supervised, rows: Sequence[WaitInfo]) -> Iterator[Advice]:
     """Commands that would shorten the waits of `rows`, which are of one resource and worth the word."""
     name, knobs = one.name, one.spec.cpu
     rivals = [row.whom for row in rows if row.cause == "machine" and row.resource == "cpu"]
-    if rivals and knobs.weight < MOST_WEIGHT:
+    machines = [whom for whom in rivals if whom != HOST]
+    if machines and knobs.weight < MOST_WEIGHT:
         weight = min(MOST_WEIGHT, knobs.weight * 2)
-        beside = "the host's programs" if rivals[0] == HOST else f"{rivals[0]}'s"
-        yield Advice(f"nagaya set {name} cpu.weight={weight}", f"doubles its share beside {beside}")
+        yield Advice(f"nagaya set {name} cpu.weight={weight}", f"doubles its share beside {machines[0]}'s")
+    reserved = min(RESERVED, knobs.limit or RESERVED)
+    if HOST in rivals and knobs.reservation < reserved:  # weights count among machines only
+        effect = "it gets that much, whatever the host's programs do"
+        yield Advice(f"nagaya set {name} cpu.reservation={reserved:g}", effect)
     if any(row.resource == "memory" and row.cause == "machine" for row in rows):
         yield Advice(f"nagaya why {name} --memory", "says what it has and needs, and which knob helps")
     for row in rows:

@@ -89,6 +89,25 @@ def test_why_says_who_ran_instead_and_what_would_change_it(
     play(stage, monkeypatch, scene)
 
 
+def test_beside_programs_of_the_host_a_reservation_helps_and_what_is_nothing_is_not_said(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(daemon: Daemon, counters: Counters) -> None:
+        db, web = await start(daemon, counters)
+        counters.used |= {db: S // 1000, web: S // 1000}
+        counters.host = replace(counters.host, busy_us={0: 4 * S})
+        counters.groups[db] = GroupPressure(4 * S, 0, 0, 0, cpus=CPU)
+        answer = await waits.why(daemon.supervisor, "db", 60)
+        assert answer.words == [
+            "db waited 4 s for a CPU in the last minute (7% of the time).",
+            "4 s (100%) because programs of the host ran.",
+        ]
+        assert {("machine", HOST), ("machine", "web")} <= {(row.cause, row.whom) for row in answer.rows}
+        assert [advice.command for advice in answer.advice] == ["nagaya set db cpu.reservation=0.5"]
+
+    play(stage, monkeypatch, scene)
+
+
 def test_a_stall_for_memory_is_said_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(daemon: Daemon, counters: Counters) -> None:
         db, _ = await start(daemon, counters)
