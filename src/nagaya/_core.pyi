@@ -12,7 +12,7 @@ class Plane:
     """
 
     def __init__(self, worker_argv: Sequence[str]) -> None:
-        """`worker_argv` starts a worker; the number of its control fd is appended as the last argument."""
+        """`worker_argv` starts a worker; the number of its control fd, 0, is appended as the last argument."""
 
     def device_add(self, config: str, fds: Sequence[int]) -> None:
         """Serve a device. `config` is JSON, one of

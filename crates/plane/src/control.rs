@@ -318,6 +318,12 @@ impl AsRawFd for Channel {
     }
 }
 
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> OwnedFd {
+        channel.fd
+    }
+}
+
 impl From<OwnedFd> for Channel {
     fn from(fd: OwnedFd) -> Channel {
         Channel { fd }

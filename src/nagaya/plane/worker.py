@@ -1,21 +1,18 @@
 """Starts a worker of the plane: `python -I -S worker.py <extension module> <control fd>`.
 
 Run as a file, without site and without the package: a worker must be there a few milliseconds after one died.
+`importlib.util` would cost four more.
 """
 
+import os
 import sys
-from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 
 
 def main(extension: str, control_fd: str) -> int:
     """The life of a worker; returns its exit status."""
-    loader = ExtensionFileLoader("nagaya._core", extension)
-    spec = spec_from_loader("nagaya._core", loader)
-    if spec is None:
-        raise ImportError(f"{extension} is not an extension module")
-    core = module_from_spec(spec)
-    loader.exec_module(core)
+    directory, name = os.path.split(extension)
+    sys.path.append(directory)  # behind the standard library: nothing of ours is taken for a part of it
+    core = __import__(name.partition(".")[0])
     status: int = core.worker_main(int(control_fd))
     return status
 

@@ -4,9 +4,9 @@
 //! the socket. One thread for each worker sends, listens and restarts; a new worker gets all shadows from the start.
 
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -230,8 +230,7 @@ impl Link {
     /// One worker, from its start to its end; whether it ended by its own fault (SIGKILL is somebody else's).
     fn run_one(&self) -> io::Result<bool> {
         let (ours, theirs) = Channel::pair()?;
-        let mut child = self.spawn(&theirs)?;
-        drop(theirs);
+        let mut child = self.spawn(theirs)?;
         self.resolve_doubts();
         self.change(|state| {
             state.pid = child.id();
@@ -278,19 +277,12 @@ impl Link {
         }
     }
 
-    fn spawn(&self, theirs: &Channel) -> io::Result<Child> {
+    /// The worker has its end as standard input: that needs nothing done between fork and exec, and so no copy of our
+    /// page tables, which a fork would make while our other threads wait.
+    fn spawn(&self, theirs: Channel) -> io::Result<Child> {
         let (program, arguments) =
             self.argv.split_first().ok_or_else(|| io::Error::other("no worker_argv"))?;
-        let fd = theirs.as_raw_fd();
-        let mut command = Command::new(program);
-        command.args(arguments).arg(fd.to_string()).stdin(Stdio::null());
-        // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe.
-        unsafe {
-            command.pre_exec(move || {
-                if libc::fcntl(fd, libc::F_SETFD, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-            });
-        }
-        command.spawn()
+        Command::new(program).args(arguments).arg("0").stdin(OwnedFd::from(theirs)).spawn()
     }
 
     /// The exit status. A worker ends by itself when its socket closes; one that does not is killed.

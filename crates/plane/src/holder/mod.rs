@@ -91,7 +91,7 @@ impl Inner {
 }
 
 impl Plane {
-    /// `worker_argv` starts a worker; the number of its control fd is appended.
+    /// `worker_argv` starts a worker; the number of its control fd, 0, is appended.
     ///
     /// # Errors
     /// If there is no program in it, or what the kernel says.
