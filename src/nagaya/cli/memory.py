@@ -30,7 +30,7 @@ _MACHINE_COLUMNS = (
     Column("FLOOR", field("floor"), human_size, right=True),
     Column("WEIGHT", field("weight"), right=True),
     Column("NEXT", field("target"), human_size, right=True),
-    Column("NEEDS", lambda row: row["need"] or ("does not give" if row["refuses"] else "")),
+    Column("NEEDS", lambda row: "; ".join(filter(None, (row["need"], "does not give" * row["refuses"])))),
 )
 PLAN_COLUMNS = (
     Column("MACHINE", field("machine")),
@@ -124,7 +124,7 @@ def _plan(session: Session) -> None:
     if session.format == "table" and not session.quiet:
         click.echo(headline(answer))
         if not rows:
-            click.echo("It would move nothing.")
+            click.echo(nothing(answer))
             return
     print_rows(session, rows, PLAN_COLUMNS, name="machine")
 
@@ -252,7 +252,16 @@ def headline(answer: MemoryAnswer) -> str:
     off = "" if answer.broker else "; the broker is off"
     if answer.short and answer.left >= answer.reserve and answer.room > answer.left:
         off = f", and guests could grow by {human_size(answer.room)} at once{off}"
-    return (
-        f"Memory is {state}: machines may have {human_size(answer.budget)}, {human_size(answer.left)} "
-        f"are left, {human_size(answer.reserve)} of it in reserve{off}"
-    )
+    left = f"{human_size(answer.left)} are left, {human_size(answer.reserve)} of it in reserve"
+    if answer.left < 0:
+        left = f"they have {human_size(-answer.left)} more"
+    return f"Memory is {state}: machines may have {human_size(answer.budget)}, {left}{off}"
+
+
+def nothing(answer: MemoryAnswer) -> str:
+    """That there is nothing to move, and if that is no good news, why."""
+    keep = [one.name for one in answer.machines if one.refuses and (one.resident or 0) > one.target]
+    if not answer.short or not keep:
+        return "It would move nothing."
+    names = ", ".join(keep)
+    return f"It would move nothing: guests of {names} do not give, and the host has no swap left for it."

@@ -46,7 +46,7 @@ def _now(one: MachineMemoryInfo) -> Iterator[str]:
     gave = f": its guest gave {human_size(one.actual)}" if one.actual else ""
     yield f"{one.name} has {part} of its {human_size(one.size)}{gave}."
     resident = "" if one.resident is None else f", and the host holds {human_size(one.resident)} for it"
-    yield f"It uses about {human_size(one.active)}{resident}."
+    yield f"With a margin it uses about {human_size(one.active)}{resident}."
     if one.need:
         yield f"It needs more: {one.need}."
     if not one.driver:
@@ -65,12 +65,16 @@ def _others(one: MachineMemoryInfo, now: MemoryAnswer) -> Iterator[str]:
 
 def _host(now: MemoryAnswer) -> Iterator[str]:
     of = f"{human_size(now.left)} of {human_size(now.budget)} that machines may have are left"
+    if now.left < 0:
+        of = (
+            f"machines have {human_size(-now.left)} more than the {human_size(now.budget)} that they may have"
+        )
     if not now.broker:
         yield f"The broker is off: nothing moves; {of}."
     elif now.short:
         roomy = now.left >= now.reserve and now.room > now.left
         kept = f"guests could grow by {human_size(now.room)} at once" if roomy else ""
-        yield f"Memory is short: {of}, and {kept or f'{human_size(now.reserve)} should be'}."
+        yield f"Memory is short: {of}, and {kept or f'{human_size(now.reserve)} should be left'}."
     else:
         yield f"Memory suffices: {of}."
 

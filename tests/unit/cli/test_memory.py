@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from nagaya.cli.memory import headline
+from nagaya.cli.memory import headline, nothing
 from nagaya.models.memory import MemoryAnswer
 from nagaya.paths import Paths
 
@@ -77,7 +78,18 @@ def test_why_memory_is_short_is_said() -> None:
 
     assert said(900, 950).endswith("of it in reserve, and guests could grow by 950 MiB at once")
     assert said(40, 950).endswith("40 MiB are left, 60 MiB of it in reserve")
+    assert said(-40, 950).endswith("machines may have 1000 MiB, they have 40 MiB more")
     assert said(900, 800).endswith("900 MiB are left, 60 MiB of it in reserve")
+
+
+def test_that_a_guest_does_not_give_is_said(squeezed: Invoke) -> None:
+    answer = MemoryAnswer.from_json(squeezed("memory", "show", "--format", "json").json)
+    web = replace(answer.machines[0], name="web", refuses=True, resident=256 * MIB, target=128 * MIB)
+    short = replace(answer, short=True, machines=[web, *answer.machines], moves=[])
+    assert nothing(short) == (
+        "It would move nothing: guests of web do not give, and the host has no swap left for it."
+    )
+    assert nothing(replace(short, machines=answer.machines)) == "It would move nothing."
 
 
 def test_settings_are_set_and_what_is_so_already_is_said(invoke: Invoke) -> None:
