@@ -4,6 +4,7 @@
 //! of a period the waits of each machine are charged to those who occupied the window meanwhile, each by their part of
 //! it. So a request costs a few additions, whatever the number of others.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,13 @@ pub struct Wait {
     pub wait_us: u64,
     /// How many of the waiter's requests were started meanwhile after a wait; at the device: were completed.
     pub requests: u64,
+}
+
+impl Wait {
+    fn of(waiter: &str, cause: Cause, whom: &str, sum: Sum) -> Wait {
+        let (waiter, whom) = (waiter.to_owned(), whom.to_owned());
+        Wait { waiter, cause, whom, wait_us: sum.nanos / 1000, requests: sum.requests }
+    }
 }
 
 /// What a leaf adds up in a period. Times are ns times requests.
@@ -122,8 +130,14 @@ impl Arbiter {
     /// Who waited for whom since the last call: the longest waits, at most 64 rows and one for each cause with the rest.
     pub fn take_waits(&mut self, now: Nanos) -> Vec<Wait> {
         self.close_period(now);
+        let mut sums: Vec<_> = self.waits.rows.drain().collect();
+        let mut rest = Vec::new();
+        if sums.len() > ROWS {
+            // Names cost more than all the rest of this: only the longest get theirs.
+            sums.select_nth_unstable_by_key(ROWS, |(key, sum)| (Reverse(sum.nanos), *key));
+            rest = sums.split_off(ROWS);
+        }
         let mut rows = std::mem::take(&mut self.waits.past);
-        let sums = std::mem::take(&mut self.waits.rows);
         rows.extend(sums.into_iter().map(|(key, sum)| self.row(key, sum)));
         rows.sort_by(|one, other| {
             (other.wait_us, &one.waiter, one.cause, &one.whom).cmp(&(
@@ -133,7 +147,9 @@ impl Arbiter {
                 &other.whom,
             ))
         });
-        for row in rows.split_off(rows.len().min(ROWS)) {
+        let mut others = rows.split_off(rows.len().min(ROWS));
+        others.extend(rest.into_iter().map(|((_, cause, _), sum)| Wait::of("", cause, "", sum)));
+        for row in others {
             match rows.iter_mut().skip(ROWS).find(|sum| sum.cause == row.cause) {
                 Some(sum) => {
                     sum.wait_us += row.wait_us;
@@ -188,7 +204,7 @@ impl Arbiter {
 
     fn charge_occupiers(&mut self, mut machines: Vec<Machine>) {
         let total: u64 = machines.iter().map(|machine| machine.occupancy).sum();
-        machines.sort_by_key(|machine| std::cmp::Reverse(machine.occupancy));
+        machines.sort_by_key(|machine| Reverse(machine.occupancy));
         let named: u64 = machines.iter().take(NAMED).map(|machine| machine.occupancy).sum();
         for waiter in machines.iter().filter(|machine| machine.window > 0) {
             let mut charge = |whom, occupancy: u64| {
@@ -256,14 +272,8 @@ impl Arbiter {
     }
 
     fn row(&self, (waiter, cause, whom): (u32, Cause, u32), sum: Sum) -> Wait {
-        let name = |index: u32| self.nodes.get(index as usize).map_or("", |node| &node.name).to_owned();
-        Wait {
-            waiter: name(waiter),
-            cause,
-            whom: name(whom),
-            wait_us: sum.nanos / 1000,
-            requests: sum.requests,
-        }
+        let name = |index: u32| self.nodes.get(index as usize).map_or("", |node| &node.name);
+        Wait::of(name(waiter), cause, name(whom), sum)
     }
 
     /// The node's number will be another's: what is known of it so far is kept by name.
