@@ -22,7 +22,7 @@ pub const DISK: Duration = Duration::from_micros(20);
 pub const GUEST: Duration = Duration::from_micros(50);
 
 /// Longest window for the answer of a machine that got a frame: its wake-up, what it does, and a frame of its own.
-pub const PEER: Duration = Duration::from_micros(150);
+pub const PEER: Duration = Duration::from_micros(200);
 
 /// First window after a closed one.
 const FIRST: Duration = Duration::from_micros(8);
@@ -273,7 +273,7 @@ mod tests {
     fn each_machine_that_answers_has_a_window_of_its_own() {
         let mut spinning = Spinning::default();
         for _ in 0..10 {
-            spinning.learn(For::Peer(3), Duration::from_micros(140));
+            spinning.learn(For::Peer(3), Duration::from_micros(190));
             spinning.learn(For::Peer(0), Duration::from_millis(1));
         }
         let now = 1_000 * MS;
