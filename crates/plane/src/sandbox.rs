@@ -19,7 +19,7 @@ const REGISTER_FILES_UPDATE: u8 = 6;
 const REGISTER_ENABLE_RINGS: u8 = 12;
 
 /// The system calls of the reactor, of image files, and of the C library's allocator and exit.
-const ALLOWED: [libc::c_long; 52] = [
+const ALLOWED: [libc::c_long; 53] = [
     // The ring and the holder's socket.
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
@@ -38,6 +38,7 @@ const ALLOWED: [libc::c_long; 52] = [
     libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_preadv,
+    libc::SYS_preadv2,
     libc::SYS_pwritev,
     libc::SYS_lseek,
     libc::SYS_fstat,

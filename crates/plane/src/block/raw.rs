@@ -24,6 +24,9 @@ const BOUNCE_SIZE: usize = 256 * 1024;
 /// Longest transfer that the page cache may serve while it is submitted; a thread of the kernel copies longer ones.
 const INLINE: u64 = 1 << 20;
 
+/// Longest read that is looked for in the page cache by a system call of its own, which then costs less than the ring.
+const CACHED: u64 = 16 << 10;
+
 /// A file or block device.
 pub struct RawDisk {
     uring: Rc<Uring>,
@@ -89,6 +92,15 @@ impl RawDisk {
         });
     }
 
+    /// Whether the page cache has all that is read, and it is there now.
+    fn read_cached(&self, request: &Request, iovecs: &[libc::iovec]) -> bool {
+        let (fd, count) = (self.file.as_raw_fd(), iovecs.len() as libc::c_int);
+        let offset = request.offset as libc::off_t;
+        // SAFETY: who submits the request vouches for the buffers. The kernel never waits here.
+        let read = unsafe { libc::preadv2(fd, iovecs.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+        u64::try_from(read) == Ok(request.length)
+    }
+
     fn zero(&self, mode: libc::c_int, request: &Request) -> squeue::Entry {
         opcode::Fallocate::new(self.fixed, request.length).offset(request.offset).mode(mode).build()
     }
@@ -107,6 +119,15 @@ impl Disk for RawDisk {
         };
         if moves && !self.aligned(iovecs) {
             self.bounce(uring, *request);
+            return 1;
+        }
+        let buffered = self.offset_alignment == 1;
+        if buffered
+            && request.operation == Operation::Read
+            && request.length <= CACHED
+            && self.read_cached(request, iovecs)
+        {
+            uring.post(request.token, request.length as i32);
             return 1;
         }
         let sqe = match (request.operation, iovecs) {
@@ -138,11 +159,7 @@ impl Disk for RawDisk {
                 self.zero(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, request)
             }
         };
-        let sqe = if self.offset_alignment == 1 && request.length > INLINE {
-            sqe.flags(squeue::Flags::ASYNC)
-        } else {
-            sqe
-        };
+        let sqe = if buffered && request.length > INLINE { sqe.flags(squeue::Flags::ASYNC) } else { sqe };
         // SAFETY: the caller vouches for the buffers; the file is registered.
         unsafe { uring.push(sqe.user_data(request.token)) };
         1
@@ -258,4 +275,48 @@ pub fn set_direct(file: BorrowedFd<'_>, direct: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// Read from the beginning: results that are there at once, and those that come later.
+    fn read(disk: &RawDisk, uring: &Rc<Uring>, bytes: &mut [u8]) -> (Vec<i32>, Vec<i32>) {
+        let iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        let request = Request {
+            operation: Operation::Read,
+            offset: 0,
+            length: bytes.len() as u64,
+            iovecs: &raw const iovec,
+            iovec_count: 1,
+            token: 7,
+        };
+        // SAFETY: the buffer and its vector outlive the request, which has ended when this returns.
+        assert_eq!(unsafe { disk.submit(uring, &request) }, 1);
+        let (mut at_once, mut later) = (Vec::new(), Vec::new());
+        uring.reap_posted(|_, result, _| at_once.push(result));
+        while at_once.len() + later.len() < 1 {
+            uring.submit_and_wait(None).unwrap();
+            uring.reap(|_, result, _| later.push(result));
+        }
+        (at_once, later)
+    }
+
+    #[test]
+    fn what_the_page_cache_has_is_read_at_once_and_the_rest_by_the_ring() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[5; 32 << 10]).unwrap();
+        let uring = Rc::new(Uring::new(8).unwrap());
+        let disk = RawDisk::open(&uring, file.try_clone().unwrap(), false).unwrap();
+        let mut bytes = vec![0; CACHED as usize];
+        assert_eq!(read(&disk, &uring, &mut bytes), (vec![CACHED as i32], vec![]));
+        assert!(bytes.iter().all(|byte| *byte == 5));
+        let mut longer = vec![0; CACHED as usize + 512];
+        assert_eq!(read(&disk, &uring, &mut longer), (vec![], vec![CACHED as i32 + 512]));
+        // The page cache cannot have what is not in the file.
+        file.set_len(1024).unwrap();
+        assert_eq!(read(&disk, &uring, &mut bytes), (vec![], vec![1024]));
+    }
 }
