@@ -13,6 +13,7 @@ from nagaya.networks.host import HostNetworks
 from nagaya.paths import Paths
 from nagaya.spec import NetworkSpec
 from nagaya.testing.netns import Namespace
+from nagaya.testing.yard import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 UID = 0x7FFE0001
@@ -57,8 +58,10 @@ async def test_dnsmasq_and_the_metadata_service(paths: Paths) -> None:
             assert pids["dnsmasq"] and pids["metadata"]
             confined(pids["dnsmasq"], capabilities=NET_ADMIN | NET_BIND | NET_RAW)
             assert int(status(pids["dnsmasq"])["CapBnd"], 16) == NET_ADMIN | NET_BIND | NET_RAW
-            confined(pids["metadata"], capabilities=0)
-            assert "Max file size             0" in limits(pids["metadata"])
+            metadata = pids["metadata"]  # it listens first, and answers nobody before its filters are there
+            await wait_until(lambda: status(metadata)["Seccomp"] == "2")
+            confined(metadata, capabilities=0)
+            assert "Max file size             0" in limits(metadata)
         finally:
             await networks.remove("default")
             await networks.close()
@@ -73,6 +76,7 @@ async def test_passt(paths: Paths) -> None:
             assert fresh
             assert await networks.private.ensure(spec, WEB, []) == (uplink, False)
             (pid,) = find(uplink.path, UID)
+            await wait_until(lambda: status(pid)["Seccomp"] == "2")  # it listens before it has its filters
             confined(pid, capabilities=0)
             own, ours = namespaces(pid), namespaces(os.getpid())
             assert all(own[name] != ours[name] for name in ("user", "mnt", "ipc", "uts", "pid"))

@@ -1,4 +1,4 @@
-"""`python -m nagaya.networks.metadata`: tells machines of a network who they are (docs/networks.md).
+"""Tells machines of a network who they are (docs/networks.md).
 
 Guests reach it at 169.254.169.254 port 80, which the packet filter turns to the host's address in their
 network. It sees only their interface, and knows a machine by the address it comes from, which the switch
@@ -8,10 +8,8 @@ privileges, and gives each machine a few connections of some seconds at a time.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
-import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -28,12 +26,13 @@ import h11
 
 from nagaya.abi import linux
 from nagaya.networks import documents
+from nagaya.networks import metadata_listener as listening
 from nagaya.networks.helper import Program
 from nagaya.networks.names import METADATA_PORT
 from nagaya.networks.seccomp import install, metadata_filters
 
 CONNECTIONS_EACH = 8  # of one machine at a time
-CONNECTIONS = 256  # of all
+CONNECTIONS = listening.CONNECTIONS  # of all
 REQUEST_S = 5.0  # for a request and its answer
 _HEADER_LIMIT = 8 * 1024  # bytes
 _READ = 4096
@@ -44,7 +43,10 @@ _TOKEN, _TTL = b"x-aws-ec2-metadata-token", b"x-aws-ec2-metadata-token-ttl-secon
 
 def program(network: str, interface: str, addresses: Sequence[str], directory: Path, uid: int) -> Program:
     """How to start it for a network whose documents are in `directory`; it becomes `uid`."""
-    argv = (sys.executable, "-m", "nagaya.networks.metadata", "--interface", interface, "--uid", str(uid))
+    argv = (
+        *(sys.executable, "-m", listening.__name__, "--interface", interface),
+        *("--port", str(METADATA_PORT), "--uid", str(uid)),
+    )
     return Program(
         f"metadata service of network {network}",
         (*argv, str(directory), *addresses),
@@ -153,34 +155,11 @@ async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> 
         connection.receive_data(await reader.read(_READ))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Listen, drop all privileges, go into the background, serve. Ends with 0 once it serves."""
-    parser = argparse.ArgumentParser(prog="python -m nagaya.networks.metadata")
-    parser.add_argument("--interface", required=True, help="the only one that is heard")
-    parser.add_argument("--uid", type=int, required=True, help="the user that it becomes")
-    parser.add_argument("directory", type=Path, help="of the documents")
-    parser.add_argument("address", nargs="+", help="the host's in the network")
-    options = parser.parse_args(arguments)
-    try:
-        os.close(os.open(options.directory, os.O_DIRECTORY))  # a network that is gone needs no service
-        listeners = [_listen(address, options.interface) for address in options.address]
-        ready, ready_writer = os.pipe()
-        if os.fork() > 0:
-            os.close(ready_writer)
-            os._exit(0 if os.read(ready, 1) else 1)
-        os.setsid()
-        _drop_privileges(options.uid)
-        filters = metadata_filters()
-        os.write(ready_writer, b"+")
-    except OSError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    linux.close_range(ready_writer, ready_writer)
-    _silence()
-    install(filters)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(Service(options.directory), listeners))
-    return 0
+def serve(directory: str, uid: int, listeners: Sequence[socket.socket]) -> None:
+    """Drop all privileges and answer from the documents in `directory`. Does not return."""
+    _drop_privileges(uid)
+    install(metadata_filters())
+    asyncio.run(_serve(Service(Path(directory)), listeners))
 
 
 async def _serve(service: Service, listeners: Sequence[socket.socket]) -> None:
@@ -189,23 +168,6 @@ async def _serve(service: Service, listeners: Sequence[socket.socket]) -> None:
         for listener in listeners
     ]
     await asyncio.gather(*(server.serve_forever() for server in servers))
-
-
-def _listen(address: str, interface: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((address, METADATA_PORT))
-    listener.listen(CONNECTIONS)
-    return listener
-
-
-def _silence() -> None:
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    os.close(nothing)
 
 
 def _drop_privileges(uid: int) -> None:
@@ -222,7 +184,3 @@ def _drop_privileges(uid: int) -> None:
         os.setresuid(uid, uid, uid)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
