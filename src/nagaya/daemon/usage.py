@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nagaya.daemon import waits
-from nagaya.daemon.parts import DiskCounters
+from nagaya.daemon.parts import DiskCounters, PlaneControl
 from nagaya.daemon.pressure import pressure_info
 from nagaya.models.usage import (
     ArbiterUsage,
@@ -34,8 +34,8 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
     """Counters of all machines now, and who waited for whom in the last `since` seconds."""
     parts, plane = supervisor.parts, supervisor.parts.plane
     machines = supervisor.all()
-    counters, arbiters, ports, waited, used, host = await asyncio.gather(
-        plane.counters(),
+    (at, counters), arbiters, ports, waited, used, host = await asyncio.gather(
+        _counters(plane),
         plane.arbiters(),
         plane.ports(None),
         waits.matrix(supervisor, since),
@@ -54,7 +54,7 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
             nics.setdefault(machine, []).append(_nic(name, port, net_nodes.get(port.id)))
     balloons = {one.id.partition("/")[0]: _balloon(one) for one in await plane.balloons()}
     return UsageAnswer(
-        at=time.monotonic(),
+        at=at,
         since=since,
         machines=[
             replace(
@@ -70,6 +70,13 @@ async def usage(supervisor: Supervisor, since: int) -> UsageAnswer:
         uplinks=[_uplink(port, arbiters) for port in ports if port.mac is None],
         host=host,
     )
+
+
+async def _counters(plane: PlaneControl) -> tuple[float, Sequence[DiskCounters]]:
+    """The disks' counters, and when they were read: a rate by any later time is off on a busy host."""
+    before = time.monotonic()
+    counters = await plane.counters()
+    return (before + time.monotonic()) / 2, counters
 
 
 def _used(supervisor: Supervisor, one: Supervised) -> tuple[int | None, int | None]:

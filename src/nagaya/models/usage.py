@@ -122,7 +122,10 @@ class ArbiterUsage(Answer):
 
 @dataclass(frozen=True, slots=True)
 class UsageAnswer(Answer):
-    """All machines at `at`, seconds of a clock that only runs forward; `waits` are of the last `since` s."""
+    """All machines at `at`, when the disks were counted: seconds of a clock that only runs forward.
+
+    `waits` are of the last `since` s.
+    """
 
     at: float
     since: int
