@@ -9,7 +9,7 @@ import errno
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nagaya.abi import linux
 
@@ -24,16 +24,15 @@ NEW_NAMESPACES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ArgumentRule:
-    """System call `number` fails with EPERM when the low word of argument `index` meets `test`.
+class ArgumentRule(NamedTuple):
+    """System call `number` fails with EPERM when the low word of its argument `argument` meets `test`.
 
     `test` is "is", "is none of", "has any bit of" or "lacks" (all bits of); only "is none of" takes several
     `values`.
     """
 
     number: int
-    index: int
+    argument: int
     test: str
     values: tuple[int, ...]
 
@@ -51,7 +50,7 @@ def assemble(rules: tuple[ArgumentRule, ...]) -> bytes:
     """A filter that enforces `rules` and allows the rest; the other filter looks at the architecture."""
     code = [(linux.BPF_LD_W_ABS, 0, 0, linux.SECCOMP_DATA_NR)]
     for rule in rules:
-        body = [(linux.BPF_LD_W_ABS, 0, 0, linux.SECCOMP_DATA_ARGS + 8 * rule.index), *_test(rule)]
+        body = [(linux.BPF_LD_W_ABS, 0, 0, linux.SECCOMP_DATA_ARGS + 8 * rule.argument), *_test(rule)]
         code += [(linux.BPF_JEQ_K, 0, len(body), rule.number), *body]  # another call: on to the next rule
     code.append((linux.BPF_RET_K, 0, 0, linux.SECCOMP_RET_ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
