@@ -74,7 +74,9 @@ def plan_command(session: Session, like: str | None, most: int, p99: int | None,
     hour, disks are replayed through the arbiter in simulated time. What is not known of it is said.
     """
     if consolidate == (like is not None):
-        raise UsageError("one question at a time", hint="give --like NAME, or --consolidate")
+        raise UsageError(
+            "plan takes one question: not none, not two", hint="give --like NAME, or --consolidate"
+        )
     if like is None:
         _consolidate(session)
         return
