@@ -31,14 +31,14 @@ def swap(size: int) -> Iterator[str]:
 def swap_file(size: int, path: Path) -> Iterator[Path]:
     """Swap of `size` bytes in a new file at `path`, on the disk that is there. Needs root."""
     with _locked():
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with path.open("xb") as file:
-                path.chmod(0o600)
-                os.posix_fallocate(file.fileno(), 0, size)  # swap needs a file without holes
+            os.posix_fallocate(file, 0, size)  # swap needs a file without holes
             with _swap_on(str(path)):
                 yield path
         finally:
-            path.unlink(missing_ok=True)
+            os.close(file)
+            path.unlink()
 
 
 @contextlib.contextmanager
