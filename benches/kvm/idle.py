@@ -16,7 +16,7 @@ from nagaya.testing.yard import pss_kib
 
 MACHINES = 10
 ROUNDS = 5
-SETTLE_S = 0.5
+SETTLE_S = 2.0  # a second after its start a machine gives back what it needs no more
 WATCHED_S = 2.0
 BOUND_MIB = 6.0
 
@@ -49,11 +49,12 @@ async def _measure(paths: Paths) -> tuple[float, float, float]:
     yard = KvmYard(paths)
     try:
         processes = [await yard.start(yard.machine())]
+        await asyncio.sleep(SETTLE_S)
         alone = pss_kib(processes[0].pid) / 1024
         for _ in range(1, MACHINES):
             processes.append(await yard.start(yard.machine()))
-        each = mean(pss_kib(process.pid) for process in processes) / 1024
         await asyncio.sleep(SETTLE_S)
+        each = mean(pss_kib(process.pid) for process in processes) / 1024
         before = sum(switches(process.pid) for process in processes)
         await asyncio.sleep(WATCHED_S)
         wakes = (sum(switches(process.pid) for process in processes) - before) / MACHINES / WATCHED_S

@@ -132,6 +132,22 @@ class Plane:
     def close(self) -> None:
         """Stop all devices and workers and join all threads."""
 
+class HeapImage:
+    """The objects of this process as they are now, in a sealed file that its forks share.
+
+    The process must have one thread. From then on its memory of objects is a private mapping of that file; nothing else
+    changes.
+    """
+
+    def __init__(self) -> None:
+        """Raises `OSError`."""
+
+    def restore(self) -> int:
+        """In a fork: give back the pages that are as they were, copied or not; how many bytes. A second call does nothing.
+
+        Every other thread must be without the GIL, and not in a call that writes into an object. Raises `OSError`.
+        """
+
 class VhostFrontend:
     """A connection to a vhost-user backend. `nagaya.kvm.frontend` wraps it.
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nagaya.abi import linux
-from nagaya.engines.engine import ExitReason, GuestState
+from nagaya.engines.engine import ExitReason, GuestState, ProcessId
 from nagaya.engines.kvm import KvmEngine, launch_plan
 from nagaya.engines.launch import ZygoteClient
 from nagaya.engines.qmp import ask
@@ -27,6 +27,7 @@ from nagaya.paths import Paths
 from nagaya.resources.cgroups import Cgroup
 from nagaya.spec import MachineSpec
 from nagaya.testing.kvm_yard import KvmYard
+from nagaya.testing.yard import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.kvm]
 
@@ -143,6 +144,22 @@ def test_pause_resume_and_state_go_by_the_monitor(yard: Run) -> None:
     yard(test)
 
 
+def test_a_machine_goes_back_to_the_zygotes_pages(yard: Run) -> None:
+    """Also a paused one, which stays so."""
+
+    async def test(yard: KvmYard) -> None:
+        machine, paused = yard.machine(), yard.machine()
+        process, still = await yard.start(machine), await yard.start(paused)
+        await yard.engine.pause(paused, still)
+        copied = [_copied_kib(one.pid) for one in (process, still)]
+        for one, before in zip((process, still), copied, strict=True):
+            await _falls_below(one, before - 512)
+        assert await yard.engine.state(machine, process) is GuestState.RUNNING
+        assert await yard.engine.state(paused, still) is GuestState.PAUSED
+
+    yard(test)
+
+
 def test_a_machine_outlives_the_zygote_and_the_next_start_makes_another(yard: Run) -> None:
     async def test(yard: KvmYard) -> None:
         first, second = yard.machine(), yard.machine()
@@ -196,6 +213,16 @@ def _refused(paths: Paths, kind: type[Exception], change: Callable[[], None]) ->
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+async def _falls_below(process: ProcessId, kib: int) -> None:
+    await wait_until(lambda: _copied_kib(process.pid) < kib)
+
+
+def _copied_kib(pid: int) -> int:
+    """Memory that the process shares with none."""
+    found = re.search(r"Private_Dirty: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    return int(found[1]) if found else 0
 
 
 def _switches(pid: int) -> int:

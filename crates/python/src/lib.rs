@@ -1,6 +1,7 @@
 //! `nagaya._core`: what Python may ask of the plane, and a machine of its devices. The contract is `src/nagaya/_core.pyi`.
 
 mod frontend;
+mod heap;
 
 use std::borrow::Cow;
 use std::io;
@@ -19,6 +20,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<Plane>()?;
     module.add_class::<frontend::VhostFrontend>()?;
+    module.add_class::<heap::HeapImage>()?;
     module.add_function(wrap_pyfunction!(worker_main, module)?)?;
     module.add_function(wrap_pyfunction!(qcow2_create, module)?)?;
     module.add_function(wrap_pyfunction!(seccomp_compile, module)?)?;

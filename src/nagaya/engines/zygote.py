@@ -29,10 +29,9 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nagaya import oom
 from nagaya.abi import linux
@@ -47,7 +46,7 @@ from nagaya.resources import cgroups
 MAX_CLIENTS = 64
 LAUNCH_TIMEOUT_S = 20.0
 FLOOD_PAUSE_MS = 100  # a machine that floods its log is read this often
-CALLS = {"kvm": "nagaya.kvm.process"}  # what a plan may call: `main(config, fds, ready)` of that module
+CALLS = {"kvm": "nagaya.kvm.process"}  # what a plan may call: `main` of that module
 _REPORT_BYTES = 4096  # PIPE_BUF: written at once or not at all
 
 
@@ -71,6 +70,7 @@ class Zygote:
         self._mount_point = paths.run / "root"
         self._mount_point.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._base = cgroups.find_base(f"nagaya-{zlib.crc32(os.fsencode(paths.run)):08x}")
+        self.image: object = None  # of this process, which machines share
         self._processes: dict[int, _Process] = {}
         self._clients: dict[int, socket.socket] = {}
         self._poll = select.poll()
@@ -184,7 +184,7 @@ class Zygote:
         try:
             pid = _fork(plan.cgroup)
             if pid == 0:
-                _child(plan, str(self._mount_point), log.write_fd, report_writer)
+                _child(plan, str(self._mount_point), log.write_fd, report_writer, self.image)
         except OSError:
             log.close()
             os.close(report)
@@ -275,7 +275,7 @@ def _fork(cgroup: str) -> int:
             os.close(fd)
 
 
-def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> None:
+def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int, image: object) -> None:
     signal.set_wakeup_fd(-1)
     try:
         oom.set_score("self", oom.WITHIN)
@@ -283,7 +283,7 @@ def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> N
         call = _entry(plan.call) if plan.call else None
         fds = jail.enter(plan, mount_point, log_fd, report_fd)
         if call is not None:
-            call(plan.config, fds, lambda: os.close(report_fd))
+            call(plan.config, fds, lambda: os.close(report_fd), image)
         jail.execute(plan)
     except BaseException as error:  # nothing may return into the zygote's loop
         with contextlib.suppress(OSError):
@@ -291,8 +291,8 @@ def _child(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> N
     os._exit(125)
 
 
-def _entry(name: str) -> Callable[[Mapping[str, Any], Mapping[str, int], Callable[[], None]], None]:
-    """The function `main(config, fds, ready)` behind a name in `CALLS`; it does not return."""
+def _entry(name: str) -> Callable[..., None]:
+    """The function `main(config, fds, ready, image)` behind a name in `CALLS`; it does not return."""
     module = sys.modules.get(CALLS[name]) or importlib.import_module(CALLS[name])
     entry: Callable[..., None] = module.main
     return entry
@@ -310,13 +310,15 @@ def _failure(error: BaseException) -> bytes:
     return encode({"step": step, "error": text[:1000]})
 
 
-def _preload() -> None:
+def _preload() -> bool:
     """Import what machines call, if this host can run them: in a jail there is nothing to import from."""
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        for module in CALLS.values():
-            importlib.import_module(module)
-        with contextlib.suppress(NagayaError, OSError):  # each start says what is wrong with this host
-            importlib.import_module("nagaya.kvm.rehearsal").rehearse()
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    for module in CALLS.values():
+        importlib.import_module(module)
+    with contextlib.suppress(NagayaError, OSError):  # each start says what is wrong with this host
+        importlib.import_module("nagaya.kvm.rehearsal").rehearse()
+    return True
 
 
 def _listen(path: Path) -> socket.socket:
@@ -370,9 +372,11 @@ def main() -> int:
     if options.ready_fd >= 0:
         os.write(options.ready_fd, b"ready\n")
         os.close(options.ready_fd)
-    _preload()
+    preloaded = _preload()
     gc.freeze()  # so that a collection in a child does not copy the parent's pages
     gc.disable()
+    if preloaded:
+        zygote.image = importlib.import_module("nagaya.kvm.rehearsal").image()
     zygote.run()
     return 0
 

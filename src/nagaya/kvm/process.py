@@ -14,7 +14,7 @@ import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nagaya import __version__
 from nagaya.errors import ConflictError, NagayaError
@@ -27,7 +27,11 @@ from nagaya.kvm.serial_link import SerialLink
 from nagaya.kvm.system import Kvm
 from nagaya.qmp import QmpServer
 
+if TYPE_CHECKING:
+    from nagaya._core import HeapImage
+
 _LISTEN_BACKLOG = 16
+_SETTLED_S = 1.0  # from the guest's start to when little of what Python has written to is in use
 _FAREWELL_S = 1.0  # for clients of the monitor to hear of the end
 _SHUTDOWN_CAUSES = {
     Reason.POWEROFF: "guest-shutdown",
@@ -45,11 +49,17 @@ _STATES = {
 }
 
 
-def main(body: Mapping[str, Any], fds: Mapping[str, int], ready: Callable[[], None]) -> None:
+def main(
+    body: Mapping[str, Any],
+    fds: Mapping[str, int],
+    ready: Callable[[], None],
+    image: HeapImage | None = None,
+) -> None:
     """Be the machine that `body` describes (`MachineConfig`). Does not return.
 
     `fds` may have "kvm", the open device, and "qmp", a listening socket; without them they are opened and
-    made. `ready` is called when the guest runs. Raises `NagayaError` if it does not come to that.
+    made. `ready` is called when the guest runs. `image` is of the process that this was forked from. Raises
+    `NagayaError` if the guest does not come to run.
     """
     config = MachineConfig.from_json(body)
     with asyncio.Runner() as runner:
@@ -57,7 +67,7 @@ def main(body: Mapping[str, Any], fds: Mapping[str, int], ready: Callable[[], No
         ready()
         gc.enable()  # off in the zygote, and of no use while a machine is assembled
         try:
-            ending = runner.run(process.run())
+            ending = runner.run(process.run(image))
         except BaseException as error:  # whatever it was: the machine is over, and its end has a cause
             ending = Ending(Reason.FAILED, f"internal error: {type(error).__name__}: {error}")
             _say(traceback.format_exc())
@@ -106,9 +116,11 @@ class Process:
             machine.close()
             raise
 
-    async def run(self) -> Ending:
-        """Serve until the end, and say why."""
+    async def run(self, image: HeapImage | None = None) -> Ending:
+        """Serve until the end, and say why; soon, share with `image` again what is as it was there."""
         served = asyncio.create_task(self._serve())
+        if image is not None:
+            self._loop.call_later(_SETTLED_S, self._settle, image)
         try:
             while True:
                 ending = await self._over
@@ -140,6 +152,22 @@ class Process:
         self._over = self._loop.create_future()
         self._paused = False
         self.power_on()
+
+    def _settle(self, image: HeapImage) -> None:
+        """Most pages that Python has written to since the fork are as they were, and of no use now.
+
+        The guest stands still for some milliseconds: a system call of its vCPUs could write to an object that
+        is just being compared.
+        """
+        if self._machine.ending is not None:
+            return
+        self._machine.pause()
+        try:
+            with contextlib.suppress(OSError):  # then it takes more memory
+                image.restore()
+        finally:
+            if not self._paused:
+                self._machine.resume()
 
     def _watch(self, device: Device) -> None:
         self._loop.add_reader(device.backend.fd, lambda: self._machine.attend(device))
