@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benches._table import Row, report
+from benches.kvm._guests import QEMU_CPU
 from nagaya.engines.kvm import host_memory, launch_plan
 from nagaya.engines.plan import LaunchPlan
 from nagaya.paths import Paths
@@ -89,8 +90,9 @@ async def _ours(yard: KvmYard) -> float:
 
 def _qemu(top: Path) -> float:
     path = top / "qemu.sock"
-    command = ["qemu-system-x86_64", "-M", QEMU, "-cpu", "host", "-m", "64", "-nodefaults", "-no-user-config"]
-    command += ["-display", "none", "-chardev", f"socket,id=serial,path={path}", "-serial", "chardev:serial"]
+    command = ["qemu-system-x86_64", "-M", QEMU, "-cpu", QEMU_CPU, "-m", "64", "-nodefaults"]
+    command += ["-no-user-config", "-display", "none"]
+    command += ["-chardev", f"socket,id=serial,path={path}", "-serial", "chardev:serial"]
     with socket.socket(socket.AF_UNIX) as listener:
         path.unlink(missing_ok=True)
         listener.bind(str(path))
@@ -99,10 +101,12 @@ def _qemu(top: Path) -> float:
         process = subprocess.Popen([*command, "-kernel", str(build("first"))])
         connection, _ = listener.accept()
         with connection:
-            connection.recv(1)
+            said = connection.recv(1)
             took = (time.perf_counter() - started) * 1000
         process.kill()
         process.wait()
+    if not said:
+        raise RuntimeError(f"QEMU hung up before its guest's first byte, status {process.returncode}")
     return took
 
 
