@@ -15,7 +15,6 @@ from nagaya.cli.follow import follow
 from nagaya.cli.machines import ago
 from nagaya.cli.output import Column, field, print_rows
 from nagaya.cli.session import Session
-from nagaya.errors import NotFoundError
 from nagaya.units import human_size
 
 _COLUMNS = (
@@ -105,8 +104,6 @@ def _import(session: Session, name: str, file: Path, file_format: str | None) ->
 
     The file must hold a whole disk: backing files, parents and extents in other files are refused.
     """
-    if not file.is_file():
-        raise NotFoundError(f"there is no file {file}")
     follow(session, session.client.images.import_file(name, file, file_format or ""), f"import {name}")
     click.echo(name)
 

@@ -31,7 +31,7 @@ from nagaya.daemon.parts import Parts
 from nagaya.daemon.state import State
 from nagaya.daemon.supervisor import Supervisor
 from nagaya.daemon.uids import tool_uid
-from nagaya.daemon.upkeep import balance, mind_plane
+from nagaya.daemon.upkeep import balance, mind_plane, sweep_builds
 from nagaya.daemon.writer import Writer
 from nagaya.errors import NagayaError, ResourceError
 from nagaya.images.qemuimg import QemuImg
@@ -90,6 +90,7 @@ async def running(paths: Paths, parts: Parts) -> AsyncIterator[Daemon]:
         await daemon.operations.remember()
         try:
             await adoption.settle()
+            supervisor.spawn(sweep_builds(paths))
             supervisor.spawn(mind_plane(supervisor))
             supervisor.spawn(mind_disks(supervisor))
             supervisor.spawn(mind_objectives(supervisor))

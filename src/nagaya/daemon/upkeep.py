@@ -7,6 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from nagaya.errors import NagayaError
+from nagaya.images.workarea import areas
+from nagaya.paths import Paths
 
 if TYPE_CHECKING:
     from nagaya.daemon.supervisor import Supervisor
@@ -15,6 +17,15 @@ BALANCE_INTERVAL = 3.0  # s; a machine that moves pays a few ms of cold caches
 PLANE_RETRY = 1.0  # s between attempts to reach a plane that is gone
 
 log = logging.getLogger("nagaya.daemon")
+
+
+async def sweep_builds(paths: Paths) -> None:
+    """Remove what killed builds and imports left: else it would take its GiB until the next build."""
+    for area in areas(paths):
+        try:
+            await asyncio.to_thread(area.sweep)
+        except OSError as error:
+            log.warning("what a build left at %s cannot be removed: %s", area.root, error)
 
 
 async def mind_plane(supervisor: Supervisor) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,12 @@ _QCOW2 = struct.Struct(">4sIQIIQIIQ")  # to the L1 table's offset
 _QCOW2_EXTERNAL_DATA = 1 << 2
 _VDI_SIGNATURE = b"\x7f\x10\xda\xbe"
 _VHD_FOOTER = 512
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+}
 _SINGLE_FILE_VMDK = {"monolithicSparse", "streamOptimized"}
 
 
@@ -53,10 +60,13 @@ class Recognised:
 def recognise(path: Path, stated: Format | None = None) -> Recognised:
     """The format of an image file, `stated` or told by its header, and its disk's size.
 
-    Raises `SpecError` for a file that is damaged, of another format than stated, or needs a second file.
+    Raises `SpecError` for a file that is damaged, of another format than stated, or needs a second file, and
+    for what is not a plain file; `NotFoundError` and `PermissionDeniedError`.
     """
     try:
-        with path.open("rb") as file:
+        _require_plain(path)
+        # Were it a FIFO by now, its opening would wait for a writer.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             length = os.fstat(file.fileno()).st_size
             head = file.read(_HEAD)
             found: Format = stated or _told(file, head, length)
@@ -71,6 +81,18 @@ def recognise(path: Path, stated: Format | None = None) -> Recognised:
         raise SpecError(f"{path} has {size} bytes; a raw disk image is a multiple of 512, and not empty")
     check_size(path, size)
     return Recognised(found, size)
+
+
+def _require_plain(path: Path) -> None:
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISBLK(mode):
+        raise SpecError(
+            f"{path} is a block device; an import takes a file",
+            hint=f"copy it into one first: qemu-img convert -f raw -O qcow2 {path} disk.qcow2",
+        )
+    raise SpecError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'not a file')}; an import takes a file")
 
 
 def check_size(path: Path, size: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from nagaya.errors import BuildError
 from nagaya.images.initramfs import BOOT_MARKER, write_boot_test
 from nagaya.images.tools import Runner, find_tool, missing
-from nagaya.images.workarea import WorkArea, sync
+from nagaya.images.workarea import areas, sync
 from nagaya.paths import Paths
 from nagaya.progress import Progress
 
@@ -65,7 +65,7 @@ def build_kernel(
             raise missing(str(file), package)
     version = _package_version()
     key = _key(flavour, version)
-    area = WorkArea(paths.cache / "kernel-build")
+    _, area = areas(paths)
     built = area.directory("built") / key[:12]
 
     def waiting() -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nagaya.errors import ConflictError, NotFoundError, SpecError
 from nagaya.images.recipe import Recipe
-from nagaya.images.workarea import WorkArea, replace_file, sync
+from nagaya.images.workarea import areas, replace_file, sync
 from nagaya.paths import Paths
 from nagaya.spec import NAME_PATTERN
 
@@ -48,7 +48,7 @@ class ImageStore:
 
     def __init__(self, paths: Paths) -> None:
         self._root = paths.images
-        self.area = WorkArea(paths.images)
+        self.area, _ = areas(paths)
 
     def all(self) -> list[Image]:
         """All names, sorted."""

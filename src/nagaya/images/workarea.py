@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nagaya.paths import Paths
+
 _POLL_S = 0.1
 
 
@@ -76,9 +78,10 @@ class WorkArea:
             os.close(lock)
 
     def sweep(self) -> None:
-        """Remove what killed builds left."""
-        with self.locked("work"):
-            self._sweep()
+        """Remove what killed builds left. Where nothing was ever built, nothing is made."""
+        if (self.root / "work").is_dir():
+            with self.locked("work"):
+                self._sweep()
 
     def _sweep(self) -> None:
         for path in self.directory("work").iterdir():
@@ -86,6 +89,11 @@ class WorkArea:
             if _try_lock(lock):
                 shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def areas(paths: Paths) -> tuple[WorkArea, WorkArea]:
+    """Where images are built and imported, and where kernels are built."""
+    return WorkArea(paths.images), WorkArea(paths.cache / "kernel-build")
 
 
 def _try_lock(fd: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
 import tempfile
 from pathlib import Path
@@ -98,6 +100,20 @@ def test_a_stated_format_is_not_guessed(tmp_path: Path) -> None:
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="there is no file"):
         recognise(tmp_path / "none")
+
+
+def test_what_is_not_a_file_is_called_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "socket"))
+    for path, kind in (
+        (tmp_path / "fifo", "a FIFO"),  # which nobody writes: its opening must not wait
+        (tmp_path / "socket", "a socket"),
+        (tmp_path, "a directory"),
+        (Path("/dev/null"), "a character device"),
+    ):
+        with pytest.raises(SpecError, match=f"{path} is {kind}; an import takes a file"):
+            recognise(path)
 
 
 @given(
