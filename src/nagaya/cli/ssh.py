@@ -70,9 +70,9 @@ def ssh_command(
     """
     words = strip_dashes(command)
     ssh = _program("ssh")
-    key = Path(identity) if identity else own_key(config_directory())
     machine = session.client.machines.get(name)
     host, port = endpoint(machine.info)
+    key = Path(identity) if identity else own_key(config_directory())
     login = machine.login(public_key(key), user=user, wait=wait)
     given = [*(f"-o{one}" for one in options), *(["-t"] if terminal else [])]
     settings = ssh_options(f"nagaya-{machine.id}", login.host_keys, key)

@@ -81,7 +81,11 @@ def test_a_key_of_the_users_own(tmp_path: Path) -> None:
     assert public_key(key) == "ssh-ed25519 AAAA me@here"
 
 
-def test_its_own_failures_have_the_status_of_ssh(invoke: Callable[..., Any]) -> None:
+def test_its_own_failures_have_the_status_of_ssh_and_make_no_key(
+    invoke: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     outcome = invoke("ssh", "nobody")
     assert outcome.status == SSH_FAILED
     assert "nobody" in outcome.err
+    assert not list(tmp_path.iterdir())
