@@ -212,8 +212,16 @@ class PlaneLink:
                 await ensure_holder(self._paths)
                 self._client = await PlaneClient.connect(self._paths.plane_socket)
             self._pid = await self._client.pid()
+            await _end_work(self._client)
             self._connected.set()
             return self._client
+
+
+async def _end_work(client: PlaneClient) -> None:
+    """Give up host work that a daemon before us began: nobody waits for it, and it keeps its disks locked."""
+    for job in await client.query_jobs():
+        if job.status != "concluded":
+            await client.job_cancel(job.id)
 
 
 def _counters(status: DeviceStatus) -> DiskCounters:
