@@ -18,6 +18,7 @@ from nagaya.errors import NagayaError, NotFoundError, SpecError
 from nagaya.paths import Paths
 from nagaya.resources.cgroups import Cgroup
 from nagaya.sdk import Client, Machine, ensure_daemon
+from nagaya.testing.netns import Namespace
 from nagaya.testing.payload import build
 from nagaya.testing.scratch import make_directory
 from nagaya.testing.yard import pss_kib
@@ -44,11 +45,15 @@ def own_paths() -> Iterator[Paths]:
 
 @pytest.fixture(scope="module")
 def daemon(own_paths: Paths) -> Iterator[Client]:
-    """A client of a daemon of its own; all its processes end with the tests."""
-    ensure_daemon(own_paths)
-    with Client(own_paths) as client:
-        yield client
-        host = client.host()
+    """A client of a daemon of its own; all its processes end with the tests.
+
+    It is in a network namespace: the addresses of its guests are those of the demo's network, which may run.
+    """
+    with Namespace() as place, place.entered():
+        ensure_daemon(own_paths)
+        with Client(own_paths) as client:
+            yield client
+            host = client.host()
     for pid in (host.daemon_pid, host.plane_pid, host.zygote_pid):
         if pid is not None:
             end(pid, signal.SIGTERM)
