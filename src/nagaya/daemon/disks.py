@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nagaya.daemon import livedisk
 from nagaya.daemon.diskfiles import DiskCatalog, has_overlay, keys
+from nagaya.daemon.disktarget import Target, describe
 from nagaya.daemon.growth import grow_raw, grows
 from nagaya.daemon.livemerge import LiveDisk
 from nagaya.daemon.supervised import DOWN, UP, Supervised
 from nagaya.daemon.supervisor import Supervisor
-from nagaya.errors import ConflictError, NotFoundError, SpecError, UnsupportedError, UsageError
-from nagaya.images.chain import DiskFiles, Record, Snapshot, layers_of
+from nagaya.errors import ConflictError, NotFoundError, SpecError, UsageError
+from nagaya.images.chain import DiskFiles, layers_of
 from nagaya.images.formats import DRIVERS, Format
 from nagaya.images.merge import Mover, change_base, merge
 from nagaya.images.qemuimg import Node, QemuImg
@@ -31,27 +31,6 @@ from nagaya.spec import NAME_PATTERN
 from nagaya.units import human_size
 
 _OWN = re.compile(r"(?P<machine>[^/]+)/disk(?P<index>\d{1,2})")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A disk that a command works on."""
-
-    key: str
-    users: tuple[Supervised, ...]  # machines whose spec has it
-    files: DiskFiles | None = None  # None: a raw file, or an image that is only read
-    node: Node | None = None  # that file
-    index: int = 0  # of a machine's own disk
-
-    def require_files(self, verb: str) -> DiskFiles:
-        """Its layers. Raises `UnsupportedError` for a disk that has none."""
-        if self.files is None:
-            raise UnsupportedError(
-                f"disk {self.key} is one raw file, it cannot be {verb}",
-                hint="make an image of it: nagaya image import NAME FILE, and a disk on that",
-                disk=self.key,
-            )
-        return self.files
 
 
 class Disks:
@@ -75,7 +54,8 @@ class Disks:
 
     async def show(self, name: str) -> DiskInfo:
         """One disk. Raises `NotFoundError`."""
-        return await asyncio.to_thread(self._describe, self.find(name))
+        target = self.find(name)
+        return await asyncio.to_thread(describe, target, self._catalog.work_on(target.key), self._images)
 
     def find(self, name: str) -> Target:
         """The disk called `name`: "data", or "db/disk0". Raises `NotFoundError`."""
@@ -165,7 +145,7 @@ class Disks:
                 await asyncio.to_thread(grow_raw, target.key, path, size)
                 await livedisk.renew(self._supervisor, one, target.index)
                 return
-            self._require_rest(target)
+            target.require_rest()
             async with self._leases.held(f"disk {target.key}", {str(path): Access.WRITER}):
                 await asyncio.to_thread(grow_raw, target.key, path, size)
 
@@ -241,7 +221,7 @@ class Disks:
     ) -> dict[str, Any]:
         """Write the disk, or a snapshot of it, into a new file on this host."""
         target = self.find(name)
-        chain, size, idle = await asyncio.to_thread(self._source, target, snapshot)
+        chain, size, idle = await asyncio.to_thread(target.source, snapshot)
         async with self._reading(target, chain, idle, f"it is being copied to {path}"):
             partial = path.with_name(f".{path.name}.partial")
             try:
@@ -280,7 +260,7 @@ class Disks:
     async def map(self, name: str, snapshot: str) -> list[dict[str, Any]]:
         """The extents of the disk or of a snapshot: where data is, and in which layer (0: the top)."""
         target = self.find(name)
-        chain, _size, idle = await asyncio.to_thread(self._source, target, snapshot)
+        chain, _size, idle = await asyncio.to_thread(target.source, snapshot)
         async with self._reading(target, chain, idle, "its extents are being read"):
             return await self._qemu.map(chain)
 
@@ -295,7 +275,7 @@ class Disks:
     @contextlib.asynccontextmanager
     async def _idle(self, target: Target, work: str) -> AsyncIterator[None]:
         """Claim a disk that no running machine has, and lease its layers for writing."""
-        self._require_rest(target)
+        target.require_rest()
         with self._catalog.claim(target.key, work):
             record = await asyncio.to_thread(target.files.record) if target.files else None
             layers = [] if record is None or target.files is None else target.files.own(record)
@@ -310,21 +290,11 @@ class Disks:
         if not idle:
             yield
             return
-        self._require_rest(target)
+        target.require_rest()
         paths = [str(node.path) for node in chain]
         with self._catalog.claim(target.key, work):
             async with self._leases.held(f"disk {target.key}", dict.fromkeys(paths, Access.READER)):
                 yield
-
-    def _require_rest(self, target: Target) -> None:
-        for one in target.users:
-            if one.row.state not in DOWN:
-                raise ConflictError(
-                    f"disk {target.key} is in use: {one.name} is {one.row.state}",
-                    hint=f"nagaya stop {one.name}; or take a snapshot, which can be read meanwhile",
-                    disk=target.key,
-                    machine=one.name,
-                )
 
     def _users_of(self, name: str) -> Iterator[Supervised]:
         for one in self._supervisor.all():
@@ -343,65 +313,9 @@ class Disks:
             one.spec = spec
             await self._supervisor.move(one, one.row.state, "resized", target.key, spec=spec.to_json())
 
-    def _source(self, target: Target, snapshot: str) -> tuple[Sequence[Node], int, bool]:
-        """Image files to read from, the disk's size, and whether nobody may write to it meanwhile."""
-        if target.files is None:
-            if target.node is None or snapshot:
-                raise NotFoundError(f"disk {target.key} has no snapshots", disk=target.key)
-            return [target.node], target.node.path.stat().st_size, True
-        record = target.files.record()
-        top = record.snapshot(snapshot).layer if snapshot else record.top
-        return target.files.nodes(record, top), record.layers[top].size, not snapshot
-
-    def _describe(self, target: Target) -> DiskInfo:
-        running = any(one.row.state not in DOWN for one in target.users)
-        state = self._catalog.work_on(target.key) or ("in use" if running else "free")
-        users = [one.name for one in target.users]
-        if target.files is None:
-            path = target.node.path if target.node else Path()
-            facts = path.stat()
-            return DiskInfo(
-                target.key,
-                "raw",
-                facts.st_size,
-                facts.st_blocks * 512,
-                1,
-                "",
-                [],
-                users,
-                state,
-                str(path),
-                facts.st_ctime,
-            )
-        record = target.files.record()
-        names = {image.digest: image.name for image in self._images.list()}
-        base = record.layers[record.chain()[-1]].base
-        return DiskInfo(
-            name=target.key,
-            format="qcow2",
-            size=record.layers[record.top].size,
-            allocated=target.files.allocated(record),
-            layers=len(record.chain()),
-            image=names.get(base, base),
-            snapshots=[_snapshot(one, record) for one in record.snapshots],
-            used_by=users,
-            state=state,
-            path=str(target.files.path(record.top)),
-            created_at=record.created_at,
-        )
-
 
 _OURS: dict[str, ImageFormat] = {"raw": "raw", "qcow2": "qcow2"}  # formats that the plane writes
 _REPORTED = ("corruptions", "leaks", "corruptions-fixed", "leaks-fixed", "check-errors")
-
-
-def _snapshot(one: Snapshot, record: Record) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "created_at": one.created_at,
-        "consistency": one.consistency,
-        "size": record.layers[one.layer].size,
-    }
 
 
 def _take(files: DiskFiles, key: str, name: str) -> None:
