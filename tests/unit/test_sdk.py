@@ -259,6 +259,14 @@ def test_a_daemon_that_ends_after_it_opened_its_log_says_why(own_paths: Paths) -
         ensure_daemon(own_paths, program=PROGRAM)
 
 
+def test_a_daemon_that_is_not_ready_in_time_is_ended_and_said_so(
+    own_paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nagaya.sdk.launch._START_TIME", 0.1)
+    with pytest.raises(UnavailableError, match=r"the daemon did not start: it was not ready within 0\.1 s"):
+        ensure_daemon(own_paths, program=["-c", "import signal; signal.pause()"])
+
+
 def test_a_second_daemon_is_refused_with_the_first_ones_number(own_paths: Paths) -> None:
     first = ensure_daemon(own_paths, program=PROGRAM)
     second = subprocess.run(

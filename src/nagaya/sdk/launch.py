@@ -70,6 +70,9 @@ def _start_daemon(paths: Paths, program: Sequence[str]) -> None:
             process.kill()
         complaint = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
     complaint = complaint or _last_line(log, before)
+    if said is _NOTHING:
+        late = f"it was not ready within {_START_TIME:g} s"
+        complaint = f"{late}: {complaint}" if complaint else late
     if process.returncode == ConflictError.exit_code:
         raise ConflictError(complaint.removeprefix("nagayad: "))
     raise UnavailableError(
