@@ -111,6 +111,8 @@ class GuestAgent:
                 started = await self._call("guest-exec", request)
                 pid = self._field(self._object(started, "guest-exec"), "pid", int)
                 return await self._exec_result(pid)
+        except NotFoundError as error:
+            raise NotFoundError(f"there is no program {argv[0]} in {self._machine}") from error
         except TimeoutError as error:
             then = "and was killed" if await self._kill(pid) else "and may still run"
             message = f"{argv[0]} in machine {self._machine} did not end within {timeout:g} s {then}"

@@ -269,7 +269,7 @@ class Supervisor:
         if force and one.row.state in ALIVE:
             await self.kill(name)
         async with one.lock:
-            one.require(DOWN, "deleted", hint="stop it first, or use force")
+            one.require(DOWN, "deleted", hint=f"nagaya stop {one.name}, or nagaya delete --force {one.name}")
             self.disks.require_free(keys(one.row, one.spec))
             self.endings.forget_retry(one)
             await self.move(one, MachineState.DELETING, "deleting", retry_at=None)
