@@ -61,7 +61,7 @@ async def test_exec_returns_what_the_command_did(real_agent: str) -> None:
         assert result == (7, b"a\0b", b"oops\n", False)
         assert (await agent.exec(["sh", "-c", "kill -9 $$"])).exit_code == 128 + 9
         assert (await agent.exec(["printenv", "X"], env={"X": "1 2"})).stdout == b"1 2\n"
-        with pytest.raises(NotFoundError, match="^there is no program /no/such/program in web$"):
+        with pytest.raises(NotFoundError, match=r"^there is no program /no/such/program in web$"):
             await agent.exec(["/no/such/program"])
 
 

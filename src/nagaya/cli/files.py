@@ -76,7 +76,7 @@ def up_command(session: Session, file: str, recreate: bool, prune: bool, source:
         recreate=recreate,
         prune=prune,
     )
-    result = follow(session, operation, f"up {Path(file).name}")
+    result = follow(session, operation, f"up {Path(known_by).name}".rstrip())
     if session.format == "table" and not session.quiet:
         for change in result.get("machines", []):
             if change["action"] in _DONE:

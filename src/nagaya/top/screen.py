@@ -40,6 +40,7 @@ class Top(App[None]):
     """
     BINDINGS: ClassVar[list[Any]] = [
         Binding("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),  # textual would only say how to leave
         Binding("y", "why", "why"),
         Binding("plus,equals_sign", "weigh(2)", "weight x2", key_display="+"),
         Binding("minus", "weigh(0.5)", "/2", key_display="-"),

@@ -153,7 +153,8 @@ def test_a_machine_comes_and_goes_and_the_cursor_stays_on_its_own(client: Client
     play(client, scene)
 
 
-def test_the_command_runs_on_a_terminal_and_leaves_it_as_it_was(client: Client) -> None:
+@pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "ctrl-c"])
+def test_the_command_runs_on_a_terminal_and_leaves_it_as_it_was(client: Client, key: bytes) -> None:
     environment = os.environ | client.paths.environment() | {"TERM": "xterm-256color"}
     arguments = ["-m", "nagaya.cli", "top", "--sort", "iops"]
     terminal = pexpect.spawn(
@@ -161,7 +162,7 @@ def test_the_command_runs_on_a_terminal_and_leaves_it_as_it_was(client: Client) 
     )
     terminal.expect(b"batch")
     terminal.expect(b"MiB/s")
-    terminal.send(b"q")
+    terminal.send(key)
     terminal.expect(rb"\x1b\[\?1049l")  # back from the alternate screen
     terminal.expect(pexpect.EOF)
     terminal.close()
