@@ -11,7 +11,7 @@ from nagaya.errors import ConflictError, UnavailableError
 from nagaya.paths import Paths
 from nagaya.sdk.client import Client
 
-_START_TIME = 30.0  # s until a daemon that we start must answer
+_START_TIME = 60.0  # s that a daemon has to be ready; a host six times overloaded needed over 30
 
 
 def ensure_daemon(paths: Paths | None = None, *, program: Sequence[str] = ("-m", "nagaya.daemon")) -> int:
