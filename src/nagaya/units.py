@@ -6,6 +6,7 @@ of 1024, decimal ones (kB, MB, GB, TB) powers of 1000; a bare number is bytes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -32,6 +33,7 @@ _TIMES = {"us": 1, "µs": 1, "ms": 10**3, "s": 10**6}
 _QUANTITY = re.compile(r"\s*([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 _IOPS = re.compile(r"\s*([0-9]{1,10})\s*iops\s*", re.IGNORECASE)
 _TIME = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(us|µs|ms|s)\s*")
+_SECONDS = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]*)?|\.[0-9]+)\s*")
 _SPAN = re.compile(r"\s*([0-9]{1,6})\s*(s|m|min|h|)\s*")
 CPUS_MAX = 4096  # as many as a Linux kernel can be built for
 _MAX_SIZE = 2**63 - 1  # what an off_t holds
@@ -106,6 +108,19 @@ def parse_span(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a span of time; write for example 90s, 5m or 1h")
     return int(match[1]) * {"h": 3600, "m": 60}.get(match[2][:1], 1)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a bare number of them, `0.5`, or in what `parse_time` or `parse_span` takes: `500ms`, `5m`.
+
+    Raises `ValueError` with examples.
+    """
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    for parse, unit in ((parse_time, 1e6), (parse_span, 1)):
+        with contextlib.suppress(ValueError):
+            return parse(text) / unit
+    raise ValueError(f"{text!r} is not a time; write for example 5, 0.5s, 500ms or 2m")
 
 
 def human_time(microseconds: float) -> str:

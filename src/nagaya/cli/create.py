@@ -12,6 +12,7 @@ import click
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import group_names, image_names, network_names
 from nagaya.cli.follow import Interrupted, waiting
+from nagaya.cli.seconds import seconds
 from nagaya.cli.session import Session
 from nagaya.cli.terminal import (
     LONG_S,
@@ -111,7 +112,7 @@ class _RunCommand(GuestCommand):
 @click.option("--keep", is_flag=True, help="Leave the machine running at exit.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=seconds(),
     default=120.0,
     metavar="SECONDS",
     help="How long to wait for the guest to come up (120).",

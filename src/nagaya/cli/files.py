@@ -12,6 +12,7 @@ import click
 from nagaya.cli.app import shared_options
 from nagaya.cli.follow import follow
 from nagaya.cli.machines import print_machines
+from nagaya.cli.seconds import seconds
 from nagaya.cli.session import Session
 from nagaya.errors import ConflictError, NotFoundError, UsageError
 
@@ -95,7 +96,7 @@ def up_command(session: Session, file: str, recreate: bool, prune: bool, source:
 @click.option("--keep", is_flag=True, help="Only stop the machines; keep them and their disks.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=seconds(),
     default=30.0,
     metavar="SECONDS",
     help="Then they are ended (30).",

@@ -15,6 +15,7 @@ from nagaya.cli.follow import waiting
 from nagaya.cli.machines import ago, moment
 from nagaya.cli.output import Column, field, print_rows, print_value
 from nagaya.cli.progress import view
+from nagaya.cli.seconds import seconds
 from nagaya.cli.session import Session
 from nagaya.errors import NotFoundError, UsageError
 
@@ -43,7 +44,7 @@ _resource = click.argument("resource")
 _machine = click.argument("machine", shell_complete=machine_names)
 _start = click.option("--start", is_flag=True, help="Start the machine then.")
 _ttl = click.option(
-    "--ttl", type=click.FloatRange(5, 86400), default=60.0, metavar="SECONDS", help="Time to live (60)."
+    "--ttl", type=seconds(5, 86400), default=60.0, metavar="SECONDS", help="Time to live (60)."
 )
 
 
@@ -84,7 +85,7 @@ def _show(session: Session, resource: str) -> None:
 
 @lease_command.command("wait")
 @_machine
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Then give up (never).")
+@click.option("--timeout", type=seconds(), metavar="SECONDS", help="Then give up (never).")
 @_start
 @shared_options(session_formats=False)
 @click.pass_obj
@@ -105,9 +106,7 @@ def _wait(session: Session, machine: str, timeout: float | None, start: bool) ->
 @_machine
 @click.option("--stop", "way", flag_value="stop", help="Ask a holder that runs to shut down first.")
 @click.option("--detach", "way", flag_value="detach", help="Close the disk under a holder that runs.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), default=30.0, metavar="SECONDS", help="For --stop (30)."
-)
+@click.option("--timeout", type=seconds(), default=30.0, metavar="SECONDS", help="For --stop (30).")
 @_start
 @shared_options(session_formats=False)
 @click.pass_obj

@@ -12,6 +12,7 @@ import click
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import names_argument
 from nagaya.cli.follow import Places, each
+from nagaya.cli.seconds import seconds
 from nagaya.cli.session import Session
 from nagaya.errors import NotFoundError, UsageError
 
@@ -51,7 +52,7 @@ def _with_names(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _timeout = click.option(
-    "--timeout", type=click.FloatRange(min=0), default=30.0, metavar="SECONDS", help="Then it is ended (30)."
+    "--timeout", type=seconds(), default=30.0, metavar="SECONDS", help="Then it is ended (30)."
 )
 
 
@@ -64,7 +65,7 @@ _timeout = click.option(
 @click.option("--queue", is_flag=True, help="Wait for room if the host has none, and return when it runs.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=seconds(),
     metavar="SECONDS",
     help="For --wait (120 once it runs) and --queue (none).",
 )

@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
+from nagaya.cli.seconds import Quantity
 from nagaya.units import parse_size, parse_span, parse_time
-
-T = TypeVar("T")
-
-
-class _Quantity(click.ParamType[T]):
-    """What `parse` makes of a text; it raises `ValueError` for what is none."""
-
-    def __init__(self, name: str, parse: Callable[[str], T]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
-        if not isinstance(value, str):  # a default, or converted already
-            converted: T = value
-            return converted
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def span(most: int, why: str) -> click.ParamType[int]:
@@ -38,7 +17,7 @@ def span(most: int, why: str) -> click.ParamType[int]:
             raise ValueError(f"{text!r} is not between 1s and {most // 3600}h; {why}")
         return seconds
 
-    return _Quantity("span", parse)
+    return Quantity("span", parse)
 
 
 def _part(text: str) -> float:
@@ -52,6 +31,6 @@ def _part(text: str) -> float:
     return part
 
 
-TIME = _Quantity("time", parse_time)  # µs
-SIZE = _Quantity("size", parse_size)  # bytes
-PART = _Quantity("part", _part)  # 0 to 1
+TIME = Quantity("time", parse_time)  # µs
+SIZE = Quantity("size", parse_size)  # bytes
+PART = Quantity("part", _part)  # 0 to 1

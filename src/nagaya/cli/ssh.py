@@ -14,6 +14,7 @@ import click
 
 from nagaya.cli.app import shared_options
 from nagaya.cli.complete import name_argument
+from nagaya.cli.seconds import seconds
 from nagaya.cli.session import Session
 from nagaya.cli.terminal import VERBATIM, GuestCommand, strip_dashes
 from nagaya.errors import NotFoundError, UnavailableError
@@ -43,7 +44,7 @@ class SshCommand(GuestCommand):
 @click.option("-t", "terminal", is_flag=True, help="A terminal for the command, too.")
 @click.option(
     "--wait",
-    type=click.FloatRange(min=0, max=3600),
+    type=seconds(most=3600),
     default=30.0,
     metavar="SECONDS",
     help="How long to wait for the guest to come up (30).",

@@ -14,6 +14,7 @@ from nagaya.cli.app import shared_options
 from nagaya.cli.complete import name_argument
 from nagaya.cli.follow import Interrupted
 from nagaya.cli.rawterm import DETACH_BYTE, attach, write_all
+from nagaya.cli.seconds import seconds
 from nagaya.cli.session import Session
 from nagaya.errors import NotFoundError, PermissionDeniedError, UsageError
 
@@ -113,12 +114,10 @@ VERBATIM = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 @click.option(
     "-n", "--no-stdin", is_flag=True, help="Do not read standard input; in loops that read themselves."
 )
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), default=LONG_S, metavar="SECONDS", help="End it then (a day)."
-)
+@click.option("--timeout", type=seconds(), default=LONG_S, metavar="SECONDS", help="End it then (a day).")
 @click.option(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=seconds(),
     default=10.0,
     metavar="SECONDS",
     help="How long to wait for the guest to come up (10).",

@@ -11,6 +11,7 @@ import click
 
 from nagaya.cli.app import shared_options
 from nagaya.cli.output import Column, print_rows
+from nagaya.cli.seconds import seconds
 from nagaya.cli.session import Session
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ ORDERS = (
 @click.option("--once", is_flag=True, help="Print one table and end; so it is where there is no terminal.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=seconds(0.1, 3600),
     default=1.0,
     metavar="SECONDS",
     help="Between two looks (1).",

@@ -28,6 +28,7 @@ OURS = {
     "nagaya.cli.follow",
     "nagaya.cli.lifecycle",
     "nagaya.cli.progress",
+    "nagaya.cli.seconds",
     "nagaya.cli.session",
     "nagaya.closing",
     "nagaya.connection",
