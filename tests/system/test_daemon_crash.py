@@ -25,7 +25,7 @@ from nagaya.testing.scratch import make_directory
 
 PROGRAM = ("-m", "nagaya.testing.daemon")
 # In no machine's life: test_leases.py has the step of a waiter, test_kvm_machines.py those of live NICs.
-ELSEWHERE = ("wait:", "connect:", "disconnect:")
+ELSEWHERE = ("home:", "wait:", "connect:", "disconnect:")
 SPEC = {"name": "web", "nics": [], "memory": "64MiB", "disks": [{"size": "1MiB"}]}
 
 

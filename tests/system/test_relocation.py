@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -72,6 +73,28 @@ def test_by_policy_pages_become_huge_and_the_home_node_is_kept(
     assert digest(machine) == before
 
 
+def test_a_daemon_killed_in_the_middle_of_a_policys_look_leaves_the_rest_to_the_next(
+    client: Client, filled: tuple[Machine, bytes], paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, before = filled
+    ended(client.host().daemon_pid, signal.SIGTERM)
+    monkeypatch.setenv("NAGAYA_FAILPOINT", "home:moved")
+    first = ensure_daemon(paths)
+    machine.set({"memory.node": 0, "memory.huge": True})
+    ended(first)
+    monkeypatch.delenv("NAGAYA_FAILPOINT")
+    assert ensure_daemon(paths) != first
+
+    def moved() -> list[str]:
+        notes = machine.journal()
+        return [note.detail.partition(":")[0] for note in notes if note.event == "memory relocated"]
+
+    assert moved() == ["node"]  # and nothing of huge pages yet
+    asyncio.run(wait_until(lambda: sorted(moved()) == ["huge", "node", "node"], 90))
+    assert digest(machine) == before
+    assert machine.refresh().info.restarts == 0
+
+
 def test_pages_go_to_swap_and_come_back(filled: tuple[Machine, bytes]) -> None:
     if not CONTROL.exists():
         pytest.skip("needs zram in the host's kernel")
@@ -127,6 +150,16 @@ def test_a_limit_that_a_killed_daemon_left_low_is_set_again(
     ensure_daemon(paths)
     asyncio.run(wait_until(lambda: limit.read_text() == usual, 60))
     assert digest(machine) == before
+
+
+def ended(pid: int, number: int = 0) -> None:
+    """Signal a process, 0 for nothing, and wait until it has ended."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, number)
+        assert select.select([process], [], [], 60)[0], f"process {pid} did not end"
+    finally:
+        os.close(process)
 
 
 def limit_of(machine: Machine, paths: Paths) -> Path:

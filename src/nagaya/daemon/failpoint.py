@@ -36,6 +36,7 @@ Step = Literal[
     "delete:recorded",
     "delete:files",
     "wait:queued",
+    "home:moved",
 ]
 
 _armed: Final = os.environ.get("NAGAYA_FAILPOINT", "")

@@ -2,8 +2,8 @@
 
 A guest gets new memory in small pages, from wherever its CPU is. So machines that want it otherwise are
 looked at now and then, and what came since is moved, by the same orders as `nagaya memory move`: into huge
-pages once the guest's memory has stopped to grow; to the node when some has strayed, and at first, so that
-what comes later comes from there.
+pages once the guest's memory has stopped to grow; to the node at first, and when some has strayed. Where new
+memory comes from is said at once when it is set (`nagaya.daemon.shares`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nagaya.daemon import failpoint
 from nagaya.daemon.relocation import Order, relocate
 from nagaya.daemon.supervised import UP
 from nagaya.errors import NagayaError
 from nagaya.knobs import MIB, Memory
 from nagaya.models.relocation import MemoryPlace
-from nagaya.resources import topology
 from nagaya.resources.guestmemory import GuestMemory, Where
 
 if TYPE_CHECKING:
@@ -83,13 +83,11 @@ class MemoryHome:
         for one in self._supervisor.all():
             if one.row.state not in UP or one.process is None:
                 continue
-            if not (_wants(one.spec.memory) or one.row.id in self._known):
+            if not (one.spec.memory.huge or one.spec.memory.node is not None):
                 continue
-            mine = self._of(one)
+            known[one.row.id] = mine = self._of(one)
             if not one.lock.locked():
                 await self._keep(one, mine)
-            if _wants(one.spec.memory) or mine.node is not None:
-                known[one.row.id] = mine
         self._known = known
 
     def _of(self, one: Supervised) -> Known:
@@ -99,12 +97,10 @@ class MemoryHome:
 
     async def _keep(self, one: Supervised, known: Known) -> None:
         try:
-            if known.node is not None and one.spec.memory.node is None:
-                known.node = None
-                self._let_go(one)
             where = await asyncio.to_thread(_where, known.pid)
             for order in known.orders(one.spec.memory, where):
                 answer = await relocate(self._supervisor, one.name, order)
+                failpoint.reach("home:moved")
                 known.done(order, answer.after)
             known.trouble = ""
         except (NagayaError, OSError) as error:
@@ -113,16 +109,6 @@ class MemoryHome:
                 known.trouble = said
                 log.warning("%s: its memory stays where it is: %s", one.name, said)
                 await self._supervisor.note(one, "memory not relocated", said)
-
-    def _let_go(self, one: Supervised) -> None:
-        """New memory comes from anywhere again."""
-        group = self._supervisor.parts.group(one.row.id)
-        if group is not None:
-            group.set_memory_nodes([node.id for node in topology.nodes()])
-
-
-def _wants(memory: Memory) -> bool:
-    return memory.huge or memory.node is not None
 
 
 def _where(pid: int) -> Where:

@@ -16,10 +16,11 @@ from nagaya.daemon import failpoint, hotmemory
 from nagaya.daemon.supervised import ALIVE, DOWN, UP, Supervised
 from nagaya.daemon.tenants import Nodes, Tenants, share_nodes, tenant_nodes
 from nagaya.engines.engine import Machine
-from nagaya.errors import ConflictError, NagayaError, ResourceError, SpecError, UsageError
+from nagaya.errors import ConflictError, NagayaError, ResourceError, SpecError, UnavailableError, UsageError
 from nagaya.models.shares import Change, ChangesAnswer, TenantInfo
 from nagaya.plane.copying import title
 from nagaya.plane.shares import ArbiterStatus, Resource, ShareNode
+from nagaya.resources import relocation
 from nagaya.resources.reservations import admit
 from nagaya.spec import MachineSpec, Tenant, check_name
 
@@ -31,6 +32,7 @@ Settings = Sequence[tuple[str, object]]
 _LIVE = re.compile(
     r"(disk|cpu|network)\..*|(disks|nics)\[\d+\]\.share\..*|memory\.(reservation|limit|weight|huge|node)|tenant|restart|autostart"
 )
+_NODE = "memory.node"
 _GROUPS = "cpu."  # what the machine's control groups hold
 _SHARES: Mapping[Resource, tuple[str, ...]] = {  # what the plane's arbiters hold
     "disk": ("disk.", "disks[", "tenant"),
@@ -222,11 +224,17 @@ class Shares:
         """On disk, then in effect; if that fails, as it was."""
         before = one.spec
         detail = ", ".join(f"{change.field}={_shown(change.after)}" for change in changes)
-        await self._record(one, spec, "set", detail)
+        fields = [change.field for change in changes]
+        if spec.memory.node is None:  # first: no later daemon would look for it
+            self._prefer_node(one, spec, fields)
+        try:
+            await self._record(one, spec, "set", detail)
+        except NagayaError:
+            self._prefer_node(one, before, fields)
+            raise
         failpoint.reach("set:recorded")
         if one.row.state not in UP:
             return
-        fields = [change.field for change in changes]
         try:
             await self._apply(one, fields)
         except NagayaError as error:
@@ -251,8 +259,17 @@ class Shares:
             await one.require_process().engine.adjust(self._supervisor.engine_machine(one))
         if hotmemory.FIELD in fields:
             await hotmemory.apply(self._supervisor, one)
+        self._prefer_node(one, one.spec, fields)
         for resource in _shared(fields):
             await self._supervisor.parts.plane.set_shares(self._nodes(one)[resource], resource=resource)
+
+    def _prefer_node(self, one: Supervised, spec: MachineSpec, fields: Sequence[str]) -> None:
+        """What is elsewhere is moved later (`nagaya.daemon.memoryhome`)."""
+        if _NODE in fields and one.row.state in UP:
+            try:
+                relocation.prefer(spec.memory.node, self._supervisor.parts.group(one.row.id))
+            except OSError as error:
+                raise UnavailableError(f"{one.name}: {_NODE} cannot be set: {error.strerror}") from error
 
     async def _tell_tenant(self, before: Tenant, nodes: Mapping[Resource, ShareNode]) -> None:
         try:

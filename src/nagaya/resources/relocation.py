@@ -139,6 +139,12 @@ def move(pid: int, node: int, group: Cgroup | None = None, sysfs: Path | None = 
     return Relocated(elsewhere, done, "migrate_pages", before, after)
 
 
+def prefer(node: int | None, group: Cgroup | None) -> None:
+    """Have the memory that a machine gets from now on come from `node`; None: from anywhere."""
+    if group is not None:
+        group.set_memory_nodes([one.id for one in topology.nodes()] if node is None else [node])
+
+
 def swap_free(meminfo: Path = _MEMINFO) -> int:
     """Bytes that the host's swap can still take; 0 without swap."""
     return _swap(meminfo).get("SwapFree", 0)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nagaya.daemon import failpoint
 from nagaya.daemon.daemon import Daemon
 from nagaya.daemon.memoryhome import Known, MemoryHome
 from nagaya.daemon.relocation import Order
 from nagaya.engines.check import refuse
-from nagaya.errors import UnsupportedError
+from nagaya.errors import UnavailableError, UnsupportedError
 from nagaya.knobs import MIB, Memory
 from nagaya.models.relocation import MemoryPlace
+from nagaya.resources import topology
+from nagaya.resources.cgroups import Cgroup
 from nagaya.resources.guestmemory import Where
+from nagaya.resources.topology import Node
 from nagaya.spec import MachineSpec
 from nagaya.testing import Stage
+from nagaya.testing.stores import fake_parts
 
 HUGE, NODE = Order(huge=True), Order(node=1)
 
@@ -68,6 +75,46 @@ def test_a_node_that_the_host_has_not_is_refused() -> None:
     said = r"memory\.node: 77 is not possible .* this host has NUMA node 0"
     with pytest.raises(UnsupportedError, match=said):
         refuse(spec, "uml", ())
+
+
+def test_a_node_is_new_memorys_at_once_and_is_let_go_before_that_is_on_record(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mems = tmp_path / "cpuset.mems"
+    mems.write_text("7")
+    reached: list[tuple[str, str]] = []
+
+    def reach(step: str) -> None:
+        if step.startswith("set:"):
+            reached.append((step, mems.read_text()))
+
+    async def refused(*_: object, **__: object) -> None:
+        raise UnavailableError("the disk is full")
+
+    async def scene(daemon: Daemon) -> None:
+        shares = daemon.supervisor.shares
+        await daemon.supervisor.create(MachineSpec.model_validate({"name": "db"}))
+        await daemon.supervisor.start("db")
+        monkeypatch.setattr(failpoint, "reach", reach)
+        monkeypatch.setattr(topology, "nodes", lambda: [Node(0, (), 0, 0), Node(1, (), 0, 0)])
+        await shares.set("db", [("memory.weight", 50)])
+        await shares.set("db", [("memory.node", 1)])
+        await shares.set("db", [("memory.node", None)])
+        assert reached == [
+            *[("set:recorded", "7"), ("set:applied", "7")],
+            *[("set:recorded", "7"), ("set:applied", "1")],
+            *[("set:recorded", "0-1"), ("set:applied", "0-1")],
+        ]
+        await shares.set("db", [("memory.node", 1)])
+        monkeypatch.setattr(daemon.supervisor, "move", refused)
+        with pytest.raises(UnavailableError, match="full"):
+            await shares.set("db", [("memory.node", None)])
+        assert mems.read_text() == "1"
+        monkeypatch.undo()
+
+    parts = replace(fake_parts(stage.paths), group=lambda _machine: Cgroup({"cpuset": tmp_path}))
+    stage.play(scene, parts)
+    stage.clear()
 
 
 def test_what_cannot_be_moved_is_said_once(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
