@@ -142,10 +142,11 @@ class HeapImage:
     def __init__(self) -> None:
         """Raises `OSError`."""
 
-    def restore(self) -> int:
+    def restore(self, maps: int) -> int:
         """In a fork: give back the pages that are as they were, copied or not; how many bytes. A second call does nothing.
 
-        Every other thread must be without the GIL, and not in a call that writes into an object. Raises `OSError`.
+        `maps` is open on this process' own /proc/PID/maps, from its beginning (proc_pid_maps(5)). Every other thread must
+        be without the GIL, and not in a call that writes into an object. Raises `OSError`.
         """
 
 class VhostFrontend:

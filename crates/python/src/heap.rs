@@ -5,10 +5,10 @@
 //! mapping of a file it does (MADV_DONTNEED): the next access finds the file's page.
 
 use std::fs::{self, File};
-use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read};
+use std::mem::{self, ManuallyDrop};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr;
 use std::slice;
 
@@ -16,10 +16,11 @@ use pyo3::prelude::*;
 
 const PAGE: usize = 4096;
 const MAX_REGIONS: usize = 256; // a Python process has about ten
+const MAX_MAPS: u64 = 1 << 20; // a line takes about 100 bytes, and a process may have 65,530 mappings: then it keeps its copies
 
 #[pyclass(module = "nagaya._core")]
 pub struct HeapImage {
-    regions: Vec<Region>,
+    inode: u64,
     view: Option<View>,
 }
 
@@ -31,10 +32,14 @@ impl HeapImage {
     }
 
     /// The GIL is kept, which all writers of Python's objects need.
-    fn restore(&mut self) -> PyResult<usize> {
+    fn restore(&mut self, maps: RawFd) -> PyResult<usize> {
         let Some(view) = self.view.take() else { return Ok(0) };
+        // What was freed since the image may be nobody's memory now, or another's: only what still is of the file counts.
+        let mapped = read_all(maps)?;
+        let regions: Vec<Region> =
+            mapped.lines().filter_map(|line| of_file(line, self.inode, view.len)).collect();
         let base = view.address as usize;
-        Ok(self.regions.iter().map(|region| region.restore(base)).sum::<io::Result<usize>>()?)
+        Ok(regions.iter().map(|region| region.restore(base)).sum::<io::Result<usize>>()?)
     }
 }
 
@@ -52,7 +57,7 @@ impl HeapImage {
         drop(maps);
         seal(&file)?;
         let view = Some(View::new(&file, size)?);
-        Ok(Self { regions, view })
+        Ok(Self { inode: file.metadata()?.ino(), view })
     }
 }
 
@@ -117,14 +122,40 @@ fn find_regions(maps: &str, regions: &mut Vec<Region>) -> usize {
     size
 }
 
+/// A mapping that is ours to write and of the file with this inode and size.
+fn of_file(line: &str, inode: u64, size: usize) -> Option<Region> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [range, "rw-p", offset, _device, number, name, ..] = fields[..] else { return None };
+    if name != "/memfd:heap-image" || number.parse() != Ok(inode) {
+        return None;
+    }
+    let (start, end) = addresses(range)?;
+    let (offset, len) = (usize::from_str_radix(offset, 16).ok()?, end.checked_sub(start)?);
+    (offset.checked_add(len)? <= size).then_some(Region { start, len, offset })
+}
+
 /// Start and end of a mapping that is ours to write and of no file.
 fn anonymous(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
-    let (start, end) = fields.next()?.split_once('-')?;
+    let range = fields.next()?;
     if fields.next()? != "rw-p" || fields.nth(3).is_some() {
         return None;
     }
+    addresses(range)
+}
+
+fn addresses(range: &str) -> Option<(usize, usize)> {
+    let (start, end) = range.split_once('-')?;
     Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+}
+
+/// Without the calls that ask for the size first, which a jail refuses.
+fn read_all(fd: RawFd) -> io::Result<String> {
+    // SAFETY: the caller's, and not closed here.
+    let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+    let mut text = String::new();
+    (&*file).take(MAX_MAPS).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Where the zeroes end that a library has at `start`, behind its data in the file (.bss); 0 if there are none.

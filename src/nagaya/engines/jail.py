@@ -36,7 +36,7 @@ class StepError(Exception):
 
 
 def enter(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> dict[str, int]:
-    """Build the jail around this process; the descriptors of `plan.opens` and `plan.listens`, by name.
+    """Build the jail around this process; the descriptors of `plan.opens`, `reads` and `listens`, by name.
 
     `mount_point` is an empty directory of the host. `report_fd` stays open until exec closes it. Raises
     `StepError`; the process is of no use then.
@@ -44,9 +44,10 @@ def enter(plan: LaunchPlan, mount_point: str, log_fd: int, report_fd: int) -> di
     fds: dict[str, int] = {}
     with _step("join the control groups"):
         _join_cgroups(plan)
-    for name, path in plan.opens.items():
-        with _step(f"open {path}"):
-            fds[name] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    for files, access in ((plan.opens, os.O_RDWR), (plan.reads, os.O_RDONLY)):
+        for name, path in files.items():
+            with _step(f"open {path}"):
+                fds[name] = os.open(path, access | os.O_CLOEXEC)
     for name, path in plan.listens.items():
         with _step(f"listen on {path}"):
             fds[name] = _listen(path)

@@ -213,6 +213,7 @@ def launch_plan(machine: Machine, group: Cgroup, kernel: Path, *, fast: bool = T
         call="kvm",
         config=machine_config(machine, fast=fast).to_json(),
         opens={"kvm": DEVICE},
+        reads={"maps": "/proc/self/maps"},
         listens={"qmp": str(paths.qmp_socket)},
         uid=machine.uid if rooted else 0,  # not root: the zygote's user namespace knows only us, as 0
         gid=machine.gid if rooted else 0,

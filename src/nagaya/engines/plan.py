@@ -41,6 +41,7 @@ class LaunchPlan:
     call: str = ""  # a name in `zygote.CALLS`
     config: Mapping[str, Any] = field(default_factory=dict)  # its argument, JSON
     opens: Mapping[str, str] = field(default_factory=dict)  # files opened for it, read and write, by name
+    reads: Mapping[str, str] = field(default_factory=dict)  # the same, to read
     listens: Mapping[str, str] = field(default_factory=dict)  # unix stream sockets made for it, 0600, by name
     ram_bytes: int = 0  # size of the tmpfs that holds guest memory
     ram_dir: str = "/ram"  # inside: a tmpfs of its own

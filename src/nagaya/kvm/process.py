@@ -58,8 +58,8 @@ def main(
     """Be the machine that `body` describes (`MachineConfig`). Does not return.
 
     `fds` may have "kvm", the open device, and "qmp", a listening socket; without them they are opened and
-    made. `ready` is called when the guest runs. `image` is of the process that this was forked from. Raises
-    `NagayaError` if the guest does not come to run.
+    made. `ready` is called when the guest runs. `image` is of the process that this was forked from; it is of
+    use with "maps", this process' own /proc/PID/maps. Raises `NagayaError` if the guest does not come to run.
     """
     config = MachineConfig.from_json(body)
     with asyncio.Runner() as runner:
@@ -67,7 +67,7 @@ def main(
         ready()
         gc.enable()  # off in the zygote, and of no use while a machine is assembled
         try:
-            ending = runner.run(process.run(image))
+            ending = runner.run(process.run(image, fds.get("maps")))
         except BaseException as error:  # whatever it was: the machine is over, and its end has a cause
             ending = Ending(Reason.FAILED, f"internal error: {type(error).__name__}: {error}")
             _say(traceback.format_exc())
@@ -116,11 +116,11 @@ class Process:
             machine.close()
             raise
 
-    async def run(self, image: HeapImage | None = None) -> Ending:
+    async def run(self, image: HeapImage | None = None, maps: int | None = None) -> Ending:
         """Serve until the end, and say why; soon, share with `image` again what is as it was there."""
         served = asyncio.create_task(self._serve())
-        if image is not None:
-            self._loop.call_later(_SETTLED_S, self._settle, image)
+        if image is not None and maps is not None:
+            self._loop.call_later(_SETTLED_S, self._settle, image, maps)
         try:
             while True:
                 ending = await self._over
@@ -153,19 +153,20 @@ class Process:
         self._paused = False
         self.power_on()
 
-    def _settle(self, image: HeapImage) -> None:
+    def _settle(self, image: HeapImage, maps: int) -> None:
         """Most pages that Python has written to since the fork are as they were, and of no use now.
 
         The guest stands still for some milliseconds: a system call of its vCPUs could write to an object that
         is just being compared.
         """
         if self._machine.ending is not None:
-            return
+            return  # with all descriptors
         self._machine.pause()
         try:
             with contextlib.suppress(OSError):  # then it takes more memory
-                image.restore()
+                image.restore(maps)
         finally:
+            os.close(maps)
             if not self._paused:
                 self._machine.resume()
 
