@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -103,8 +104,8 @@ def test_a_machines_process_is_unprivileged_and_confined(yard: Run) -> None:
             assert "kvm-nx" in text or ("NoNewPrivs:\t1" in text and "Seccomp:\t2" in text)
         for kind in NAMESPACES:
             assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
-        targets = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-        assert {one for one in targets if one.startswith("/")} == {"/dev/kvm", "/memfd:guest-ram (deleted)"}
+        files = {"/dev/kvm", "/memfd:guest-ram (deleted)"}
+        await wait_until(lambda: _files(pid) == files)  # its list of mappings is closed within seconds
         root = Path(f"/proc/{pid}/root")
         jail = str(machine.paths.jail)[1:]
         inside = {str(path.relative_to(root)) for path in root.rglob("*")}
@@ -219,6 +220,19 @@ def _refused(paths: Paths, kind: type[Exception], change: Callable[[], None]) ->
 
 async def _falls_below(process: ProcessId, kib: int) -> None:
     await wait_until(lambda: _copied_kib(process.pid) < kib)
+
+
+def _files(pid: int) -> set[str]:
+    """What the process has open that is neither a pipe nor a socket."""
+    targets = [_target(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    return {target for target in targets if target.startswith("/")}
+
+
+def _target(fd: Path) -> str:
+    """What a descriptor is of; nothing, if it was closed meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.readlink(fd)
+    return ""
 
 
 def _copied_kib(pid: int) -> int:
