@@ -49,7 +49,7 @@ class Sample:
 class Target(Protocol):
     """Something that a load can be put on."""
 
-    def measure(self, load: Load) -> Sample: ...
+    def measure(self, load: Load, seed: int = 1) -> Sample: ...  # which blocks, odd; the same for all
 
     def own_cpus(self) -> None: ...
 
@@ -81,7 +81,7 @@ class Client:
         finally:
             end(process)
 
-    def measure(self, load: Load) -> Sample:
+    def measure(self, load: Load, seed: int = 1) -> Sample:
         command = [
             *self._prefix,
             str(self._vub),
@@ -93,7 +93,7 @@ class Client:
             "--mode",
             load.mode,
         ]
-        command += ["--depth", str(load.depth), "--seconds", str(load.seconds)]
+        command += ["--depth", str(load.depth), "--seconds", str(load.seconds), "--seed", str(seed)]
         before = cpu_seconds(self._pid)
         output = subprocess.run(command, check=True, capture_output=True, timeout=load.seconds + 30).stdout
         cpu = cpu_seconds(self._pid) - before
@@ -113,7 +113,7 @@ class Fio:
         """Run where other targets' clients do."""
         self._prefix = ALONE
 
-    def measure(self, load: Load) -> Sample:
+    def measure(self, load: Load, seed: int = 1) -> Sample:
         command = [
             *self._prefix,
             "fio",
@@ -127,7 +127,7 @@ class Fio:
             f"--runtime={round(load.seconds * 1000)}ms",
             "--time_based",
             "--norandommap",
-            "--randrepeat=0",
+            f"--randseed={seed}",
         ]
         command += ["--invalidate=0", "--end_fsync=0", "--output-format=json"]
         output = subprocess.run(command, check=True, capture_output=True, timeout=load.seconds + 30).stdout
@@ -149,11 +149,11 @@ class Fresh:
         """As `Client.own_cpus`, for each backend to come."""
         self._alone = True
 
-    def measure(self, load: Load) -> Sample:
+    def measure(self, load: Load, seed: int = 1) -> Sample:
         with self._backend() as client:
             if self._alone:
                 client.own_cpus()
-            return client.measure(load)
+            return client.measure(load, seed)
 
 
 @contextmanager
