@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +29,7 @@ done
 """
 SPIN = "while :; do :; done &"
 LOOK = 2.0  # s over which requests are counted
+OTHERS, LARGE = 16, 1 << 20  # reads at a time of the host's own programs, bytes of each
 LIMIT = 400  # requests a second: far less than guests and hosts do
 
 
@@ -60,6 +66,31 @@ def until_all_wait(client: Client) -> None:
     while not all(sum(disk.waiting for disk in one.disks) >= READERS // 2 for one in client.usage().machines):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@contextmanager
+def busy_disk(file: Path) -> Iterator[None]:
+    """Other programs of the host want all of the disk: two guests do not keep a quick one busy."""
+    done = threading.Event()
+
+    def read() -> None:
+        fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, LARGE) as buffer:
+                while not done.is_set():
+                    for offset in range(0, SIZE, LARGE):
+                        os.preadv(fd, [buffer], offset)
+        finally:
+            os.close(fd)
+
+    with ThreadPoolExecutor(OTHERS) as pool:
+        others = [pool.submit(read) for _ in range(OTHERS)]
+        try:
+            yield
+        finally:
+            done.set()
+    for one in others:
+        one.result()
 
 
 def reads(client: Client) -> dict[str, float]:
@@ -135,10 +166,11 @@ def test_why_names_the_limit_and_without_it_the_other_machine(
 
 def test_more_than_the_disk_was_seen_to_do_cannot_be_reserved(client: Client, paths: Paths) -> None:
     db, web = readers(client, paths, None, READ.replace("bs=64k count=60", "bs=4k count=960"))
-    deadline = time.monotonic() + 60
-    while not (capacity := max(arbiter.capacity_iops for arbiter in client.usage().arbiters)):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    with busy_disk(paths.state / "db.img"):
+        deadline = time.monotonic() + 60
+        while not (capacity := max(arbiter.capacity_iops for arbiter in client.usage().arbiters)):
+            assert time.monotonic() < deadline, client.usage().arbiters
+            time.sleep(0.2)
     part = max(1, capacity // 10)  # what the disk does later may be less
     web.set({"disk.reservation": f"{part}iops"})
     with pytest.raises(ResourceError) as refused:
