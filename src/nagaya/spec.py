@@ -17,6 +17,7 @@ from nagaya.traffic import MAC_PATTERN, PortForward, parse_address, parse_forwar
 from nagaya.units import format_rate
 
 EngineName = Literal["auto", "kvm", "uml", "qemu"]
+CpuModel = Literal["host", "x86-64-v1", "x86-64-v2", "x86-64-v3", "baseline"]  # nagaya.kvm.models
 
 MIB = 2**20
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # an RFC 1123 label: it becomes the guest's hostname
@@ -234,6 +235,7 @@ class MachineSpec(Part):
     name: Name
     engine: EngineName = Field("auto", description="what runs it; auto takes the first that fits")
     cpus: int = Field(1, ge=1, le=1024, description="CPUs that the guest sees")
+    cpu_model: CpuModel = Field("host", description="what they can do; a named one is the same on every host")
     memory: Annotated[Memory, BeforeValidator(_memory)] = Field(Memory(), description="RAM of the guest")
     boot: Boot = Field(Boot(), description="how it starts")
     disks: tuple[Disk, ...] = Field((), max_length=16, description="the first one holds the root file system")

@@ -239,7 +239,7 @@ def machine_config(machine: Machine, *, fast: bool = True) -> MachineConfig:
         memory=hot.boot if hot else spec.memory.size,
         hot_memory=hot.size if hot else 0,
         cpus=spec.cpus,
-        cpu_model="host" if fast else _EMULATED_MODEL,
+        cpu_model=_EMULATED_MODEL if spec.cpu_model == "host" and not fast else spec.cpu_model,
         kernel=_KERNEL,
         initrd=_INITRD if _initrd(machine) else "",
         cmdline=" ".join((*(() if fast else _EMULATED_CMDLINE), *_command_line(machine))),

@@ -46,6 +46,12 @@ class UmlEngine:
             self.name,
             (
                 (spec.cpus != 1, "cpus", spec.cpus, "User-mode Linux has one vCPU: 1"),
+                (
+                    spec.cpu_model != "host",
+                    "cpu_model",
+                    spec.cpu_model,
+                    "User-mode Linux shows the host's: host",
+                ),
                 (size < MEMORY_MIN, "memory.size", human_size(size), "at least 24 MiB"),
                 (
                     spec.memory.max is not None,

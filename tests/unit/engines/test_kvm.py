@@ -78,6 +78,20 @@ def test_a_machine_is_told_paths_inside_its_jail(own: Paths) -> None:
     assert MachineConfig.from_json(config.to_json()) == config
 
 
+@pytest.mark.parametrize(
+    ("asked", "fast", "told"),
+    [
+        ("host", True, "host"),
+        ("host", False, "x86-64-v1"),  # a kernel that KVM emulates needs no more
+        ("baseline", True, "baseline"),
+        ("baseline", False, "baseline"),
+    ],
+)
+def test_the_cpu_is_what_was_asked_for(own: Paths, asked: str, fast: bool, told: str) -> None:
+    machine = machine_of(own, cpu_model=asked)
+    assert machine_config(machine, fast=fast).cpu_model == told
+
+
 def test_memory_that_may_be_plugged_is_behind_what_the_machine_starts_with(own: Paths) -> None:
     machine = machine_of(own, "mem0", memory={"size": "512MiB", "max": "2GiB"})
     config = machine_config(machine)

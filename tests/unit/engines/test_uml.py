@@ -22,6 +22,7 @@ def engine(tmp_path: Path) -> UmlEngine:
     ("field", "fields"),
     [
         ("cpus", {"cpus": 2}),
+        ("cpu_model", {"cpu_model": "baseline"}),
         ("memory.size", {"memory": "16MiB"}),
         ("memory.max", {"memory": {"size": "64MiB", "max": "128MiB"}}),
         ("memory.limit", {"memory": {"size": "512MiB", "limit": "63MiB"}}),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from nagaya.abi import kvm, x86
 from nagaya.abi.registers import Register
 from nagaya.errors import NotFoundError, UnsupportedError
 from nagaya.kvm.models import MODELS, Leaves, cpuid, missing_features
+from nagaya.spec import CpuModel
 
 Table = dict[tuple[int, int], tuple[int, int, int, int]]
 V3_1C = (
     "SSE3 PCLMULQDQ SSSE3 FMA CX16 SSE4_1 SSE4_2 X2APIC MOVBE POPCNT AES XSAVE AVX F16C RDRAND TSC_DEADLINE"
 )
 V1_1D = "FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2 SS"
+
+
+def test_a_spec_may_name_each_of_them() -> None:
+    assert tuple(MODELS) == get_args(CpuModel)
 
 
 def bits(kind: type[Register], names: str) -> int:
