@@ -235,7 +235,9 @@ class MachineSpec(Part):
     name: Name
     engine: EngineName = Field("auto", description="what runs it; auto takes the first that fits")
     cpus: int = Field(1, ge=1, le=1024, description="CPUs that the guest sees")
-    cpu_model: CpuModel = Field("host", description="what they can do; a named one is the same on every host")
+    cpu_model: CpuModel = Field(
+        "host", description="what they can do: all that the host's can, or no more than a named model"
+    )
     memory: Annotated[Memory, BeforeValidator(_memory)] = Field(Memory(), description="RAM of the guest")
     boot: Boot = Field(Boot(), description="how it starts")
     disks: tuple[Disk, ...] = Field((), max_length=16, description="the first one holds the root file system")

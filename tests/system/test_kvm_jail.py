@@ -79,9 +79,8 @@ def test_a_taken_over_process_gets_nowhere(
             assert results[name] == "ENOSYS", name
         for name in ("fork", "connect by TCP", "map memory to execute", "type into a terminal"):
             assert results[name] == "EPERM", name
-        assert (
-            seen["descriptors"] == 7
-        )  # standard streams, /dev/kvm, its maps, the monitor's socket, the report
+        # Standard streams, /dev/kvm, its own mappings, the monitor's socket, the report.
+        assert seen["descriptors"] == 7
         assert seen["listening"] == [str(machine.paths.qmp_socket)]
         assert seen["pid"] == 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ from nagaya.resources.cgroups import Cgroup
 from nagaya.sdk import Client, Machine, ensure_daemon
 from nagaya.testing.netns import Namespace
 from nagaya.testing.payload import build
+from nagaya.testing.processes import end
 from nagaya.testing.scratch import make_directory
 from nagaya.testing.yard import pss_kib
 
@@ -66,16 +66,6 @@ def client(daemon: Client) -> Iterator[Client]:
     ensure_daemon(daemon.paths)
     for machine in daemon.machines.list():
         machine.delete(force=True)
-
-
-def end(pid: int, number: signal.Signals) -> None:
-    """Signal a process and wait until it is gone."""
-    process = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(process, number)
-        assert select.select([process], [], [], 10)[0], f"process {pid} did not end"
-    finally:
-        os.close(process)
 
 
 @pytest.fixture

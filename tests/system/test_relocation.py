@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from nagaya.resources import relocation
 from nagaya.resources.cgroups import Cgroup
 from nagaya.sdk import Client, Machine, ensure_daemon
 from nagaya.testing.kvm_yard import KvmYard
+from nagaya.testing.processes import end
 from nagaya.testing.swap import CONTROL, swap
 from nagaya.testing.yard import wait_until
 
@@ -77,11 +77,11 @@ def test_a_daemon_killed_in_the_middle_of_a_policys_look_leaves_the_rest_to_the_
     client: Client, filled: tuple[Machine, bytes], paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine, before = filled
-    ended(client.host().daemon_pid, signal.SIGTERM)
+    end(client.host().daemon_pid, signal.SIGTERM)
     monkeypatch.setenv("NAGAYA_FAILPOINT", "home:moved")
     first = ensure_daemon(paths)
     machine.set({"memory.node": 0, "memory.huge": True})
-    ended(first)
+    end(first)
     monkeypatch.delenv("NAGAYA_FAILPOINT")
     assert ensure_daemon(paths) != first
 
@@ -150,16 +150,6 @@ def test_a_limit_that_a_killed_daemon_left_low_is_set_again(
     ensure_daemon(paths)
     asyncio.run(wait_until(lambda: limit.read_text() == usual, 60))
     assert digest(machine) == before
-
-
-def ended(pid: int, number: int = 0) -> None:
-    """Signal a process, 0 for nothing, and wait until it has ended."""
-    process = os.pidfd_open(pid)
-    try:
-        signal.pidfd_send_signal(process, number)
-        assert select.select([process], [], [], 60)[0], f"process {pid} did not end"
-    finally:
-        os.close(process)
 
 
 def limit_of(machine: Machine, paths: Paths) -> Path:

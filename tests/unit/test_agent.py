@@ -157,11 +157,15 @@ Reply = Callable[[dict[str, Any]], Awaitable[bytes | None]]
 
 
 @contextlib.asynccontextmanager
-async def agent_that(directory: Path, reply: Reply) -> AsyncIterator[GuestAgent]:
-    """An agent that synchronises well and answers everything else as `reply` says; None hangs up."""
+async def agent_that(directory: Path, reply: Reply, left: bytes = b"") -> AsyncIterator[GuestAgent]:
+    """An agent that synchronises well and answers everything else as `reply` says; None hangs up.
+
+    It begins with what is `left` of an earlier client.
+    """
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            writer.write(left)
             while line := await reader.readline():
                 message = json.loads(line.lstrip(b"\xff"))
                 if message["execute"] == "guest-sync-delimited":
@@ -179,6 +183,16 @@ async def agent_that(directory: Path, reply: Reply) -> AsyncIterator[GuestAgent]
     server = await asyncio.start_unix_server(converse, path)
     async with server, GuestAgent("web", path) as agent:
         yield agent
+
+
+async def test_an_answer_that_an_earlier_client_left_is_not_taken(directory: Path) -> None:
+    async def reply(message: dict[str, Any]) -> bytes:
+        if message["execute"] == "guest-exec":
+            return b'{"return": {"pid": 7}}'
+        return json.dumps({"return": {"exited": True, "exitcode": message["arguments"]["pid"]}}).encode()
+
+    async with agent_that(directory, reply, b'{"return": {"pid": 8}}\n{"return": {"pi') as agent:
+        assert (await agent.exec(["true"])).exit_code == 7
 
 
 @pytest.mark.parametrize(
